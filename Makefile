@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-all check format
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+.venv/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints-cpu.txt torch
+	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/.installed ## reconstruct pictures with the embedded checkpoint, into demo/
+	$(BIN)/python scripts/demo.py
+
+test: .venv/.installed ## the default tests
+	$(BIN)/python -m pytest
+
+test-all: .venv/.installed ## the slow tests too
+	$(BIN)/python -m pytest -m ''
+
+check: .venv/.installed ## lint and format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.installed ## lint and format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

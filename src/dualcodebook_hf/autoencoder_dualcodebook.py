@@ -1,0 +1,96 @@
+"""diffusers' face of the tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+
+from .configuration_dualcodebook import DualCodebookConfig
+from .core import DualCodebookCore, DualCodebookOutput
+from .presets import load_preset
+
+# Keys that transformers writes into the shared config.json; they are no arguments of ours.
+TRANSFORMERS_KEYS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "transformers_weights"}
+
+
+class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):
+    """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
+
+    The arguments are the fields of `DualCodebookConfig`, described there; the defaults are the paper's.
+    Raises ValueError for a field that is wrong.
+    """
+
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = False
+    _skip_layerwise_casting_patterns = ["quantize"]
+    _keep_in_fp32_modules = ["quantize"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        backbone: str = "vqgan",
+        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers_per_block: int = 2,
+        layers_per_level: tuple[int, ...] | None = None,
+        norm_num_groups: int = 32,
+        attention: bool = True,
+        linear_shortcut: bool = False,
+        latent_channels: int | None = None,
+        vq_embed_dim: int | None = None,
+        quantizer: str = "dual",
+        global_codebook_size: int = 512,
+        local_codebook_size: int = 512,
+        global_dim: int = 128,
+        local_dim: int = 128,
+        global_transformer_layers: int = 6,
+        local_transformer_layers: int = 0,
+        transformer_heads: int = 8,
+        transformer_feed_forward: int = 2048,
+        transformer_dropout: float = 0.1,
+        scale_codes_to_latents: bool = False,
+        global_update: str = "gradient",
+        local_update: str = "gradient",
+        codebook_ema_decay: float = 0.99,
+        revival_threshold: float = 0.1,
+        commitment_cost: float = 0.25,
+        scaling_factor: float = 1.0,
+        force_upcast: bool = False,
+    ) -> None:
+        super().__init__()
+        names = [spec.name for spec in dataclasses.fields(DualCodebookConfig) if spec.name in self.config]
+        config = DualCodebookConfig(**{name: self.config[name] for name in names})
+        # Derived widths and the keys by which transformers finds the same weights file.
+        self.register_to_config(
+            vq_embed_dim=config.vq_embed_dim,
+            latent_channels=config.latent_channels,
+            model_type=config.model_type,
+            architectures=["DualCodebookModel"],
+            transformers_weights=SAFETENSORS_WEIGHTS_NAME,
+        )
+        self.build_layers(config)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple:
+        """Hides transformers' own keys from diffusers' loader."""
+        config_dict = {key: value for key, value in config_dict.items() if key not in TRANSFORMERS_KEYS}
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> DualCodebookVQModel:
+        """Fresh weights in the shape of the preset `paper`, `base` or `tiny`; `overrides` replace single fields."""
+        return cls(**{**load_preset(name)["model"], **overrides})
+
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DualCodebookOutput | tuple:
+        """Pictures (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.
+
+        Raises ValueError when the shape or the type of `sample` is wrong. `return_dict=False`: the same as a tuple.
+        """
+        output = self.autoencode(sample)
+        return output if return_dict else output.to_tuple()

@@ -1,0 +1,176 @@
+"""The one implementation of encode, quantize, decode, tokenize, detokenize that every face shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from .backbone import build_decoder, build_encoder, pad_to_multiple
+from .configuration_dualcodebook import DualCodebookConfig
+from .quantizers import build_quantizer
+
+# bfloat16 rounds values near 1 by up to 2**-9; what lies further out has another range (0..255, ...).
+RANGE_TOLERANCE = 1e-2
+
+
+@dataclass
+class DualCodebookOutput(BaseOutput):
+    """Result of a forward pass over pictures (B, C, H, W).
+
+    sample: (B, C, H, W) reconstruction, about [-1, 1], not clamped. tokens: int64 (B, books, h, w).
+    losses: {"<book>_codebook": scalar}, the paper's L_global and L_local. latents, quantized: (B, vq_embed_dim, h, w).
+    """
+
+    sample: torch.Tensor
+    tokens: torch.Tensor
+    losses: dict[str, torch.Tensor]
+    latents: torch.Tensor
+    quantized: torch.Tensor
+
+
+class DualCodebookCore:
+    """Mixin over an nn.Module with a `config`: Encoder -> quant_conv -> books -> post_quant_conv -> Decoder (PAPER)."""
+
+    def build_layers(self, config: DualCodebookConfig) -> None:
+        """Creates the submodules; both faces call it, so that their state-dict keys are equal."""
+        factor, width = config.downsample_factor, config.vq_embed_dim
+        self.downsample_factor = factor
+        self.encoder = build_encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, width, 1)
+        self.quantize = build_quantizer(config)
+        self.post_quant_conv = nn.Conv2d(width, config.latent_channels, 1)
+        self.decoder = build_decoder(config)
+        self.linear_encoder = self.linear_decoder = None
+        if config.linear_shortcut:
+            self.linear_encoder = nn.Conv2d(config.in_channels, width, factor, stride=factor)
+            self.linear_decoder = nn.ConvTranspose2d(width, config.out_channels, factor, stride=factor)
+        self.use_slicing = False
+
+    @apply_forward_hook
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
+        """Pictures (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
+
+        Pictures are padded at the bottom and the right by reflection. Raises ValueError for another shape or type.
+        """
+        self._check_pixels(x)
+        x = pad_to_multiple(x, self.downsample_factor)
+        slices = x.split(1) if self.use_slicing else [x]
+        latents = torch.cat([self._encode(part) for part in slices])
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.quant_conv(self.encoder(x))
+        return z if self.linear_encoder is None else z + self.linear_encoder(x)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        shape: tuple[int, ...] | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor]:
+        """Latents, or product ids, to pictures (B, C, h*f, w*f), as diffusers' VQModel does; never crops.
+
+        Args:
+            h: latents (B, vq_embed_dim, h, w), quantized first unless `force_not_quantize`; or integer product ids
+                g * N_local + l, of shape (B, h, w) or any other together with `shape` = (B, h, w, C).
+        """
+        if torch.is_floating_point(h):
+            if h.ndim != 4 or h.shape[1] != self.config.vq_embed_dim:
+                raise ValueError(f"`h` must be latents (B, {self.config.vq_embed_dim}, h, w), got {tuple(h.shape)}")
+            quantized, loss = h, torch.zeros(h.shape[0], device=h.device, dtype=h.dtype)
+            if not force_not_quantize:
+                quantized, loss, _ = self.quantize(h)
+        else:
+            if shape is None and h.ndim != 3:
+                raise ValueError(f"`h` of product ids must be (B, h, w) or come with `shape`, got {tuple(h.shape)}")
+            quantized = self.quantize.get_codebook_entry(h, shape or h.shape)
+            loss = torch.zeros(quantized.shape[0], device=h.device)
+        sample = self._decode(quantized)
+        return DecoderOutput(sample=sample, commit_loss=loss) if return_dict else (sample, loss)
+
+    def _decode(self, quantized: torch.Tensor) -> torch.Tensor:
+        quantized = quantized.to(self.post_quant_conv.weight.dtype)
+        slices = quantized.split(1) if self.use_slicing else [quantized]
+        return torch.cat([self._decode_slice(part) for part in slices])
+
+    def _decode_slice(self, quantized: torch.Tensor) -> torch.Tensor:
+        sample = self.decoder(self.post_quant_conv(quantized))
+        return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized)
+
+    def autoencode(self, x: torch.Tensor) -> DualCodebookOutput:
+        """The forward pass of both faces: pictures (B, C, H, W) -> DualCodebookOutput, cropped to (H, W)."""
+        latents = self.encode(x).latents
+        output = self.quantize.quantize_latents(latents)
+        sample = self._decode(output.quantized)[..., : x.shape[-2], : x.shape[-1]]
+        return DualCodebookOutput(sample, output.tokens, output.losses, latents, output.quantized)
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] -> tokens int64 (B, books, ceil(H/f), ceil(W/f)).
+
+        [:, 0] are the global tokens, [:, 1] the local ones. Raises ValueError for a wrong shape, type or range.
+        """
+        self._check_pixels(pixel_values)
+        if not torch.compiler.is_compiling():
+            _check_range(pixel_values)
+        return self.quantize.quantize_latents(self.encode(pixel_values).latents).tokens
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def detokenize(
+        self, tokens: torch.Tensor, size: tuple[int, int] | None = None, only: str | None = None
+    ) -> torch.Tensor:
+        """Tokens (B, books, h, w) -> pictures (B, C, h*f, w*f), about [-1, 1], not clamped.
+
+        Args:
+            size: (H, W) of the original picture, to crop the padding away.
+            only: a book's name ("global", "local"): every other book gives the mean of its codes instead.
+        """
+        self._check_tokens(tokens, size, only)
+        sample = self._decode(self.quantize.lookup(tokens, only))
+        return sample if size is None else sample[..., : size[0], : size[1]]
+
+    def _check_pixels(self, x: torch.Tensor) -> None:
+        channels = self.config.in_channels
+        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
+            raise ValueError(f"`pixel_values` must be of shape (B, {channels}, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"`pixel_values` must be floating point in [-1, 1], got {x.dtype}")
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"`pixel_values` must have the model's dtype {self.dtype}, got {x.dtype}")
+
+    def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
+        books = self.quantize.books
+        if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
+            raise ValueError(f"`tokens` must be integers, got {tokens.dtype}")
+        if tokens.ndim != 4 or tokens.shape[1] != len(books) or 0 in tokens.shape:
+            raise ValueError(f"`tokens` must be of shape (B, {len(books)}, h, w), got {tuple(tokens.shape)}")
+        if only is not None and only not in books:
+            raise ValueError(f"`only` must be one of {', '.join(books)} or None, got {only!r}")
+        factor, grid = self.downsample_factor, tuple(tokens.shape[-2:])
+        if size is not None and (len(size) != 2 or tuple(-(-side // factor) for side in size) != grid):
+            raise ValueError(
+                f"`size` must be an (H, W) that f={factor} maps to the token grid {grid}, got {tuple(size)}"
+            )
+        if torch.compiler.is_compiling():
+            return
+        for index, (name, book) in enumerate(books.items()):
+            low, high = tokens[:, index].aminmax()
+            if low < 0 or high >= book.size:
+                raise ValueError(f"`tokens` of the {name} book must lie in [0, {book.size}), got [{low}, {high}]")
+
+
+def _check_range(pixels: torch.Tensor) -> None:
+    low, high = pixels.aminmax()
+    # Written so that NaN, which compares false, fails too.
+    if not (low >= -1 - RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
+        raise ValueError(f"`pixel_values` must lie in [-1, 1], got [{low.item():.4g}, {high.item():.4g}]")

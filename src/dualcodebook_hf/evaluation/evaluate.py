@@ -1,0 +1,308 @@
+"""Measures a tokenizer on a split of pictures by DESIGN's protocol, and prints models beside each other."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..core import DualCodebookCore
+from ..image_processing_dualcodebook import (
+    center_crop,
+    read_image,
+    resampling_filter,
+    resize_shorter_side,
+    to_pixels,
+)
+from ..picture_datasets import load_pictures, picture_source
+from ..version import __version__
+from .metrics import QuantizationError, TokenStatistics, bits_per_pixel, l1, ms_ssim, psnr, ssim
+from .patch_linear import PatchLinearCodec
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+PICTURE_METRICS = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim, "l1": l1}
+DEFINITIONS = {
+    "crop": "shorter side resized to `size`, up or down, by PIL's filter `resample`; then the centre, size x size",
+    "values": "colours in [0, 1]; reconstructions clamped to it, not rounded to 8 bits, never through JPEG",
+    "mean": "one number a picture, then the mean over pictures",
+    "psnr": "dB, -10 log10(MSE over channels and pixels), MSE at least 1e-10",
+    "ssim": "Gaussian window 11, sigma 1.5, population covariance, data_range 1, windows inside the picture only",
+    "ms_ssim": "5 scales, weights .0448 .2856 .3001 .2363 .1333 (fewer scales below 176 pixels), SSIM as above",
+    "l1": "mean absolute error",
+    "quantization_error": "E|z - z_q|^2 / Var z, sums over channels of moments over all pictures and positions",
+    "bits_per_position": "sum of log2 of the codebooks' sizes",
+    "bits_per_pixel": "positions x bits_per_position over the pixels of the crop",
+    "codebooks": "usage (share of codes used), perplexity and entropy / log2 size over all tokens of the split",
+    "pair_entropy": "bits, of the books' tokens together; a split of P positions cannot show more than log2 P",
+}
+
+
+def evaluate_model(
+    model: DualCodebookCore | PatchLinearCodec,
+    dataset: str | Path,
+    config: str | None = None,
+    split: str = "test",
+    *,
+    image_column: str = "image",
+    streaming: bool = False,
+    size: int = 256,
+    resample: str = "lanczos",
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+    name: str | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Measures a tokenizer on the pictures of one split; what `dualcodebook evaluate` writes as JSON.
+
+    Each picture's shorter side is resized to `size`, up or down, by the filter `resample`; then its centre is cropped.
+
+    Args:
+        model: either face of the model, or the linear codec; it is moved to `device` (None: it stays where it is).
+        dataset, config, split, image_column, streaming: see `load_pictures`.
+        limit: measure the first so many pictures only. name: of the model, for the record. progress: show a bar.
+
+    Returns {"protocol": what was measured, how and where; "model": what the model is; "metrics": {"psnr", "ssim",
+    "ms_ssim", "l1", "quantization_error", "bits_per_position", "bits_per_pixel", "pair_entropy", "codebooks": {book:
+    {"size", "usage", "perplexity", "normalized_entropy", "quantization_error" (None for the codec's stages)}}}}.
+    Raises ValueError for wrong arguments, before any work, for a split without pictures, and for an unreadable picture.
+    """
+    _check_model(model)
+    _check_positive(size=size, batch_size=batch_size, limit=1 if limit is None else limit)
+    resampling_filter(resample)
+    rows = load_pictures(dataset, config, split, image_column, streaming)
+    pixels = _crops(rows, image_column, size, resample, limit)
+    if progress:
+        pixels = _with_bar(pixels, limit if streaming else min(limit or len(rows), len(rows)))
+    if device is not None:
+        model.to(device)
+    with _eval_mode(model):
+        count, metrics = _measure(model, _batches(pixels, batch_size))
+    if not count:
+        raise ValueError(f"`split` must hold pictures, got none in {split!r} of {str(dataset)!r}")
+    source = {"dataset": _public_name(dataset), "config": config, "split": split, "image_column": image_column}
+    steps = {"pictures": count, "limit": limit, "size": size, "resample": resample, "batch_size": batch_size}
+    where = {"versions": _versions(), "hardware": _hardware(_placement(model)[0])}
+    protocol = {**source, **steps, "definitions": DEFINITIONS, **where}
+    return {"protocol": protocol, "model": _describe(model, name), "metrics": metrics}
+
+
+def fit_patch_linear(
+    dataset: str | Path,
+    config: str | None = None,
+    split: str = "train",
+    *,
+    image_column: str = "image",
+    streaming: bool = False,
+    size: int = 256,
+    resample: str = "lanczos",
+    pictures: int = 400,
+    sizes: Sequence[int] = (512, 512),
+    components: int = 48,
+    seed: int = 0,
+) -> PatchLinearCodec:
+    """Fits the linear codec to `pictures` pictures drawn from a split, resized and cropped as in `evaluate_model`.
+
+    Takes well under a minute on two cores. Raises ValueError for wrong arguments, before any work.
+    """
+    _check_positive(size=size, pictures=pictures)
+    resampling_filter(resample)
+    codec = PatchLinearCodec(sizes, components)
+    rows = load_pictures(dataset, config, split, image_column, streaming).shuffle(seed=seed)
+    return codec.fit(_crops(rows, image_column, size, resample, pictures), seed=seed)
+
+
+def evaluate_patch_linear(
+    train_dataset: str | Path,
+    dataset: str | Path,
+    config: str | None = None,
+    split: str = "test",
+    *,
+    train_config: str | None = None,
+    train_split: str = "train",
+    train_pictures: int = 400,
+    sizes: Sequence[int] = (512, 512),
+    components: int = 48,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """The rival's row: fits the linear codec to `train_dataset` and measures it as `evaluate_model` would.
+
+    `sizes` should be the model's, so that both spend the same bits; `options` are those of `evaluate_model`, and
+    what they say of columns, streaming and crops holds for both data sets.
+    """
+    shared = {key: options[key] for key in ("image_column", "streaming", "size", "resample") if key in options}
+    fitting = {"pictures": train_pictures, "sizes": sizes, "components": components, "seed": seed}
+    codec = fit_patch_linear(train_dataset, train_config, train_split, **fitting, **shared)
+    result = evaluate_model(codec, dataset, config, split, **{"name": "patch-linear codec", **options})
+    fitted = {"dataset": _public_name(train_dataset), "config": train_config, "split": train_split}
+    result["model"]["fitted_to"] = {**fitted, **fitting, "sizes": list(sizes)}
+    return result
+
+
+def format_table(results: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    """(name, result of `evaluate_model`) pairs -> a Markdown table, a line each, aligned for the terminal as well."""
+    header = ["model", "data", "N", "bits/position", "bits/pixel", "PSNR", "SSIM", "MS-SSIM", "L1", "quant. error"]
+    header += ["codes used", "perplexity", "pair entropy"]
+    rows = [header, *(_table_row(name, result) for name, result in results)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _table_row(name: str, result: dict[str, Any]) -> list[str]:
+    protocol, metrics = result["protocol"], result["metrics"]
+    books = metrics["codebooks"].values()
+    return [
+        name,
+        f"{protocol['dataset']} {protocol['split']}",
+        str(protocol["pictures"]),
+        f"{metrics['bits_per_position']:g}",
+        f"{metrics['bits_per_pixel']:.4f}",
+        f"{metrics['psnr']:.2f}",
+        f"{metrics['ssim']:.4f}",
+        f"{metrics['ms_ssim']:.4f}",
+        f"{metrics['l1']:.4f}",
+        f"{metrics['quantization_error']:.4f}",
+        " / ".join(f"{book['usage']:.1%}" for book in books),
+        " / ".join(f"{book['perplexity']:.0f}" for book in books),
+        f"{metrics['pair_entropy']:.2f}",
+    ]
+
+
+@contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _measure(model: DualCodebookCore | PatchLinearCodec, batches: Iterable[torch.Tensor]) -> tuple[int, dict[str, Any]]:
+    """Batches (B, 3, H, W) in [-1, 1] -> number of pictures, metrics."""
+    sizes, dims, bits = _books(model)
+    statistics, error = TokenStatistics(sizes), QuantizationError(dims)
+    values: dict[str, list[torch.Tensor]] = {key: [] for key in PICTURE_METRICS}
+    device, dtype = _placement(model)
+    forward = model if isinstance(model, PatchLinearCodec) else model.autoencode
+    for batch in batches:
+        batch = batch.to(device)
+        out = forward(batch.to(dtype))
+        original, reconstruction = (batch + 1) / 2, (out.sample.float() + 1) / 2
+        for key, metric in PICTURE_METRICS.items():
+            values[key].append(metric(reconstruction, original).cpu())
+        statistics.update(out.tokens)
+        error.update(out.latents, out.quantized)
+    count = sum(map(len, values["psnr"]))
+    if not count:
+        return 0, {}
+    errors = error.compute()
+    metrics: dict[str, Any] = {key: torch.cat(value).double().mean().item() for key, value in values.items()}
+    metrics["quantization_error"] = errors["all"]
+    metrics["bits_per_position"] = bits
+    metrics["bits_per_pixel"] = bits_per_pixel(statistics.positions // count, bits, *batch.shape[-2:])
+    metrics["pair_entropy"] = statistics.pair_entropy
+    metrics["codebooks"] = {
+        key: {**book, "quantization_error": errors.get(key)} for key, book in statistics.codebooks().items()
+    }
+    return count, metrics
+
+
+def _books(model: DualCodebookCore | PatchLinearCodec) -> tuple[dict[str, int], dict[str, int], float]:
+    """Sizes of the books, widths of the slices whose error is measured, bits a position."""
+    if isinstance(model, PatchLinearCodec):  # its books do not divide the channels: only the whole has an error
+        return model.codebook_sizes, {"components": model.components}, model.bits_per_position
+    books = model.quantize.books
+    sizes, dims = {key: book.size for key, book in books.items()}, {key: book.dim for key, book in books.items()}
+    return sizes, dims, model.quantize.bits_per_position
+
+
+def _placement(model: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
+    if isinstance(model, PatchLinearCodec):
+        return model.mean.device, model.mean.dtype
+    return model.device, model.dtype
+
+
+def _describe(model: DualCodebookCore | PatchLinearCodec, name: str | None) -> dict[str, Any]:
+    sizes, _, bits = _books(model)
+    weights = model.buffers() if isinstance(model, PatchLinearCodec) else model.parameters()
+    return {
+        "name": name,
+        "class": type(model).__name__,
+        "parameters": sum(weight.numel() for weight in weights),
+        "dtype": str(_placement(model)[1]).removeprefix("torch."),
+        "downsample_factor": model.downsample_factor,
+        "codebook_sizes": sizes,
+        "bits_per_position": bits,
+    }
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, (DualCodebookCore, PatchLinearCodec)):
+        raise ValueError(f"`model` must be a dual codebook model or a PatchLinearCodec, got {type(model).__name__}")
+
+
+def _check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+
+
+def _crops(
+    rows: Dataset | IterableDataset, image_column: str, size: int, resample: str, limit: int | None
+) -> Iterator[torch.Tensor]:
+    """The first `limit` rows of `load_pictures` -> (3, size, size) in [-1, 1], one after the other."""
+    for index, row in enumerate(islice(rows, limit)):
+        try:
+            image = read_image(picture_source(row[image_column]))
+        except ValueError as error:
+            raise ValueError(f"picture {index} of the data set: {error}") from error
+        yield to_pixels(center_crop(resize_shorter_side(image, size, resample), size))
+
+
+def _with_bar(pixels: Iterator[torch.Tensor], total: int | None) -> Iterator[torch.Tensor]:
+    from tqdm import tqdm
+
+    return iter(tqdm(pixels, total=total, desc="pictures", unit=""))
+
+
+def _batches(pixels: Iterable[torch.Tensor], batch_size: int) -> Iterator[torch.Tensor]:
+    pixels = iter(pixels)
+    while batch := list(islice(pixels, batch_size)):
+        yield torch.stack(batch)
+
+
+def _public_name(dataset: str | Path) -> str:
+    """A Hub id as it is; of a local path the last part only: results are published, this machine's folders are not."""
+    path = Path(dataset).expanduser()
+    return path.resolve().name if path.exists() else str(dataset)
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "diffusers", "transformers", "datasets", "pillow")
+    return {"dualcodebook_hf": __version__, "python": platform.python_version()} | {
+        library: version(library) for library in libraries
+    }
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    hardware = {"device": device.type, "machine": platform.machine(), "cpu_cores": os.cpu_count()}
+    hardware["torch_threads"] = torch.get_num_threads()
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    return hardware

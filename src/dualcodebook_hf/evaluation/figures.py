@@ -1,0 +1,225 @@
+"""Figures made with PIL alone: original and reconstruction side by side, error maps, token maps, validation grids."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ..image_processing_dualcodebook import to_image
+
+ERROR_SCALE = 0.25  # mean absolute difference of the channels, of 1, that gets the brightest colour
+LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller pictures are enlarged by whole factors
+# Text and spaces for a panel of 340 pixels and less; they grow with larger ones.
+MARGIN, GAP, TITLE_SIZE, CAPTION_SIZE, NOTE_SIZE, SCALE_WIDTH = 16, 12, 17, 15, 12, 110
+PAPER, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
+
+# Dark to light with monotone lightness: black, indigo, purple, crimson, orange, cream.
+ERROR_COLOURS = [
+    (4, 4, 10),
+    (40, 20, 88),
+    (104, 30, 122),
+    (178, 50, 104),
+    (236, 98, 70),
+    (252, 170, 96),
+    (254, 242, 200),
+]
+
+
+def comparison(
+    original: Image.Image,
+    reconstruction: Image.Image,
+    tokens: torch.Tensor,
+    book_sizes: Sequence[int],
+    book_names: Sequence[str],
+    title: str | None = None,
+) -> Image.Image:
+    """original | reconstruction | error map | one token map a book, with captions.
+
+    Pictures above 512 pixels are shown smaller, small ones enlarged by a whole factor (nearest neighbour).
+
+    Args:
+        original, reconstruction: RGB pictures of one size, W x H.
+        tokens: integers (books, h, w); h = ceil(H/f) and w = ceil(W/f) for some power of two f.
+        book_sizes, book_names: of each book, in token order.
+        title: a line above the panels.
+
+    Raises ValueError where sizes do not fit together.
+    """
+    if original.size != reconstruction.size:
+        raise ValueError(f"`reconstruction` must have the original's size {original.size}, got {reconstruction.size}")
+    if tokens.ndim != 3 or not len(tokens) == len(book_sizes) == len(book_names):
+        raise ValueError(
+            f"`tokens` must be of shape ({len(book_names)}, h, w) for the books {list(book_names)} "
+            f"of sizes {list(book_sizes)}, got {tuple(tokens.shape)}"
+        )
+    size_note = f"{original.width} x {original.height}"
+    grid_note = f"{tokens.shape[2]} x {tokens.shape[1]}"
+    panels = [
+        ("original", size_note, original, Image.Resampling.LANCZOS),
+        ("reconstruction", size_note, reconstruction, Image.Resampling.LANCZOS),
+        ("absolute error", None, error_map(original, reconstruction), Image.Resampling.BOX),
+    ]
+    for name, book_size, ids in zip(book_names, book_sizes, tokens, strict=True):
+        used = len(torch.unique(ids))
+        note = f"{grid_note}, {used} of {book_size} codes"
+        panels.append((f"{name} tokens", note, token_map(ids, original.size), Image.Resampling.NEAREST))
+    unit = max(1.0, max(_fitted_size(original.size)) / 340)
+    return _row([_panel(*panel, unit) for panel in panels], title, unit)
+
+
+def comparison_sheet(rows: Sequence[Image.Image]) -> Image.Image:
+    """Stacks comparisons, one a row. Raises ValueError for none."""
+    if not rows:
+        raise ValueError("`rows` must hold at least one picture, got none")
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def grid(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 8) -> Image.Image:
+    """Pairs of rows, originals above their reconstructions, at most `columns` a row.
+
+    `originals` and `reconstructions`: (B, 3, H, W) in [-1, 1]; values outside are clamped. Raises ValueError for
+    shapes that differ.
+    """
+    if originals.ndim != 4 or originals.shape != reconstructions.shape or not len(originals):
+        raise ValueError(
+            "`originals` and `reconstructions` must both be of shape (B, 3, H, W), "
+            f"got {tuple(originals.shape)} and {tuple(reconstructions.shape)}"
+        )
+    count, _, height, width = originals.shape
+    columns, gap = min(columns, count), 2
+    pairs = -(-count // columns)
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) - gap, pairs * 2 * (height + gap) + (pairs - 1) * gap * 2 - gap), PAPER
+    )
+    for index in range(count):
+        left, top = index % columns * (width + gap), index // columns * (2 * (height + gap) + gap * 2)
+        sheet.paste(to_image(originals[index]), (left, top))
+        sheet.paste(to_image(reconstructions[index]), (left, top + height + gap))
+    return sheet
+
+
+def error_map(original: Image.Image, reconstruction: Image.Image) -> Image.Image:
+    """Mean absolute difference of the channels, each of 0..1, from 0 (black) to `ERROR_SCALE` and above (cream)."""
+    difference = np.asarray(original, dtype=np.float32) - np.asarray(reconstruction, dtype=np.float32)
+    return _error_colours(np.abs(difference).mean(axis=-1) / 255 / ERROR_SCALE)
+
+
+def token_map(ids: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+    """One book's tokens (h, w) as a picture of `size` = (W, H): a fixed colour for each id, f x f pixels a token.
+
+    Raises ValueError when no power of two f makes the grid of that size.
+    """
+    height, width = ids.shape
+    factor = 1
+    # Of two powers of two both fit only where the grid is 1x1, and then they give the same picture.
+    while (-(-size[1] // factor), -(-size[0] // factor)) != (height, width):
+        factor *= 2
+        if factor > 2 * max(size):
+            raise ValueError(f"`ids` of shape {(height, width)} are no token grid of a picture of {size[0]}x{size[1]}")
+    rows, columns = np.arange(size[1]) // factor, np.arange(size[0]) // factor
+    return Image.fromarray(_token_colours(ids.cpu().numpy())[rows[:, None], columns[None, :]])
+
+
+def _error_colours(values: np.ndarray) -> Image.Image:
+    anchors = np.array(ERROR_COLOURS, dtype=np.float32)
+    positions = np.linspace(0, 1, len(anchors))
+    channels = [np.interp(values, positions, anchors[:, channel]) for channel in range(3)]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def _token_colours(ids: np.ndarray) -> np.ndarray:
+    """Ids (h, w) -> colours (h, w, 3) uint8.
+
+    Neighbouring ids get hues a golden angle apart; lightness and chroma vary more slowly. OKLCH (Ottosson 2020), in
+    which steps look equally large.
+    """
+    ids = ids.astype(np.int64)
+    hue = 2 * np.pi * (ids * 0.6180339887498949 % 1)
+    lightness = 0.50 + 0.36 * (ids * 0.7548776662466927 % 1)
+    chroma = 0.06 + 0.08 * (ids * 0.5698402909980532 % 1)
+    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    to_cone = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = np.clip((np.stack([lightness, a, b], axis=-1) @ to_cone.T) ** 3 @ to_rgb.T, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return (encoded * 255).round().astype(np.uint8)
+
+
+def _panel(caption: str, note: str | None, picture: Image.Image, filter_: Image.Resampling, unit: float) -> Image.Image:
+    """A picture under its caption; without a note there is the error map's colour scale."""
+    size = _fitted_size(picture.size)
+    picture = picture.resize(size, filter_ if max(size) < max(picture.size) else Image.Resampling.NEAREST)
+    caption_font, note_font = _font(CAPTION_SIZE * unit), _font(NOTE_SIZE * unit)
+    legend = _legend(unit) if note is None else None
+    second_width = legend.width if legend else _width(note, note_font)
+    second_top, top = round((CAPTION_SIZE + 4) * unit), round((CAPTION_SIZE + NOTE_SIZE + 14) * unit)
+    width = max(picture.width, _width(caption, caption_font), second_width)
+    panel = Image.new("RGB", (width, top + picture.height), PAPER)
+    draw = ImageDraw.Draw(panel)
+    draw.text((0, 0), caption, INK, caption_font)
+    if legend:
+        panel.paste(legend, (0, second_top))
+    else:
+        draw.text((0, second_top), note, FAINT_INK, note_font)
+    panel.paste(picture, (0, top))
+    return panel
+
+
+def _legend(unit: float) -> Image.Image:
+    """0 [black ... cream] 0.25, the scale of the error map."""
+    legend = Image.new("RGB", (round(SCALE_WIDTH * unit), round((NOTE_SIZE + 4) * unit)), PAPER)
+    draw, font = ImageDraw.Draw(legend), _font(NOTE_SIZE * unit)
+    left, width = _width("0", font) + round(5 * unit), round(60 * unit)
+    draw.text((0, 0), "0", FAINT_INK, font)
+    legend.paste(_error_colours(np.tile(np.linspace(0, 1, width), (round(8 * unit), 1))), (left, round(4 * unit)))
+    draw.text((left + width + round(5 * unit), 0), f"{ERROR_SCALE:g}", FAINT_INK, font)
+    return legend
+
+
+def _row(panels: Sequence[Image.Image], title: str | None, unit: float) -> Image.Image:
+    margin, gap, font = round(MARGIN * unit), round(GAP * unit), _font(TITLE_SIZE * unit)
+    top = margin + (round((TITLE_SIZE + GAP) * unit) if title else 0)
+    width = max(sum(panel.width + gap for panel in panels) - gap, _width(title or "", font))
+    row = Image.new("RGB", (width + 2 * margin, top + max(panel.height for panel in panels) + margin), PAPER)
+    if title:
+        ImageDraw.Draw(row).text((margin, round((MARGIN - 4) * unit)), title, INK, font)
+    left = margin
+    for panel in panels:
+        row.paste(panel, (left, top))
+        left += panel.width + gap
+    return row
+
+
+def _fitted_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The size (W, H) at which a picture is shown."""
+    longer = max(size)
+    if longer > LARGEST_PANEL:
+        return tuple(max(1, round(side * LARGEST_PANEL / longer)) for side in size)
+    factor = max(1, SMALLEST_PANEL // longer)
+    return tuple(side * factor for side in size)
+
+
+@functools.cache
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=round(size))
+
+
+def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    return int(np.ceil(font.getlength(text)))

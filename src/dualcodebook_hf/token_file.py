@@ -1,0 +1,173 @@
+"""Token files: the tokens of any number of pictures, and what is needed to decode them, in one safetensors file.
+
+Picture k is the tensor `NNNN.tokens` (k with leading zeros), uint16 (books, h, w). The metadata entry
+`dualcodebook_tokens` is JSON: `format_version`, `downsample_factor` f, `books` as [name, size] in token order,
+`config_hash` of the model (the architecture, not the weights), and `pictures` as {name, height, width} of the
+originals, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+FORMAT_VERSION = 1
+METADATA_KEY = "dualcodebook_tokens"
+LARGEST_BOOK = 2**16  # tokens are stored as uint16
+
+
+@dataclass(frozen=True)
+class TokenizedPicture:
+    """name: the original's file name, without folders. size: its (H, W). tokens: integers (books, h, w)."""
+
+    name: str
+    size: tuple[int, int]
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """What a token file holds.
+
+    downsample_factor: f; a picture's grid is (ceil(H/f), ceil(W/f)). books: {name: size}, in token order.
+    config_hash: identifies the model's architecture.
+    """
+
+    pictures: Sequence[TokenizedPicture]
+    downsample_factor: int
+    books: dict[str, int]
+    config_hash: str
+
+    def check(self) -> None:
+        """Raises ValueError, naming the picture, for anything that contradicts the format or the books' sizes."""
+        if not _is_count(self.downsample_factor):
+            raise ValueError(f"`downsample_factor` must be a positive integer, got {self.downsample_factor!r}")
+        if not self.books:
+            raise ValueError("`books` must name at least one codebook, got none")
+        for name, size in self.books.items():
+            if not _is_count(size) or size > LARGEST_BOOK:
+                raise ValueError(f"`books`: size of {name!r} must lie in [1, {LARGEST_BOOK}] (uint16), got {size!r}")
+        for picture in self.pictures:
+            _check_picture(picture, self.downsample_factor, self.books)
+
+
+def save_tokens(path: str | Path, content: TokenFile) -> None:
+    """Writes a token file; it appears complete, under its name, or not at all.
+
+    Raises ValueError (see `TokenFile.check`) before anything is written.
+    """
+    content.check()
+    header = {
+        "format_version": FORMAT_VERSION,
+        "downsample_factor": content.downsample_factor,
+        "books": [[name, size] for name, size in content.books.items()],
+        "config_hash": content.config_hash,
+        "pictures": [{"name": p.name, "height": p.size[0], "width": p.size[1]} for p in content.pictures],
+    }
+    tensors = {
+        _key(index): picture.tokens.cpu().to(torch.uint16).contiguous()
+        for index, picture in enumerate(content.pictures)
+    }
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Not safetensors' save_file: it lets nobody but the owner read the file.
+        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tokens(path: str | Path) -> TokenFile:
+    """Reads a token file; tokens come back as int64 (books, h, w).
+
+    Raises ValueError that names the file when it is missing, no token file, of another version, or inconsistent.
+    """
+    try:
+        content = _load(Path(path))
+        content.check()
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"cannot read token file '{path}': {error}") from error
+    return content
+
+
+def token_bytes(grid: tuple[int, int], bits_per_position: float) -> int:
+    """Bytes that the tokens of one picture take, densely packed: ceil(h * w * bits / 8)."""
+    return math.ceil(grid[0] * grid[1] * bits_per_position / 8)
+
+
+def _load(path: Path) -> TokenFile:
+    if not path.is_file():
+        raise ValueError("no such file")
+    with safe_open(path, framework="pt") as file:
+        header = _header(file.metadata() or {})
+        names = header["pictures"]
+        keys = [_key(index) for index in range(len(names))]
+        if set(file.keys()) != set(keys):
+            raise ValueError(f"expected the tensors of {len(keys)} pictures, got {len(list(file.keys()))} tensors")
+        tensors = [file.get_tensor(key) for key in keys]
+    for tensor in tensors:
+        if tensor.dtype != torch.uint16:
+            raise ValueError(f"expected tokens of type torch.uint16, got {tensor.dtype}")
+    pictures = [
+        TokenizedPicture(item["name"], (item["height"], item["width"]), tensor.to(torch.int64))
+        for item, tensor in zip(names, tensors, strict=True)
+    ]
+    return TokenFile(pictures, header["downsample_factor"], dict(header["books"]), header["config_hash"])
+
+
+def _header(metadata: dict[str, str]) -> dict:
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"it is no token file (no metadata `{METADATA_KEY}`)")
+    header = json.loads(metadata[METADATA_KEY])
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"expected format version {FORMAT_VERSION}, got {version!r}")
+    expected = {"downsample_factor": int, "books": list, "config_hash": str, "pictures": list}
+    for key, kind in expected.items():
+        if not isinstance(header.get(key), kind):
+            raise ValueError(f"metadata `{key}` must be of type {kind.__name__}, got {header.get(key)!r}")
+    if not all(isinstance(book, list) and len(book) == 2 and isinstance(book[0], str) for book in header["books"]):
+        raise ValueError(f"metadata `books` must be a list of [name, size], got {header['books']!r}")
+    for item in header["pictures"]:
+        if not isinstance(item, dict) or set(item) != {"name", "height", "width"}:
+            raise ValueError(f"metadata `pictures` must hold name, height and width of each, got {item!r}")
+    return header
+
+
+def _check_picture(picture: TokenizedPicture, factor: int, books: dict[str, int]) -> None:
+    name, tokens = picture.name, picture.tokens
+    # A name with a folder in it could make a reader write outside the folder that it was told to write to.
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"`name` must be a file name without folders, got {name!r}")
+    if len(picture.size) != 2 or not all(_is_count(side) for side in picture.size):
+        raise ValueError(f"`size` of {name!r} must be a positive (H, W), got {picture.size!r}")
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise ValueError(f"`tokens` of {name!r} must be integers, got {tokens.dtype}")
+    expected = (len(books), *(-(-side // factor) for side in picture.size))
+    if tuple(tokens.shape) != expected:
+        height, width = picture.size
+        raise ValueError(
+            f"`tokens` of {name!r} must be of shape {expected} for {width}x{height} pixels at f={factor}, "
+            f"got {tuple(tokens.shape)}"
+        )
+    for (book, size), ids in zip(books.items(), tokens.to(torch.int64), strict=True):
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"`tokens` of {name!r} in the {book} book must lie in [0, {size}), got [{low}, {high}]")
+
+
+def _key(index: int) -> str:
+    return f"{index:04d}.tokens"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,133 @@
+"""The adversary of training: the discriminator, its optimizer, its start, and the generator's term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .discriminator import PatchDiscriminator
+from .losses import adaptive_weight, generator_loss, hinge_discriminator_loss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Adversary:
+    """PatchGAN and what belongs to it. Before `start_step` it costs nothing: no forward pass, no gradient.
+
+    The trainer calls backward and steps; a step of both networks is::
+
+        with accelerator.accumulate(model, adversary.discriminator):
+            out = model(x)
+            terms = reconstruction(out.sample, x)
+            g = adversary.generator_term(out.sample, reconstruction.rec(terms), last_layer, step)
+            accelerator.backward(... + g)                      # and the generator's optimizer
+            loss = adversary.discriminator_loss(x, out.sample, step)
+            if loss is not None:
+                accelerator.backward(loss)                     # and adversary.optimizer
+
+    Several processes: run DDP with `broadcast_buffers=False` (broadcasting writes to BatchNorm's buffers between the
+    two forward passes of D, and its backward pass refuses that); `sync_buffers` keeps them equal instead. The
+    statistics that normalise a batch are those of each process.
+
+    Attributes:
+        discriminator: the network, after `prepare` wrapped for distribution.
+        optimizer: its Adam, after `prepare` accelerate's.
+
+    Args:
+        learning_rate, betas: of Adam (PAPER: betas 0.5 and 0.9).
+        start_step: generator updates before the adversary starts (PAPER: 10,000).
+        weight: of the generator's term, beside the adaptive weight (PAPER: 0.8).
+        channels, layers, in_channels: of `PatchDiscriminator`.
+    """
+
+    def __init__(
+        self,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.5, 0.9),
+        start_step: int = 10_000,
+        weight: float = 0.8,
+        channels: int = 64,
+        layers: int = 3,
+        in_channels: int = 3,
+    ) -> None:
+        if weight < 0:
+            raise ValueError(f"`weight` must be at least 0, got {weight}")
+        if start_step < 0:
+            raise ValueError(f"`start_step` must be at least 0, got {start_step}")
+        self.start_step, self.weight = start_step, weight
+        self._network = PatchDiscriminator(channels, layers, in_channels)
+        self.discriminator: nn.Module = self._network
+        self.optimizer = torch.optim.Adam(self._network.parameters(), lr=learning_rate, betas=betas)
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Hands the network and the optimizer to accelerate: device, distribution, mixed precision, checkpoints."""
+        self.discriminator, self.optimizer = accelerator.prepare(self.discriminator, self.optimizer)
+
+    def started(self, step: int) -> bool:
+        """Whether the adversary takes part in the update that follows `step` updates of the generator."""
+        return step >= self.start_step
+
+    def generator_term(
+        self, x_hat: torch.Tensor, rec: torch.Tensor, last_layer: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """lambda * weight * g with g = -mean D(x_hat), all weights included: a scalar, float32; 0 before the start.
+
+        Args:
+            x_hat: reconstructions (B, 3, H, W) in [-1, 1] with their graph; gradients reach them and nothing of D.
+            rec: scalar, the weighted sum of the reconstruction terms (`ReconstructionLoss.rec`), for lambda.
+            last_layer: the decoder's last weight (`conv_out.weight`), in the graphs of both.
+            step: generator updates taken so far.
+        """
+        if not self.started(step):
+            return torch.zeros((), device=x_hat.device)
+        # The bare network: DDP would wait for gradients that frozen parameters never get.
+        with _frozen(self._network):
+            g = generator_loss(self._network(x_hat))
+        return adaptive_weight(rec, g, last_layer) * self.weight * g
+
+    def discriminator_loss(self, x: torch.Tensor, x_hat: torch.Tensor, step: int) -> torch.Tensor | None:
+        """The hinge loss of D: a scalar, float32; None before the start. Nothing flows back into `x_hat`.
+
+        Args:
+            x, x_hat: originals and reconstructions (B, 3, H, W) in [-1, 1].
+            step: generator updates taken so far; the same number as given to `generator_term`.
+        """
+        if not self.started(step):
+            return None
+        loss = hinge_discriminator_loss(self.discriminator(x), self.discriminator(x_hat.detach()))
+        self.sync_buffers()
+        return loss
+
+    def sync_buffers(self) -> None:
+        """Averages BatchNorm's running statistics over the processes, which all must call it together.
+
+        `discriminator_loss` does so itself.
+        """
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
+        # `.data`: backward passes still to come check that the buffers were not written to, and do not read them.
+        buffers = [buffer.data for buffer in self._network.buffers() if buffer.is_floating_point()]
+        packed = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.all_reduce(packed)
+        packed /= dist.get_world_size()
+        for buffer, mean in zip(buffers, packed.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

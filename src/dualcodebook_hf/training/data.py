@@ -1,0 +1,323 @@
+"""Pictures of a data set -> endless training batches, a function of (seed, position) alone, and validation batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..image_processing_dualcodebook import read_image, resampling_filter, resize_shorter_side, to_pixels
+from ..picture_datasets import load_pictures, picture_source
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .arguments import DataArguments
+
+PREFETCHED_BATCHES = 4  # of each worker process
+
+
+class PictureTransform:
+    """RGB picture -> square crop, a pure function of (picture, seed, epoch, index): nothing else is random.
+
+    First the resize: with `resize`, "shorter" brings the shorter side to so many pixels and "exact" brings both sides
+    there whatever the aspect (PAPER: the authors' CelebA-HQ). Then a picture whose shorter side is still below
+    `resolution` is enlarged until it fits. Then the crop, and a mirror image in half of the cases where asked for.
+
+    Args:
+        resolution: side R of the crop. resize: 0 = none. resize_mode: "shorter" or "exact".
+        resample: PIL's filter of both resizes: "bilinear", "bicubic", "lanczos". crop: "random" or "center".
+        horizontal_flip: mirror at random. seed: not negative.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        *,
+        resize: int = 0,
+        resize_mode: str = "shorter",
+        resample: str = "bilinear",
+        crop: str = "random",
+        horizontal_flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if resolution < 1:
+            raise ValueError(f"`resolution` must be at least 1, got {resolution}")
+        if resize and resize < resolution:
+            raise ValueError(f"`resize` must be 0 or at least resolution={resolution}, got {resize}")
+        if resize_mode not in ("shorter", "exact"):
+            raise ValueError(f"`resize_mode` must be shorter or exact, got {resize_mode!r}")
+        if crop not in ("random", "center"):
+            raise ValueError(f"`crop` must be random or center, got {crop!r}")
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {seed}")
+        self.resolution, self.size, self.resize_mode = resolution, resize, resize_mode
+        self.filter = resampling_filter(resample)
+        self.random_crop, self.horizontal_flip, self.seed = crop == "random", horizontal_flip, seed
+
+    def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> torch.Tensor:
+        """RGB picture of any size -> (3, R, R) float32 in [-1, 1]."""
+        return self.crop(self.resize(image), epoch, index)
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """The part without chance: RGB picture -> uint8 (H, W, 3), both sides at least R."""
+        if self.size and self.resize_mode == "exact":
+            image = image.resize((self.size, self.size), self.filter)
+        elif self.size:
+            image = resize_shorter_side(image, self.size, self.filter)
+        if min(image.size) < self.resolution:
+            image = resize_shorter_side(image, self.resolution, self.filter)
+        return np.asarray(image)
+
+    def crop(self, pixels: np.ndarray, epoch: int, index: int) -> torch.Tensor:
+        """uint8 (H, W, 3), sides at least R -> (3, R, R) float32 in [-1, 1]."""
+        room = np.subtract(pixels.shape[:2], self.resolution)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        top, left = rng.integers(0, room + 1) if self.random_crop else room // 2
+        pixels = pixels[top : top + self.resolution, left : left + self.resolution]
+        if self.horizontal_flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return to_pixels(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+class Sample(NamedTuple):
+    """One element of the endless sequence; `row` is None where the data set can be asked for it by `index`."""
+
+    epoch: int
+    index: int
+    row: dict[str, Any] | None
+
+
+class TrainingBatches(IterableDataset):
+    """The endless stream of one process's batches, from any sample on. Give it to `DataLoader(batch_size=None)`.
+
+    All processes walk one sequence of samples, epoch after epoch, each epoch in its own order. Global batch t is the
+    samples [start + t*B*W, start + (t+1)*B*W), and process r of W takes the r-th B of them; batches cross the ends of
+    epochs, so that every sample comes exactly once an epoch. Worker w of n makes the batches w, w+n, ..., which the
+    loader puts back into order. So the batches depend on neither the number of workers nor, together, on that of
+    processes, and a stream that starts at sample k is the tail of the one that starts at 0.
+
+    - A data set with a length is shuffled by the permutation of default_rng([seed, epoch]); `index` is the row.
+    - A streamed one is shuffled by its buffer and the order of its files from the same generator; `index` is the number
+      in the epoch's order. To start at k it is replayed without decoding, whole epochs skipped once the first has told
+      their length. Each process and each worker reads all of the stream and decodes its own part.
+
+    A batch is {"pixel_values": (B, 3, R, R) float32 in [-1, 1], "index": (B,) int64, "epoch": (B,) int64}.
+
+    Args:
+        dataset: what `load_pictures` gives, or any sequence of such rows.
+        transform: see `PictureTransform`. image_column: name of the column. batch_size: B.
+        seed: of the order. rank, world_size: r and W. start: samples of all processes that were consumed before.
+        shuffle_buffer: pictures in a stream's buffer. name: of the data set in messages.
+        cache: keep pictures decoded and resized, as uint8 in memory: 3 bytes a pixel, once for each worker process (256
+            x 256: 0.2 MB a picture). Not for a stream.
+
+    Raises ValueError for arguments out of range, and while iterating for a data set without rows and for a picture that
+    cannot be read (its message names index and data set).
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset | datasets.IterableDataset,
+        transform: PictureTransform,
+        *,
+        batch_size: int,
+        image_column: str = "image",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        shuffle_buffer: int = 1000,
+        cache: bool = False,
+        name: str = "the data set",
+    ) -> None:
+        for argument, value, low in (
+            ("batch_size", batch_size, 1),
+            ("world_size", world_size, 1),
+            ("shuffle_buffer", shuffle_buffer, 1),
+            ("start", start, 0),
+            ("seed", seed, 0),
+        ):
+            if value < low:
+                raise ValueError(f"`{argument}` must be at least {low}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` must lie in [0, world_size={world_size}), got {rank}")
+        self.streaming = not hasattr(dataset, "__len__")
+        if cache and self.streaming:
+            raise ValueError("`cache` must be off for a streamed data set: its pictures have no fixed index")
+        self.dataset, self.transform, self.image_column, self.name = dataset, transform, image_column, name
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.start, self.shuffle_buffer = start, shuffle_buffer
+        self._cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        samples = self._streamed() if self.streaming else self._permuted()
+        own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for number in itertools.count():
+            together = list(itertools.islice(samples, self.batch_size * self.world_size))
+            if number % step == first:
+                yield self._batch(together[own])
+
+    def _permuted(self) -> Iterator[Sample]:
+        length = len(self.dataset)
+        if length == 0:
+            raise ValueError(f"{self.name} has no pictures")
+        epoch, skip = divmod(self.start, length)
+        while True:
+            for index in np.random.default_rng([self.seed, epoch]).permutation(length)[skip:].tolist():
+                yield Sample(epoch, index, None)
+            epoch, skip = epoch + 1, 0
+
+    def _streamed(self) -> Iterator[Sample]:
+        epoch, skip = 0, self.start
+        while True:
+            # A stream of its own for each epoch: `set_epoch` writes to memory that forked workers share.
+            rng = np.random.default_rng([self.seed, epoch])
+            length = 0
+            for row in _streamed_rows(self.dataset.shuffle(generator=rng, buffer_size=self.shuffle_buffer)):
+                if length >= skip:
+                    yield Sample(epoch, length, row)
+                length += 1
+            if length == 0:
+                raise ValueError(f"{self.name} has no pictures")
+            whole_epochs, skip = divmod(max(0, skip - length), length)
+            epoch += 1 + whole_epochs
+
+    def _batch(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        return {
+            "pixel_values": torch.stack([self._pixels(sample) for sample in samples]),
+            "index": torch.tensor([sample.index for sample in samples]),
+            "epoch": torch.tensor([sample.epoch for sample in samples]),
+        }
+
+    def _pixels(self, sample: Sample) -> torch.Tensor:
+        pixels = self._cache.get(sample.index) if self._cache is not None else None
+        if pixels is None:
+            row = self.dataset[sample.index] if sample.row is None else sample.row
+            pixels = self.transform.resize(_decode(row[self.image_column], sample.index, self.name))
+            if self._cache is not None:
+                self._cache[sample.index] = pixels
+        return self.transform.crop(pixels, sample.epoch, sample.index)
+
+
+class TrainingPictures:
+    """The split that is trained on, opened and not decoded; at most `max_train_samples` rows of it, the first ones.
+
+    Raises ValueError as `load_pictures` does, and for arguments that `PictureTransform` or `TrainingBatches` refuse.
+    """
+
+    def __init__(self, args: DataArguments, seed: int = 0) -> None:
+        self.args, self.seed = args, seed
+        self.name = f"{args.dataset} ({args.train_split})"
+        self.transform = _transform(args, args.crop, args.horizontal_flip, seed)
+        pictures = _open(args, args.train_split)
+        if args.max_train_samples and args.streaming:
+            pictures = pictures.take(args.max_train_samples)
+        elif args.max_train_samples:
+            pictures = pictures.select(range(min(args.max_train_samples, len(pictures))))
+        self.dataset = pictures
+        self._batches(batch_size=1)
+
+    def loader(
+        self, batch_size: int, *, start: int = 0, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+    ) -> DataLoader:
+        """An endless loader of `TrainingBatches` with `num_workers` processes; draws from no global generator.
+
+        It is sharded already: accelerate must not prepare it. To resume, make one with `start` = samples that all
+        processes consumed together. `batch_size`: of one process.
+        """
+        return DataLoader(
+            self._batches(batch_size=batch_size, start=start, rank=rank, world_size=world_size),
+            batch_size=None,
+            num_workers=self.args.num_workers,
+            prefetch_factor=PREFETCHED_BATCHES if self.args.num_workers else None,
+            pin_memory=pin_memory,
+            # A loader draws a base seed for its workers; from the global generator, resuming would cost one more draw.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first `count` training crops, as training sees them: (count, 3, R, R) float32 in [-1, 1]."""
+        return next(iter(self._batches(batch_size=count)))["pixel_values"]
+
+    def _batches(self, **place: int) -> TrainingBatches:
+        return TrainingBatches(
+            self.dataset,
+            self.transform,
+            image_column=self.args.image_column,
+            seed=self.seed,
+            shuffle_buffer=self.args.shuffle_buffer,
+            cache=self.args.cache_images,
+            name=self.name,
+            **place,
+        )
+
+
+class ValidationPictures:
+    """Pictures of the validation split, centre-cropped, otherwise transformed as in training, the same ones each time.
+
+    `samples` of them (0 = all), spread evenly over the split, because many are sorted by class; of a stream the first.
+    `validation_horizontal_flip` mirrors half of them, always the same ones.
+
+    Raises ValueError as `TrainingPictures` does, and in `batches` for a picture that cannot be read.
+    """
+
+    def __init__(self, args: DataArguments, samples: int = 0, seed: int = 0) -> None:
+        self.image_column, self.samples = args.image_column, samples
+        self.name = f"{args.dataset} ({args.validation_split})"
+        self.transform = _transform(args, "center", args.validation_horizontal_flip, seed)
+        self.dataset = _open(args, args.validation_split)
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """(b, 3, R, R) float32 in [-1, 1], in the split's order; b is `batch_size`, of the last one the rest."""
+        rows = self._streamed() if not hasattr(self.dataset, "__len__") else self._spread()
+        while chunk := list(itertools.islice(rows, batch_size)):
+            images = [(_decode(row[self.image_column], index, self.name), index) for index, row in chunk]
+            yield torch.stack([self.transform(image, 0, index) for image, index in images])
+
+    def _spread(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        length = len(self.dataset)
+        count = min(self.samples or length, length)
+        for number in range(count):
+            index = number * length // count
+            yield index, self.dataset[index]
+
+    def _streamed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return itertools.islice(enumerate(_streamed_rows(self.dataset)), self.samples or None)
+
+
+def _streamed_rows(dataset: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    # By batches of one: iterating a stream itself inside a loader's worker gives each worker a share of the files only.
+    for rows in dataset.iter(batch_size=1):
+        yield {column: values[0] for column, values in rows.items()}
+
+
+def _decode(value: dict[str, Any], index: int, name: str) -> Image.Image:
+    try:
+        return read_image(picture_source(value))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"picture {index} of {name} cannot be read: {error}") from error
+
+
+def _open(args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:
+    pictures = load_pictures(args.dataset, args.dataset_config, split, args.image_column, args.streaming)
+    return pictures.select_columns([args.image_column])
+
+
+def _transform(args: DataArguments, crop: str, horizontal_flip: bool, seed: int) -> PictureTransform:
+    return PictureTransform(
+        args.resolution,
+        resize=args.resize,
+        resize_mode=args.resize_mode,
+        resample=args.resample,
+        crop=crop,
+        horizontal_flip=horizontal_flip,
+        seed=seed,
+    )

@@ -1,0 +1,83 @@
+"""Starts a tokenizer where a linear codec already is: PCA in the linear shortcut, k-means in the codebooks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..autoencoder_dualcodebook import DualCodebookVQModel
+from ..backbone import decoder_output_weight
+from ..evaluation.patch_linear import kmeans
+
+PATCHES = 40_000
+
+
+@torch.no_grad()
+def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor, seed: int = 0) -> None:
+    """Fits the shortcut and the books to `pictures` (N, 3, R, R) in [-1, 1]; the networks start by adding nothing.
+
+    The latents are the principal components of f x f patches, at the pixels' scale: the strongest ones in the first
+    channels of the first book, as many as carry its share of the bits at the least error (reverse water-filling), the
+    next ones in the second book; channels that are left over start at zero. `quant_conv` and `post_quant_conv` hold
+    each component's standard deviation, so that encoder and decoder work on numbers near 1.
+    Raises ValueError when the model has no linear shortcut.
+    """
+    if model.linear_encoder is None:
+        raise ValueError("`linear_shortcut` must be true for an initialisation from pictures, got false")
+    generator = torch.Generator().manual_seed(seed)
+    factor, books = model.downsample_factor, model.quantize.books
+    patches = pictures.unfold(2, factor, factor).unfold(3, factor, factor).permute(0, 2, 3, 1, 4, 5).flatten(3)
+    patches = patches.flatten(0, 2)
+    patches = patches[torch.randperm(len(patches), generator=generator)[:PATCHES]]
+    components, variances = principal_components(patches, sum(model.quantize.dims))
+    channels = _assign(variances, [math.log2(book.size) for book in books.values()], model.quantize.dims)
+    kernels = torch.zeros(len(channels), components.shape[1])
+    scales = torch.full((len(channels),), variances.sqrt()[len(variances) // 2].item())
+    for channel, component in enumerate(channels):
+        if component is not None:
+            kernels[channel], scales[channel] = components[component], variances[component].sqrt()
+    scales = scales.clamp_min(1e-3)
+    for layer in (model.linear_encoder, model.linear_decoder):
+        layer.weight.copy_(kernels.unflatten(1, layer.weight.shape[1:]))
+        nn.init.zeros_(layer.bias)
+    for layer, diagonal in ((model.quant_conv, scales), (model.post_quant_conv, 1 / scales)):
+        layer.weight.copy_(torch.diag(diagonal)[:, :, None, None])
+        nn.init.zeros_(layer.bias)
+    for last in (model.encoder.conv_out.weight, model.encoder.conv_out.bias, decoder_output_weight(model.decoder)):
+        nn.init.zeros_(last)
+    latents = (patches @ kernels.T).split(model.quantize.dims, dim=1)
+    for book, vectors in zip(books.values(), latents, strict=True):
+        if book.transformer is None:
+            book.weight.copy_(kmeans(vectors, book.size, generator))
+
+
+def _assign(variances: torch.Tensor, bits: list[float], dims: list[int]) -> list[int | None]:
+    """The component that each channel carries (None: none), books in order, each with its share of the bits."""
+    rates = _water_filling(variances, sum(bits)).cumsum(0)
+    channels: list[int | None] = []
+    first, share = 0, 0.0
+    for book_bits, dim in zip(bits, dims, strict=True):
+        share += book_bits
+        last = len(variances) if len(channels) + dim == sum(dims) else int((rates - share).abs().argmin()) + 1
+        taken = list(range(first, min(last, first + dim)))
+        channels += taken + [None] * (dim - len(taken))
+        first += len(taken)
+    return channels
+
+
+def _water_filling(variances: torch.Tensor, bits: float) -> torch.Tensor:
+    """Bits of each of some independent Gaussians when `bits` in all give the least squared error."""
+    low, high = variances.min().clamp_min(1e-12).log(), variances.max().log()
+    for _ in range(60):
+        level = (low + high) / 2
+        rates = ((variances.log() - level) / (2 * math.log(2))).clamp_min(0)
+        low, high = (level, high) if rates.sum() > bits else (low, level)
+    return rates
+
+
+def principal_components(vectors: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors (M, D) -> the `count` orthonormal directions of largest variance (count, D), and those variances."""
+    variances, directions = torch.linalg.eigh(torch.cov(vectors.T.double()))
+    return directions.flip(1).T[:count].float(), variances.flip(0)[:count].clamp_min(0).float()

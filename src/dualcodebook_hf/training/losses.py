@@ -1,0 +1,109 @@
+"""The terms of the training loss (PAPER, "The loss"), their weighted sum and the adaptive weight of the adversary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..evaluation.metrics import ms_ssim
+from .perceptual import LPIPS
+
+ADAPTIVE_EPSILON = 1e-4
+ADAPTIVE_MAXIMUM = 1e4
+LOG_L2_FLOOR = 4e-3  # of the scale [-1, 1]: 30 dB
+
+
+def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """0.5 * (mean relu(1 - D(x)) + mean relu(1 + D(x_hat))): logits of any shape -> scalar, float32."""
+    return 0.5 * (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean())
+
+
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """g = -mean D(x_hat): logits of any shape -> scalar, float32."""
+    return -fake_logits.float().mean()
+
+
+def adaptive_weight(rec: torch.Tensor, g: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
+    """lambda = ||d rec / d last|| / (||d g / d last|| + 1e-4), clamped to [0, 1e4]: a scalar without gradient, float32.
+
+    `rec` and `g` are scalars whose graphs hold `last_layer`, the decoder's last weight; both graphs are kept.
+    """
+    (rec_gradient,) = torch.autograd.grad(rec, last_layer, retain_graph=True)
+    (g_gradient,) = torch.autograd.grad(g, last_layer, retain_graph=True)
+    ratio = rec_gradient.float().norm() / (g_gradient.float().norm() + ADAPTIVE_EPSILON)
+    return ratio.clamp(0, ADAPTIVE_MAXIMUM).detach()
+
+
+def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """The sum of weight x term. Raises ValueError when a term has no weight or a weight no term, or there are none."""
+    if set(terms) != set(weights) or not terms:
+        raise ValueError(f"`terms` and `weights` must have the same names, got {sorted(terms)} and {sorted(weights)}")
+    return sum(weights[name] * term for name, term in terms.items())
+
+
+class ReconstructionLoss(nn.Module):
+    """The terms that compare a reconstruction with its original, by name: a term of weight 0 is not computed.
+
+    Args:
+        l1_weight: of "l1" = mean |x - x_hat|. l2_weight: of "l2" = mean (x - x_hat)^2.
+        log_l2_weight: of "log_l2" = mean over pictures of ln(mean (x - x_hat)^2 + 0.004): the PSNR of each picture, up to
+            a factor, levelling off above 30 dB.
+        perceptual: what "perceptual" is: "lpips" (mean LPIPS), "ms-ssim" (1 - mean MS-SSIM of the pixels in [0, 1]; on
+            crops below 176 pixels with fewer scales, see `evaluation.metrics.ms_ssim`) or "none".
+        perceptual_weight: its weight.
+        lpips: the network, for "lpips".
+
+    `weights` holds the names and weights of the terms that `forward` gives. Raises ValueError when no term is left, for
+    a negative weight, for another `perceptual`, and for "lpips" without the network.
+    """
+
+    def __init__(
+        self,
+        l1_weight: float = 1.0,
+        l2_weight: float = 0.0,
+        log_l2_weight: float = 0.0,
+        perceptual: str = "lpips",
+        perceptual_weight: float = 1.25,
+        lpips: LPIPS | None = None,
+    ) -> None:
+        super().__init__()
+        if perceptual not in ("lpips", "ms-ssim", "none"):
+            raise ValueError(f"`perceptual` must be one of lpips, ms-ssim, none, got {perceptual!r}")
+        weights = {"l1": l1_weight, "l2": l2_weight, "log_l2": log_l2_weight}
+        if perceptual != "none":
+            weights["perceptual"] = perceptual_weight
+        if not any(weights.values()) or min(weights.values()) < 0:
+            raise ValueError(f"the weights of the reconstruction terms must be >= 0 and not all 0, got {weights}")
+        self.weights = {name: weight for name, weight in weights.items() if weight}
+        self.perceptual = perceptual
+        if perceptual == "lpips" and "perceptual" in self.weights and lpips is None:
+            raise ValueError("`lpips` must be given for `perceptual: lpips`, see LPIPS.from_pretrained; got None")
+        self.lpips = lpips
+
+    def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Two batches (B, 3, H, W) in [-1, 1] -> scalars by name, float32. Gradients reach both."""
+        terms = {}
+        difference = x.float() - x_hat.float()
+        if "l1" in self.weights:
+            terms["l1"] = difference.abs().mean()
+        if "l2" in self.weights:
+            terms["l2"] = difference.square().mean()
+        if "log_l2" in self.weights:
+            terms["log_l2"] = (difference.square().mean(dim=(1, 2, 3)) + LOG_L2_FLOOR).log().mean()
+        if "perceptual" in self.weights:
+            terms["perceptual"] = self._perceptual(x_hat, x)
+        return terms
+
+    def rec(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The `rec` of the adaptive weight: the weighted sum of the reconstruction terms among `terms`."""
+        return weighted_sum({name: terms[name] for name in self.weights}, self.weights)
+
+    def _perceptual(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self.perceptual == "lpips":
+            return self.lpips(x_hat, x).mean()
+        # Unclamped: early reconstructions leave [-1, 1], and a clamped pixel has no gradient to bring it back.
+        with torch.autocast(x.device.type, enabled=False):
+            return 1 - ms_ssim((x_hat.float() + 1) / 2, (x.float() + 1) / 2, clamp=False).mean()

@@ -1,0 +1,157 @@
+"""LPIPS (Zhang et al. 2018, version 0.1) on our own 13-convolution VGG16, without torchvision."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+VGG16 = "timm/vgg16.tv_in1k"
+WEIGHTS_NAME = "model.safetensors"
+HEADS_PATH = Path("functional", "image", "lpips_models", "vgg.pth")
+INSTEAD = "`perceptual: ms-ssim` and `perceptual: none` need no weights"
+# VGG16's configuration D, one tuple of widths for each of the five slices that LPIPS compares.
+SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# LPIPS' own constants: its pictures in [-1, 1] to the ImageNet normalisation that VGG16 was trained under.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+SMALLEST_SIDE = 16  # four poolings lie before the last slice
+NORM_EPSILON = 1e-8
+
+
+class VGG16Features(nn.Module):
+    """The convolutions of VGG16: (B, 3, H, W) -> features after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
+
+    Layer N is called `features.N`, as in timm and torchvision.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.taps: list[int] = []  # where each slice ends
+        width = 3
+        for number, widths in enumerate(SLICES):
+            if number:
+                layers.append(nn.MaxPool2d(2))
+            for next_width in widths:
+                layers += [nn.Conv2d(width, next_width, 3, padding=1), nn.ReLU(inplace=True)]
+                width = next_width
+            self.taps.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Five features, (B, 64, H, W) to (B, 512, H/16, W/16)."""
+        slices = []
+        for number, layer in enumerate(self.features):
+            x = layer(x)
+            if number in self.taps:
+                slices.append(x)
+        return slices
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance of pictures. Frozen: gradients reach the pictures only.
+
+    Built with random weights; `from_pretrained` gives the real thing. Convolutions run in the surrounding autocast's
+    type, everything after them in float32; the parameters themselves must stay float32.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vgg = VGG16Features()
+        self.heads = nn.ModuleList(nn.Conv2d(widths[-1], 1, 1, bias=False) for widths in SLICES)
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(cls, vgg: str | Path = VGG16) -> LPIPS:
+        """VGG16's weights from the Hub and the linear heads that ship inside torchmetrics' wheel.
+
+        Args:
+            vgg: Hub id, folder or file of safetensors with timm's names (`features.0.weight`, ...).
+
+        Raises ValueError that names the alternatives when VGG16's weights or the heads are not to be had.
+        """
+        heads = _heads_file()
+        lpips = cls()
+        _load_vgg(lpips.vgg, _vgg_file(vgg))
+        # The file was saved on a GPU.
+        state = torch.load(heads, weights_only=True, map_location="cpu")
+        for number, head in enumerate(lpips.heads):
+            head.weight.copy_(state[f"lin{number}.model.1.weight"])
+        return lpips
+
+    def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Two batches (B, 3, H, W) in [-1, 1] -> distances (B,) float32. Symmetric; 0 for equal pictures.
+
+        Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
+        """
+        if x_hat.shape != x.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"`x_hat` and `x` must be of one shape (B, 3, H, W) with H, W >= {SMALLEST_SIDE}, "
+                f"got {tuple(x_hat.shape)} and {tuple(x.shape)}"
+            )
+        distance = torch.zeros(len(x), device=x.device)
+        features = zip(self._features(x_hat), self._features(x), self.heads, strict=True)
+        with torch.autocast(x.device.type, enabled=False):
+            for first, second, head in features:
+                difference = (_unit_length(first) - _unit_length(second)).square()
+                distance = distance + head(difference).mean(dim=(1, 2, 3))
+        return distance
+
+    def _features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return self.vgg((x - self.shift) / self.scale)
+
+
+def _unit_length(features: torch.Tensor) -> torch.Tensor:
+    # The epsilon stands under the root, as in torchmetrics: a dead position has a gradient of 0 there, not NaN.
+    features = features.float()
+    return features / (features.square().sum(1, keepdim=True) + NORM_EPSILON).sqrt()
+
+
+def _heads_file() -> Path:
+    # Looked for, not imported: torchmetrics imports torchvision where it finds it.
+    spec = importlib.util.find_spec("torchmetrics")
+    path = Path(spec.origin).parent / HEADS_PATH if spec is not None and spec.origin else None
+    if path is None or not path.is_file():
+        raise ValueError(
+            "`perceptual: lpips` needs the linear heads that ship inside torchmetrics, which is not installed "
+            f"(pip install torchmetrics); {INSTEAD}"
+        )
+    return path
+
+
+def _vgg_file(vgg: str | Path) -> Path:
+    path = Path(vgg).expanduser()
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
+    if path.is_file():
+        return path
+    try:
+        return Path(hf_hub_download(str(vgg), WEIGHTS_NAME))
+    # The Hub client has a family of errors for a missing net, cache, file, login or name, without a common base.
+    except Exception as error:
+        raise ValueError(
+            f"`perceptual: lpips` needs VGG16's weights, and `vgg_weights` {str(vgg)!r} is neither a folder or file "
+            f"with {WEIGHTS_NAME} nor to be had from the Hub ({type(error).__name__}: {error}); {INSTEAD}"
+        ) from error
+
+
+def _load_vgg(vgg: VGG16Features, path: Path) -> None:
+    # Read by name: the file's fully connected layers, three quarters of it, stay on the disk.
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name, parameter in vgg.named_parameters():
+                weight = file.get_tensor(name)
+                if weight.shape != parameter.shape:
+                    raise ValueError(
+                        f"`vgg_weights`: {name} in {path} must be of shape {tuple(parameter.shape)}, "
+                        f"got {tuple(weight.shape)}"
+                    )
+                parameter.copy_(weight)
+    except SafetensorError as error:
+        raise ValueError(f"`vgg_weights`: {path} does not hold VGG16's weights: {error}; {INSTEAD}") from error

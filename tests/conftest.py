@@ -1,0 +1,53 @@
+"""Fixtures: real classes at tiny size and pictures that need no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from dualcodebook_hf import DualCodebookVQModel
+
+TINY = {
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention": False,
+    "global_codebook_size": 32,
+    "local_codebook_size": 16,
+    "global_dim": 8,
+    "local_dim": 4,
+    "global_transformer_layers": 1,
+    "transformer_heads": 2,
+    "transformer_feed_forward": 16,
+    "transformer_dropout": 0.0,
+}
+
+
+def spread_codes(model):
+    """Puts the codes where the latents are, so that a random model uses many of them."""
+    generator = torch.Generator().manual_seed(1)
+    for book in model.quantize.books.values():
+        if book.transformer is None:
+            with torch.no_grad():
+                book.weight.copy_(torch.randn(book.weight.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def tiny_config():
+    return dict(TINY)
+
+
+@pytest.fixture
+def tiny_model():
+    """A random model with f = 2 and books of 32 and 16 codes, in eval mode."""
+    torch.manual_seed(0)
+    return spread_codes(DualCodebookVQModel(**TINY)).eval()
+
+
+@pytest.fixture
+def pictures():
+    """Two random pictures of an odd size, (2, 3, 13, 18) in [-1, 1]."""
+    return torch.rand(2, 3, 13, 18, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -1,0 +1,373 @@
+"""The command line does what the Python interface does, and refuses bad input before it does anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf.cli import _run_forwarding_signals, _unique_stems, main
+from dualcodebook_hf.evaluation.metrics import psnr, ssim
+from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
+from dualcodebook_hf.token_file import load_tokens
+
+TINY = {
+    "block_out_channels": [4, 4, 4, 4, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "attention": False,
+    "global_dim": 4,
+    "local_dim": 4,
+    "global_codebook_size": 32,
+    "local_codebook_size": 40,
+    "global_transformer_layers": 1,
+    "transformer_heads": 2,
+    "transformer_feed_forward": 8,
+}
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These networks are so small that threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    DualCodebookVQModel(**TINY).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint) -> DualCodebookVQModel:
+    return DualCodebookVQModel.from_pretrained(checkpoint).eval()
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    """A photograph's size, one that is no multiple of 16, a single pixel."""
+    paths = [tmp_path / name for name in ("wide.png", "odd.jpg", "dot.png")]
+    for path, (width, height) in zip(paths, [(96, 64), (50, 33), (1, 1)], strict=True):
+        picture(width, height).save(path)
+    return [str(path) for path in paths]
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def expected(model: DualCodebookVQModel, path: str) -> np.ndarray:
+    pixels = to_pixels(read_image(path))
+    return np.asarray(to_image(model.detokenize(model.tokenize(pixels[None]), size=tuple(pixels.shape[1:]))[0]))
+
+
+def refused(capsys, tmp_path: Path, *argv: str) -> str:
+    """Runs a command that must fail cleanly; returns its message."""
+    before = files(tmp_path)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    *bars, message, end = captured.err.split("\n")
+    assert captured.out == end == "" and message.startswith("dualcodebook: error: ")
+    assert all("Generating" in bar for bar in bars)  # `datasets` shows its bars on stderr
+    assert files(tmp_path) == before
+    return message
+
+
+def test_reconstruct_writes_what_the_model_reconstructs(tmp_path, pictures, checkpoint, model) -> None:
+    output = tmp_path / "new" / "out"
+    assert main(["reconstruct", *pictures, "--model", checkpoint, "--output", str(output)]) == 0
+    assert files(output) == {f"{n}-{k}.png" for n in ("wide", "odd", "dot") for k in ("comparison", "reconstruction")}
+    for path in pictures:
+        written = Image.open(output / f"{Path(path).stem}-reconstruction.png")
+        assert np.array_equal(written, expected(model, path))
+
+
+def test_the_reconstruction_panel_is_the_decoded_tokens(tmp_path, checkpoint, model) -> None:
+    path = tmp_path / "a.png"
+    picture(300, 200).save(path)
+    assert main(["reconstruct", str(path), "--model", checkpoint, "--output", str(tmp_path)]) == 0
+    figure, panel = np.asarray(Image.open(tmp_path / "a-comparison.png")), expected(model, str(path))
+    for shown in (np.asarray(Image.open(path)), panel):
+        windows = [
+            (top, left)
+            for top in range(figure.shape[0] - 199)
+            for left in range(figure.shape[1] - 299)
+            if (figure[top, left : left + 300] == shown[0]).all()
+        ]
+        assert any((figure[top : top + 200, left : left + 300] == shown).all() for top, left in windows)
+
+
+def test_tokenize_then_detokenize_gives_the_pictures_of_reconstruct(tmp_path, pictures, checkpoint) -> None:
+    tokens, model = str(tmp_path / "t.safetensors"), ["--model", checkpoint]
+    assert main(["reconstruct", *pictures, *model, "--output", str(tmp_path / "direct")]) == 0
+    assert main(["tokenize", *pictures, *model, "--output", tokens]) == 0
+    assert main(["detokenize", tokens, *model, "--output", str(tmp_path / "decoded")]) == 0
+    assert files(tmp_path / "decoded") == {"wide.png", "odd.png", "dot.png"}
+    for name in ("wide", "odd", "dot"):
+        direct = (tmp_path / "direct" / f"{name}-reconstruction.png").read_bytes()
+        assert (tmp_path / "decoded" / f"{name}.png").read_bytes() == direct
+
+
+def test_the_token_file_holds_the_models_tokens(tmp_path, pictures, checkpoint, model) -> None:
+    output = tmp_path / "t.safetensors"
+    assert main(["tokenize", *pictures, "--model", checkpoint, "--output", str(output)]) == 0
+    content = load_tokens(output)
+    assert content.books == {"global": 32, "local": 40} and content.downsample_factor == 16
+    assert [item.name for item in content.pictures] == ["wide.png", "odd.jpg", "dot.png"]
+    assert [item.size for item in content.pictures] == [(64, 96), (33, 50), (1, 1)]
+    for item, path in zip(content.pictures, pictures, strict=True):
+        assert torch.equal(item.tokens, model.tokenize(to_pixels(read_image(path))[None])[0])
+
+
+def test_the_table_states_bytes_bits_quality_and_usage(tmp_path, pictures, checkpoint, model, capsys) -> None:
+    assert main(["reconstruct", *pictures, "--model", checkpoint, "--output", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    bits = math.log2(32) + math.log2(40)
+    total = 0
+    for row, path in zip(lines[2:5], pictures, strict=True):
+        pixels = to_pixels(read_image(path))[None]
+        tokens, (height, width) = model.tokenize(pixels), pixels.shape[2:]
+        positions = tokens[0, 0].numel()
+        x, y = (model.detokenize(tokens, size=(height, width)) + 1) / 2, (pixels + 1) / 2
+        used = [f"{len(ids.unique())}/{size}" for ids, size in zip(tokens[0], (32, 40), strict=True)]
+        total += math.ceil(positions * bits / 8)
+        assert row[:3] == [Path(path).name, f"{width}x{height}", "x".join(map(str, tokens.shape[1:]))]
+        assert row[3:5] == [str(math.ceil(positions * bits / 8)), f"{positions * bits / (height * width):.4f}"]
+        assert row[5:] == [f"{psnr(x, y).item():.2f}", f"{ssim(x, y).item():.4f}", *used]
+    assert lines[5][:3] == ["all", "3", str(total)]
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path, checkpoint, model) -> None:
+    for index, name in enumerate(("a.png", "a.jpg", "sub/A.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(20, 20, seed=index).save(tmp_path / name)
+    paths = [str(tmp_path / name) for name in ("a.png", "a.jpg", "sub/A.png")]
+    output = tmp_path / "out"
+    assert main(["reconstruct", *paths, "--model", checkpoint, "--output", str(output)]) == 0
+    for path, stem in zip(paths, ("a", "a-2", "A-3"), strict=True):
+        assert np.array_equal(Image.open(output / f"{stem}-reconstruction.png"), expected(model, path))
+
+
+def test_numbered_names_are_unique_whatever_the_names() -> None:
+    assert _unique_stems(["a.png", "a-2.png", "a.jpg", "A.gif", "b.tar.gz", ".png"]) == [
+        "a",
+        "a-2",
+        "a-3",
+        "A-4",
+        "b.tar",
+        ".png",
+    ]
+
+
+def test_a_folder_stands_for_the_pictures_in_it(tmp_path, pictures, checkpoint) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    output = tmp_path / "t.safetensors"
+    assert main(["tokenize", str(tmp_path), "--model", checkpoint, "--output", str(output)]) == 0
+    assert [item.name for item in load_tokens(output).pictures] == ["dot.png", "odd.jpg", "wide.png"]
+
+
+def test_large_pictures_are_shrunk_as_asked_and_the_table_says_so(tmp_path, checkpoint, capsys) -> None:
+    picture(120, 90).save(tmp_path / "a.png")
+    command = ["tokenize", str(tmp_path / "a.png"), "--model", checkpoint, "--output", str(tmp_path / "t.safetensors")]
+    for limit, size in (("2700", (45, 60)), ("0", (90, 120)), ("1000000", (90, 120))):
+        assert main([*command, "--max-pixels", limit]) == 0
+        assert load_tokens(tmp_path / "t.safetensors").pictures[0].size == size
+        assert ("60x45 (of 120x90)" in capsys.readouterr().out) == (limit == "2700")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_tokenizes_and_decodes(tmp_path, pictures, checkpoint, dtype: str) -> None:
+    tokens, options = str(tmp_path / "t.safetensors"), ["--model", checkpoint, "--dtype", dtype]
+    assert main(["tokenize", *pictures, *options, "--output", tokens]) == 0
+    assert main(["detokenize", tokens, *options, "--output", str(tmp_path / "out")]) == 0
+    assert main(["reconstruct", *pictures, *options, "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/odd.png").read_bytes() == (tmp_path / "out/odd-reconstruction.png").read_bytes()
+
+
+def test_a_single_codebook_model_works_too(tmp_path, pictures) -> None:
+    single = {**TINY, "quantizer": "single", "global_codebook_size": 0, "global_dim": 0, "global_transformer_layers": 0}
+    DualCodebookVQModel(**single).save_pretrained(tmp_path / "single")
+    options = ["--model", str(tmp_path / "single"), "--output", str(tmp_path / "out")]
+    assert main(["reconstruct", *pictures, *options, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    figures = [Image.open(tmp_path / "out" / f"{name}-comparison.png") for name in ("wide", "odd", "dot")]
+    assert Image.open(tmp_path / "sheet.png").size == (max(f.width for f in figures), sum(f.height for f in figures))
+
+
+def test_results_of_an_earlier_run_are_replaced_and_other_files_are_not(tmp_path, pictures, checkpoint, capsys) -> None:
+    tokens, model = str(tmp_path / "t.safetensors"), ["--model", checkpoint]
+    for _ in range(2):
+        assert main(["tokenize", *pictures, *model, "--output", tokens]) == 0
+        assert main(["detokenize", tokens, *model, "--output", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert "wide.png" in refused(capsys, tmp_path, "detokenize", tokens, *model, "--output", str(tmp_path))
+    weights = str(Path(checkpoint) / "diffusion_pytorch_model.safetensors")
+    assert "not written by" in refused(capsys, tmp_path, "tokenize", pictures[0], *model, "--output", weights)
+    sheet = [*model, "--output", str(tmp_path / "new"), "--sheet", pictures[0]]
+    assert "wide.png" in refused(capsys, tmp_path, "reconstruct", pictures[1], *sheet)
+
+
+def test_one_unreadable_picture_among_several_is_named_and_nothing_is_written(
+    tmp_path, pictures, checkpoint, capsys
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(Path(pictures[1]).read_bytes()[:300])
+    (tmp_path / "empty").mkdir()
+    for bad in ("broken.jpg", "missing.png", "empty"):
+        arguments = [*pictures, str(tmp_path / bad), "--model", checkpoint, "--output"]
+        assert bad in refused(capsys, tmp_path, "reconstruct", *arguments, str(tmp_path / "out"))
+        assert bad in refused(capsys, tmp_path, "tokenize", *arguments, str(tmp_path / "t.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "no/such/folder"], "`--model`.*no/such/folder"),
+        (["--model", "nothing"], "`--model`.*'nothing'"),
+        (["--model", "."], "`--model`.*config.json"),
+        (["--device", "cuda:99"], "`--device` cuda:99"),
+        (["--device", "abacus"], "`--device` abacus"),
+        (["--dtype", "int8"], "--dtype.*'int8'.*float32"),
+        (["--max-pixels", "-1"], "`--max-pixels`.*-1"),
+        (["--output", "a-file/out"], "`--output`.*a-file"),
+        (["--sheet", "sheet.jpg"], r"`--sheet`.*\.png"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_written(
+    tmp_path, pictures, checkpoint, capsys, monkeypatch, flags: list[str], message: str
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    error = refused(capsys, tmp_path, "reconstruct", pictures[0], "--model", checkpoint, *flags)
+    assert re.search(message, error)
+
+
+def test_tokens_of_another_model_and_broken_files_are_refused(tmp_path, pictures, checkpoint, capsys) -> None:
+    tokens = tmp_path / "t.safetensors"
+    assert main(["tokenize", *pictures, "--model", checkpoint, "--output", str(tokens)]) == 0
+    capsys.readouterr()
+    DualCodebookVQModel(**{**TINY, "local_codebook_size": 41}).save_pretrained(tmp_path / "other")
+    output = ["--output", str(tmp_path / "out")]
+    error = refused(capsys, tmp_path, "detokenize", str(tokens), "--model", str(tmp_path / "other"), *output)
+    assert "--model" in error and "'local': 40" in error
+    tokens.write_bytes(tokens.read_bytes()[:-9])
+    assert "t.safetensors" in refused(capsys, tmp_path, "detokenize", str(tokens), "--model", checkpoint, *output)
+    (tmp_path / "other/diffusion_pytorch_model.safetensors").write_bytes(b"broken")
+    options = ["--model", str(tmp_path / "other"), *output]
+    assert "cannot load the model" in refused(capsys, tmp_path, "reconstruct", pictures[0], *options)
+
+
+def test_evaluate_measures_models_and_the_patch_linear_codec_side_by_side(tmp_path, checkpoint, capsys) -> None:
+    pytest.importorskip("datasets")
+    for split, count in (("train", 4), ("test", 3)):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for index in range(count):
+            picture(64, 80, seed=index).save(tmp_path / "data" / split / f"{index}.png")
+    output = tmp_path / "new" / "result.json"
+    data = ["--dataset", str(tmp_path / "data"), "--size", "64", "--patch-linear"]
+    command = ["evaluate", "--model", checkpoint, "--model", checkpoint, *data, "--output", str(output)]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    results = json.loads(output.read_text())["results"]
+    assert [result["protocol"]["pictures"] for result in results] == [3, 3, 3]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert len({result["metrics"]["bits_per_pixel"] for result in results}) == 1
+    for result in results:
+        assert result["model"]["name"] in table and f"{result['metrics']['psnr']:.2f}" in table
+    assert str(tmp_path) not in output.read_text()
+    assert main([*command, "--limit", "2"]) == 0
+    assert json.loads(output.read_text())["results"][0]["protocol"]["pictures"] == 2
+
+
+def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    picture(64, 80).save(tmp_path / "data" / "test" / "a.png")
+    (tmp_path / "mine.json").write_text("{}")
+    command = ["evaluate", "--model", checkpoint, "--dataset", str(tmp_path / "data")]
+    assert "nowhere" in refused(capsys, tmp_path, *command[:3], "--dataset", "./nowhere")
+    assert "validation" in refused(capsys, tmp_path, *command, "--split", "validation")
+    assert "train" in refused(capsys, tmp_path, *command, "--patch-linear")
+    assert "mine.json" in refused(capsys, tmp_path, *command, "--output", str(tmp_path / "mine.json"))
+    assert "--limit" in refused(capsys, tmp_path, *command, "--limit", "0")
+    assert "'none'" in refused(capsys, tmp_path, *command, "--model", "none")
+    assert "required: --dataset" in refused(capsys, tmp_path, "evaluate")
+
+
+def test_train_checks_its_arguments_before_it_launches_anything(tmp_path, capsys) -> None:
+    pytest.importorskip("accelerate")
+    assert "learning_rate" in refused(capsys, tmp_path, "train", "--dataset", "d", "--learning_rat", "1")
+    assert "`dataset`" in refused(capsys, tmp_path, "train", "--config", "tiny")
+    assert "./nowhere" in refused(capsys, tmp_path, "train", "--config", "tiny", "--dataset", "./nowhere")
+
+
+# A launcher as accelerate's: it starts a rank, waits, returns 0 or 1, and would die of a signal itself.
+LAUNCHER = "import subprocess, sys; sys.exit(bool(subprocess.call([sys.executable, '-c', sys.argv[1], sys.argv[2]])))"
+RANK = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def save(number, _):
+    time.sleep(0.3)
+    (folder / "saved").write_text(str(number))
+    sys.exit(0)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, save)
+(folder / "ready").touch()
+time.sleep(60)
+"""
+
+
+def signal_when(ready: Path, *numbers: int) -> None:
+    """Signals this process from another thread as soon as the file is there."""
+
+    def run() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+@pytest.mark.parametrize("sent, arrives", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGHUP", "SIGTERM")])
+def test_signals_reach_the_training_process_which_is_waited_for(tmp_path, sent: str, arrives: str) -> None:
+    pytest.importorskip("psutil")
+    before = signal.getsignal(signal.SIGTERM)
+    signal_when(tmp_path / "ready", getattr(signal, sent))
+    assert _run_forwarding_signals([sys.executable, "-c", LAUNCHER, RANK, str(tmp_path)]) == 0
+    assert (tmp_path / "saved").read_text() == str(int(getattr(signal, arrives)))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_interrupt_kills_what_does_not_end(tmp_path) -> None:
+    pytest.importorskip("psutil")
+    stubborn = RANK.replace("sys.exit(0)", "time.sleep(60)")
+    signal_when(tmp_path / "ready", signal.SIGINT, signal.SIGINT)
+    assert _run_forwarding_signals([sys.executable, "-c", LAUNCHER, stubborn, str(tmp_path)]) == 128 + signal.SIGKILL
+
+
+def test_the_launchers_exit_code_is_returned() -> None:
+    assert _run_forwarding_signals([sys.executable, "-c", "raise SystemExit(7)"]) == 7

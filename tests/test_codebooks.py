@@ -1,0 +1,203 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+from dualcodebook_hf import codebooks
+from dualcodebook_hf.codebooks import GlobalCodebook, LocalCodebook, nearest_codes
+
+
+def test_nearest_codes_equal_brute_force_in_float64():
+    vectors, codes = torch.randn(300, 6), torch.randn(40, 6)
+    distances = ((vectors.double()[:, None] - codes.double()[None]) ** 2).sum(-1).numpy()
+    assert np.array_equal(nearest_codes(vectors, codes).numpy(), distances.argmin(1))
+
+
+def test_search_in_chunks_gives_the_same_ids(monkeypatch):
+    vectors, codes = torch.randn(101, 6), torch.randn(40, 6)
+    whole = nearest_codes(vectors, codes)
+    monkeypatch.setattr(codebooks, "SEARCH_ENTRIES", 40 * 7)
+    assert torch.equal(nearest_codes(vectors, codes), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ids_of_low_precision_vectors_are_those_of_their_float32_values_even_under_autocast(dtype):
+    vectors, codes = torch.randn(2000, 32).to(dtype), torch.randn(512, 32)
+    with torch.autocast("cpu", dtype=dtype):
+        low = nearest_codes(vectors, codes)
+    assert torch.equal(low, nearest_codes(vectors.float(), codes))
+
+
+def test_paper_initialisation():
+    assert LocalCodebook(512, 128).weight.abs().max() <= 1 / 512
+    norms = GlobalCodebook(64, 128, transformer_layers=1).codes().norm(dim=1)
+    torch.testing.assert_close(norms, torch.full_like(norms, 128**0.5), rtol=1e-3, atol=0)  # PAPER: "norm 11.3"
+
+
+def test_the_gradient_to_one_used_code_moves_all_global_codes_and_one_local_code():
+    book = GlobalCodebook(16, 8, transformer_layers=2, heads=2, feed_forward=16, dropout=0.0).train()
+    (book.codes()[3] * torch.randn(8)).sum().backward()  # a plain sum is constant after LayerNorm
+    assert (book.weight.grad.abs().sum(1) > 0).all()
+    table = LocalCodebook(16, 8).train()
+    table.codes()[3].sum().backward()
+    assert table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [3]
+
+
+@pytest.fixture
+def book():
+    torch.manual_seed(0)
+    return GlobalCodebook(16, 8, transformer_layers=2, heads=2, feed_forward=16, dropout=0.1).eval()
+
+
+def count_runs(book):
+    runs = []
+    book.transformer.register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
+def fresh(book):
+    return book._compute_codes().detach()
+
+
+def test_in_eval_the_transformer_runs_once_and_without_dropout(book):
+    runs = count_runs(book)
+    first, second = book.codes(), book.codes()
+    assert len(runs) == 1
+    assert torch.equal(first, second)
+    assert torch.equal(first, fresh(book))
+
+
+def test_in_training_the_codes_have_dropout_and_a_graph(book):
+    book.train()
+    assert not torch.equal(book.codes(), book.codes())
+    assert book.codes().requires_grad
+
+
+def change_by_loading(book):
+    book.load_state_dict({name: value + 0.5 * torch.randn_like(value) for name, value in book.state_dict().items()})
+
+
+def change_by_training(book):
+    book.train()
+    optimizer = torch.optim.SGD(book.parameters(), lr=0.1)
+    book.codes().square().sum().backward()
+    optimizer.step()
+    book.eval()
+
+
+def change_by_ema_swap(book):
+    """`copy_to` writes through `.data`: no version counter moves, no hook runs."""
+    ema = EMAModel([parameter + 0.5 * torch.randn_like(parameter) for parameter in book.parameters()])
+    ema.copy_to(book.parameters())
+
+
+def change_one_deep_weight(book):
+    book.transformer.layers[1].linear2.weight.data.mul_(-2)
+
+
+def change_dtype(book):
+    book.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "change", [change_by_loading, change_by_training, change_by_ema_swap, change_one_deep_weight, change_dtype]
+)
+def test_cached_codes_equal_recomputed_ones_after(change, book):
+    before = book.codes()
+    change(book)
+    assert not torch.equal(book.codes(), before)
+    assert torch.equal(book.codes(), fresh(book))
+
+
+def test_an_ema_swap_and_back_restores_the_codes(book):
+    before = book.codes().clone()
+    ema = EMAModel([parameter + 1 for parameter in book.parameters()])
+    ema.store(book.parameters())
+    ema.copy_to(book.parameters())
+    swapped = book.codes()
+    ema.restore(book.parameters())
+    assert not torch.equal(swapped, before)
+    assert torch.equal(book.codes(), before)
+
+
+def test_a_deep_copy_has_codes_of_its_own(book):
+    book.codes()
+    other = copy.deepcopy(book)
+    change_by_loading(other)
+    assert torch.equal(other.codes(), fresh(other))
+    assert torch.equal(book.codes(), fresh(book))
+    assert not torch.equal(book.codes(), other.codes())
+
+
+def test_compiled_codes_follow_the_weights(book):
+    compiled = torch.compile(lambda: book.codes() * 1.0, backend="aot_eager")
+    torch.testing.assert_close(compiled(), book.codes())
+    change_by_ema_swap(book)
+    torch.testing.assert_close(compiled(), book.codes())
+
+
+def ema_book(size=4, dim=2, **kwargs):
+    return LocalCodebook(size, dim, update="ema", ema_decay=0.9, **{"revival_threshold": 0.0, **kwargs}).train()
+
+
+def test_ema_table_by_hand_and_frozen_in_eval():
+    book = ema_book(2)
+    with torch.no_grad():
+        book.weight.copy_(torch.tensor([[0.0, 0.0], [10.0, 10.0]]))
+        book.cluster_size.copy_(torch.tensor([3.0, 5.0]))
+    vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [9.0, 9.0]])
+    nearest, ids, _ = book(vectors)
+    assert ids.tolist() == [0, 0, 1]
+    assert nearest[0].tolist() == [0.0, 0.0]  # looked up before the update
+    # size = .9 * old + .1 * count; e = (.9 * old size * e + .1 * sum) / size
+    torch.testing.assert_close(book.cluster_size.data, torch.tensor([2.9, 4.6]))
+    torch.testing.assert_close(book.weight.data[0], torch.tensor([0.1 * 4.0 / 2.9, 0.0]))
+    torch.testing.assert_close(book.weight.data[1], torch.full((2,), (0.9 * 50 + 0.1 * 9) / 4.6))
+    kept = book.weight.clone()
+    book.eval()(vectors)
+    assert torch.equal(book.weight, kept)
+
+
+def test_ema_table_is_a_parameter_without_gradient():
+    book = ema_book()
+    assert "weight" in dict(book.named_parameters())
+    assert not any(parameter.requires_grad for parameter in book.parameters())
+
+
+def test_dead_codes_are_revived_on_live_vectors():
+    book = ema_book(8, revival_threshold=0.1)
+    with torch.no_grad():
+        book.weight.fill_(100.0)
+        book.weight[0] = 0.0
+        book.cluster_size[0] = 50.0
+    vectors = torch.rand(64, 2)
+    book(vectors)
+    distances = torch.cdist(book.weight.data[1:], vectors).min(1).values
+    assert distances.max() == 0
+    book(vectors)
+    assert nearest_codes(vectors, book.codes()).unique().numel() > 4
+
+
+def test_a_batch_with_nan_does_not_spoil_an_ema_table():
+    book = ema_book(revival_threshold=0.1)
+    book(torch.rand(16, 2))
+    kept, sizes = book.weight.clone(), book.cluster_size.clone()
+    bad = torch.rand(16, 2)
+    bad[3, 1] = float("nan")
+    book(bad)
+    assert torch.equal(book.weight, kept)
+    assert torch.equal(book.cluster_size, sizes)
+
+
+def test_codes_scaled_to_the_latents_take_over_their_mean_and_std():
+    book = GlobalCodebook(
+        256, 8, transformer_layers=1, heads=2, feed_forward=16, dropout=0.0, scale_to_latents=True, ema_decay=0.5
+    ).train()
+    vectors = torch.randn(4000, 8) * torch.linspace(0.1, 3, 8) + torch.arange(8.0)
+    for _ in range(20):
+        book(vectors)
+    codes = book.eval().codes()
+    torch.testing.assert_close(codes.mean(0), vectors.mean(0), rtol=0.3, atol=0.5)
+    torch.testing.assert_close(codes.std(0), vectors.std(0), rtol=0.4, atol=0.0)

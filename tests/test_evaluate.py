@@ -1,0 +1,174 @@
+"""The protocol: what is measured, on what, and how it is written down."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualcodebook_hf.evaluation.evaluate import (
+    evaluate_model,
+    evaluate_patch_linear,
+    fit_patch_linear,
+    format_table,
+)
+from dualcodebook_hf.evaluation.metrics import QuantizationError, TokenStatistics, psnr, ssim
+from dualcodebook_hf.evaluation.patch_linear import PatchLinearCodec
+from dualcodebook_hf.image_processing_dualcodebook import center_crop, resize_shorter_side, to_pixels
+
+datasets = pytest.importorskip("datasets")
+
+SIZE = 32
+
+
+def drawn(index):
+    """A picture of 40 x 56 pixels: a gradient and a disc, different for each index."""
+    y, x = np.mgrid[:40, :56]
+    disc = (y - 12 - index) ** 2 + (x - 20 - 3 * index) ** 2 < 80
+    planes = [(4 * x + 11 * index) % 256, np.where(disc, 200, 3 * y), np.where(disc, 30 * index, 90 + x)]
+    return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An image folder with 6 pictures in train and 5 in test."""
+    root = tmp_path_factory.mktemp("drawn pictures")
+    for split, count in (("train", 6), ("test", 5)):
+        (root / split).mkdir()
+        for index in range(count):
+            drawn(index).save(root / split / f"{index}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def crops(resample="lanczos"):
+    return torch.stack([to_pixels(center_crop(resize_shorter_side(drawn(i), SIZE, resample), SIZE)) for i in range(5)])
+
+
+def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_pictures(tiny_model, folder):
+    """In batches of 2, the last of 1: the mean is over pictures, statistics are over the whole split."""
+    metrics = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2)["metrics"]
+    x = crops()
+    with torch.no_grad():
+        out = tiny_model(x)
+    pair = (out.sample + 1) / 2, (x + 1) / 2
+    assert metrics["psnr"] == pytest.approx(psnr(*pair).mean().item(), rel=1e-4)
+    assert metrics["ssim"] == pytest.approx(ssim(*pair).mean().item(), abs=1e-4)
+    statistics = TokenStatistics({"global": 32, "local": 16})
+    statistics.update(out.tokens)
+    assert metrics["pair_entropy"] == pytest.approx(statistics.pair_entropy)
+    error = QuantizationError({"global": 8, "local": 4})
+    error.update(out.latents, out.quantized)
+    expected = error.compute()
+    assert metrics["quantization_error"] == pytest.approx(expected["all"], rel=1e-4)
+    for name, book in statistics.codebooks().items():
+        measured = metrics["codebooks"][name]
+        assert measured["quantization_error"] == pytest.approx(expected[name], rel=1e-4)
+        assert {key: measured[key] for key in book} == pytest.approx(book)
+
+
+def test_bits_a_pixel_are_over_the_crop(tiny_model, folder):
+    """f = 2 and books of 32 and 16 codes: 9 bits on each 2 x 2 pixels, also where the crop is padded to tokens."""
+    metrics = evaluate_model(tiny_model, folder, size=SIZE, limit=1)["metrics"]
+    assert (metrics["bits_per_position"], metrics["bits_per_pixel"]) == (9.0, 2.25)
+    metrics = evaluate_model(tiny_model, folder, size=15, limit=1)["metrics"]
+    assert metrics["bits_per_pixel"] == pytest.approx(9 * 64 / 225)
+
+
+def test_the_result_is_json_and_holds_its_protocol_but_no_folder_of_this_machine(tiny_model, folder):
+    result = evaluate_model(tiny_model, folder, size=SIZE, resample="bilinear", limit=3, name="tiny")
+    text = json.dumps(result, allow_nan=False)
+    assert str(folder.parent) not in text
+    protocol = result["protocol"]
+    assert (protocol["dataset"], protocol["split"], protocol["pictures"]) == (folder.name, "test", 3)
+    assert (protocol["size"], protocol["resample"], protocol["limit"]) == (SIZE, "bilinear", 3)
+    assert protocol["versions"]["torch"] == torch.__version__
+    assert protocol["hardware"]["device"] == "cpu"
+    assert {"psnr", "ssim", "ms_ssim", "l1", "quantization_error", "crop"} <= set(protocol["definitions"])
+    assert result["model"]["name"] == "tiny"
+    assert result["model"]["codebook_sizes"] == {"global": 32, "local": 16}
+
+
+def test_the_filter_matters_and_streaming_and_batches_do_not(tiny_model, folder):
+    metrics = evaluate_model(tiny_model, folder, size=SIZE)["metrics"]
+    for same in ({"streaming": True}, {"batch_size": 1}, {"limit": 99}):
+        other = evaluate_model(tiny_model, folder, size=SIZE, **same)["metrics"]
+        assert other["psnr"] == pytest.approx(metrics["psnr"], rel=1e-5)
+        assert other["pair_entropy"] == metrics["pair_entropy"]
+    assert evaluate_model(tiny_model, folder, size=SIZE, resample="bicubic")["metrics"]["l1"] != metrics["l1"]
+
+
+def test_the_model_keeps_its_mode_and_its_gradients_untouched(tiny_model, folder):
+    tiny_model.train()
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    evaluate_model(tiny_model, folder, size=SIZE, limit=2)
+    assert tiny_model.training
+    for name, value in tiny_model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_half_precision_model_is_measured_against_float32_pictures(tiny_model, folder):
+    result = evaluate_model(tiny_model.to(torch.bfloat16), folder, size=SIZE, limit=2)
+    assert result["model"]["dtype"] == "bfloat16"
+    assert math.isfinite(result["metrics"]["psnr"])
+
+
+def test_the_rival_is_measured_by_the_same_code_and_stands_in_the_same_table(tiny_model, folder):
+    options = {"size": SIZE, "limit": 4}
+    rival = evaluate_patch_linear(folder, folder, train_pictures=6, sizes=(16, 8), components=12, **options)
+    model = evaluate_model(tiny_model, folder, **options)
+    assert rival["protocol"] == model["protocol"]
+    assert set(rival["metrics"]) == set(model["metrics"])
+    assert rival["model"]["fitted_to"]["pictures"] == 6
+    assert rival["metrics"]["bits_per_position"] == 7
+    assert rival["metrics"]["codebooks"]["stage_1"]["quantization_error"] is None
+    assert 0 < rival["metrics"]["quantization_error"] < 1
+
+    lines = format_table([("tiny", model), ("patch-linear", rival)]).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    assert lines[2].startswith("| tiny ") and f"{model['metrics']['psnr']:.2f}" in lines[2]
+    assert f"{rival['metrics']['bits_per_pixel']:.4f}" in lines[3]
+
+
+def test_fitting_the_rival_on_the_same_split_is_deterministic(folder):
+    first, second = (fit_patch_linear(folder, size=SIZE, pictures=5, sizes=(8,), components=4) for _ in range(2))
+    assert torch.equal(first.codes_0, second.codes_0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": 0}, "`size`"),
+        ({"limit": 0}, "`limit`"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"resample": "sharp"}, "`resample`"),
+        ({"split": "tset"}, r"`split` must be one of \['train', 'test'\]"),
+        ({"image_column": "picture"}, r"`image_column` must be one of \['image', 'label'\]"),
+    ],
+)
+def test_wrong_arguments_are_named_before_any_work(folder, options, message):
+    codec = PatchLinearCodec()
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(codec, folder, **options)
+
+
+def test_another_kind_of_model_and_a_missing_folder_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="`model` must be a dual codebook model or a PatchLinearCodec, got Linear"):
+        evaluate_model(torch.nn.Linear(1, 1), folder)
+    with pytest.raises(ValueError, match="`dataset`"):
+        evaluate_model(PatchLinearCodec(), tmp_path / "nowhere")
+
+
+def test_an_unreadable_picture_is_named_by_its_place(tmp_path, folder):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    drawn(0).save(broken / "0.png")
+    (broken / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="picture 1 of the data set"):
+        evaluate_model(fit_patch_linear(folder, size=SIZE, sizes=(4,), components=4), broken, split="train", size=SIZE)

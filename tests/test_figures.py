@@ -1,0 +1,137 @@
+"""Figures show the right pixels in the right places, at any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualcodebook_hf.evaluation import figures
+from dualcodebook_hf.evaluation.figures import comparison, comparison_sheet, error_map, grid, token_map
+from dualcodebook_hf.image_processing_dualcodebook import to_image
+
+BOOKS = {"book_sizes": [512, 300], "book_names": ["global", "local"]}
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def tokens(width: int, height: int, factor: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 300, (2, -(-height // factor), -(-width // factor)), generator=generator)
+
+
+def find(inner: Image.Image, outer: Image.Image) -> list[int]:
+    """Left edges at which `inner` lies in `outer`, above the bottom margin that every figure has."""
+    inner, outer = np.asarray(inner, dtype=np.int16), np.asarray(outer, dtype=np.int16)
+    height, width = inner.shape[:2]
+    for margin in range(40):
+        bottom = outer.shape[0] - margin
+        strip = outer[bottom - height : bottom]
+        places = range(outer.shape[1] - width + 1)
+        hits = [x for x in places if (strip[0, x] == inner[0, 0]).all() and (strip[:, x : x + width] == inner).all()]
+        if hits:
+            return hits
+    return []
+
+
+def test_the_five_panels_stand_side_by_side_in_order_pixel_by_pixel() -> None:
+    original, reconstruction, ids = noise(300, 200), noise(300, 200, 1), tokens(300, 200)
+    figure = comparison(original, reconstruction, ids, **BOOKS)
+    panels = [original, reconstruction, error_map(original, reconstruction)]
+    panels += [token_map(book, original.size) for book in ids]
+    edges = [find(panel, figure) for panel in panels]
+    assert all(len(found) == 1 for found in edges)
+    assert edges == sorted(edges) and edges[1][0] - edges[0][0] >= 300
+
+
+def test_small_pictures_are_enlarged_by_whole_factors_and_large_ones_shrunk() -> None:
+    small = noise(32, 20)
+    figure = comparison(small, small, tokens(32, 20), **BOOKS)
+    assert len(find(small.resize((256, 160), Image.Resampling.NEAREST), figure)) == 2
+    large = noise(2048, 1024)
+    figure = comparison(large, large, tokens(2048, 1024), **BOOKS)
+    assert len(find(large.resize((512, 256), Image.Resampling.LANCZOS), figure)) == 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (2000, 3), (17, 16)])
+def test_every_size_can_be_shown(size: tuple[int, int]) -> None:
+    figure = comparison(noise(*size), noise(*size, 1), tokens(*size), **BOOKS, title="a title that is longer than that")
+    assert figure.mode == "RGB" and figure.width < 3000 and figure.height < 1000
+
+
+def test_a_single_book_makes_a_single_token_map() -> None:
+    picture = noise(300, 300)
+    two = comparison(picture, picture, tokens(300, 300), **BOOKS)
+    one = comparison(picture, picture, tokens(300, 300)[:1], [512], ["codebook"])
+    assert two.width - one.width >= 300 and one.height == two.height
+
+
+def test_the_error_map_is_linear_up_to_its_scale_and_then_saturates() -> None:
+    black = Image.new("RGB", (1, 1))
+    at = [error_map(black, Image.new("RGB", (1, 1), (round(255 * error),) * 3)) for error in (0, 0.125, 0.25, 0.9)]
+    colours = [picture.getpixel((0, 0)) for picture in at]
+    assert colours[0] == figures.ERROR_COLOURS[0]
+    assert np.allclose(colours[1], figures.ERROR_COLOURS[3], atol=4)
+    assert np.allclose(colours[2], figures.ERROR_COLOURS[-1], atol=4)
+    assert colours[3] == figures.ERROR_COLOURS[-1]
+
+
+def test_the_error_colours_get_lighter_all_the_way() -> None:
+    ramp = np.asarray(figures._error_colours(np.linspace(0, 1, 100)[None]).convert("L"), dtype=int)[0]
+    assert (np.diff(ramp) >= 0).all() and ramp[-1] - ramp[0] > 200
+
+
+def test_each_token_covers_f_by_f_pixels_from_the_top_left() -> None:
+    ids = torch.arange(6).reshape(2, 3)
+    picture = np.asarray(token_map(ids, (33, 20)))
+    assert picture.shape == (20, 33, 3)
+    for row in range(2):
+        for column in range(3):
+            block = picture[row * 16 : (row + 1) * 16, column * 16 : (column + 1) * 16].reshape(-1, 3)
+            assert len(np.unique(block, axis=0)) == 1
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 6
+
+
+def test_colours_of_512_tokens_are_fixed_and_all_different() -> None:
+    ids = torch.arange(512).reshape(16, 32)
+    first, again = (np.asarray(token_map(ids, (512, 256))) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 505
+    assert token_map(torch.tensor([[65535]]), (1, 1)).size == (1, 1)
+
+
+def test_a_sheet_stacks_its_rows() -> None:
+    rows = [noise(30, 10), noise(20, 15)]
+    sheet = np.asarray(comparison_sheet(rows))
+    assert sheet.shape == (25, 30, 3)
+    assert np.array_equal(sheet[:10], rows[0]) and np.array_equal(sheet[10:, :20], rows[1])
+    assert (sheet[10:, 20:] == 255).all()
+
+
+@pytest.mark.parametrize("count, rows", [(1, 1), (3, 1), (4, 2), (7, 3)])
+def test_the_grid_has_each_original_above_its_reconstruction(count: int, rows: int) -> None:
+    originals = torch.rand(count, 3, 5, 7) * 2 - 1
+    reconstructions = torch.randn(count, 3, 5, 7)
+    sheet = np.asarray(grid(originals, reconstructions, columns=3))
+    assert sheet.shape == (rows * 12 + (rows - 1) * 6, min(3, count) * 9 - 2, 3)
+    for index in range(count):
+        left, top = index % 3 * 9, index // 3 * 18
+        assert np.array_equal(sheet[top : top + 5, left : left + 7], to_image(originals[index]))
+        assert np.array_equal(sheet[top + 7 : top + 12, left : left + 7], to_image(reconstructions[index]))
+
+
+def test_sizes_that_do_not_fit_are_value_errors_that_name_the_argument() -> None:
+    picture = noise(32, 32)
+    with pytest.raises(ValueError, match=r"`reconstruction`.*\(32, 32\).*\(32, 16\)"):
+        comparison(picture, noise(32, 16), tokens(32, 32), **BOOKS)
+    with pytest.raises(ValueError, match=r"`tokens`.*\(2, h, w\).*\(3, 2, 2\)"):
+        comparison(picture, picture, torch.zeros(3, 2, 2, dtype=int), **BOOKS)
+    with pytest.raises(ValueError, match=r"`ids`.*\(3, 2\).*32x32"):
+        comparison(picture, picture, torch.zeros(2, 3, 2, dtype=int), **BOOKS)
+    with pytest.raises(ValueError, match=r"`originals` and `reconstructions`"):
+        grid(torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"`rows`"):
+        comparison_sheet([])

@@ -1,0 +1,138 @@
+"""The loss terms against PAPER.md's formulas in numpy and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dualcodebook_hf.evaluation.metrics import ms_ssim
+from dualcodebook_hf.training.losses import (
+    ReconstructionLoss,
+    adaptive_weight,
+    generator_loss,
+    hinge_discriminator_loss,
+    weighted_sum,
+)
+from dualcodebook_hf.training.perceptual import LPIPS
+
+
+@pytest.fixture
+def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x_hat, x = (torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))
+    return x_hat, x
+
+
+def test_hinge_loss_by_hand():
+    real, fake = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 1 + 2) / 3 + (0 + 1 + 2) / 3))
+
+
+def test_hinge_loss_equals_numpy():
+    real, fake = torch.randn(2, 1, 5, 5), torch.randn(2, 1, 5, 5)
+    expected = 0.5 * (np.maximum(0, 1 - real.numpy()).mean() + np.maximum(0, 1 + fake.numpy()).mean())
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_generator_loss_is_the_negative_mean_logit():
+    assert generator_loss(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).item() == -3
+
+
+def test_adaptive_weight_by_hand():
+    # d rec / d last = (3, 4), of norm 5; d g / d last = (0, 2).
+    last = torch.tensor([1.0, 1.0], requires_grad=True)
+    rec, g = 3 * last[0] + 4 * last[1], 2 * last[1]
+    weight = adaptive_weight(rec, g, last)
+    assert weight.item() == pytest.approx(5 / (2 + 1e-4), rel=1e-6)
+    assert not weight.requires_grad
+    (rec + weight * g).backward()  # the graphs are still there
+    torch.testing.assert_close(last.grad, torch.tensor([3.0, 4 + 2 * weight.item()]))
+
+
+def test_adaptive_weight_is_clamped_and_finite_where_the_generators_gradient_vanishes():
+    last = torch.ones(2, requires_grad=True)
+    assert adaptive_weight(3 * last.sum(), 0 * last.sum(), last).item() == pytest.approx(1e4)
+    assert adaptive_weight(0 * last.sum(), last.sum(), last).item() == 0
+
+
+def test_weighted_sum_needs_a_weight_for_each_term_and_a_term_for_each_weight():
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert weighted_sum(terms, {"a": 0.5, "b": 2.0}).item() == 7
+    for weights in ({"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "c": 1.0}):
+        with pytest.raises(ValueError, match="`terms` and `weights` must have the same names"):
+            weighted_sum(terms, weights)
+    with pytest.raises(ValueError, match="same names"):
+        weighted_sum({}, {})
+
+
+def test_the_papers_reconstruction_loss(pictures):
+    """rec = mean |x - x_hat| + 1.25 mean LPIPS."""
+    torch.manual_seed(0)
+    lpips = LPIPS()
+    distance = lpips(*pictures).mean().item()
+    loss = ReconstructionLoss(lpips=lpips)
+    terms = loss(*pictures)
+    assert loss.weights == {"l1": 1.0, "perceptual": 1.25}
+    l1 = np.abs(pictures[1].numpy() - pictures[0].numpy()).mean()
+    assert terms["l1"].item() == pytest.approx(l1, rel=1e-5)
+    assert terms["perceptual"].item() == pytest.approx(distance, rel=1e-5)
+    assert loss.rec(terms).item() == pytest.approx(l1 + 1.25 * distance, rel=1e-5)
+
+
+def test_l2_and_ms_ssim_terms(pictures):
+    loss = ReconstructionLoss(l1_weight=1.0, l2_weight=2.0, perceptual="ms-ssim", perceptual_weight=0.5)
+    terms = loss(*pictures)
+    assert set(terms) == {"l1", "l2", "perceptual"}
+    difference = pictures[1].numpy() - pictures[0].numpy()
+    assert terms["l2"].item() == pytest.approx((difference**2).mean(), rel=1e-5)
+    similarity = ms_ssim((pictures[0] + 1) / 2, (pictures[1] + 1) / 2).mean().item()
+    assert terms["perceptual"].item() == pytest.approx(1 - similarity, rel=1e-5)
+    expected = np.abs(difference).mean() + 2 * (difference**2).mean() + 0.5 * (1 - similarity)
+    assert loss.rec(terms).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rec_ignores_terms_of_others(pictures):
+    loss = ReconstructionLoss(perceptual="none")
+    terms = loss(*pictures)
+    assert loss.rec({**terms, "global_codebook": torch.tensor(100.0)}) == terms["l1"]
+
+
+def test_terms_of_weight_0_are_not_computed(pictures):
+    assert set(ReconstructionLoss(0.0, 1.0, "none", 1.25)(*pictures)) == {"l2"}
+    assert set(ReconstructionLoss(1.0, 0.0, "lpips", 0.0)(*pictures)) == {"l1"}
+
+
+def test_equal_pictures_cost_nothing(pictures):
+    loss = ReconstructionLoss(1.0, 1.0, "ms-ssim", 1.0)
+    terms = loss(pictures[0], pictures[0])
+    assert all(abs(term.item()) < 1e-6 for term in terms.values())
+
+
+def test_pixels_far_outside_the_range_still_have_a_gradient_from_ms_ssim(pictures):
+    x_hat = (pictures[1] * 0.5 + 3).requires_grad_()
+    loss = ReconstructionLoss(0.0, 0.0, "ms-ssim", 1.0)
+    loss.rec(loss(x_hat, pictures[1])).backward()
+    assert x_hat.grad.isfinite().all()
+    assert x_hat.grad.abs().sum() > 0
+
+
+def test_under_autocast_terms_are_float32_and_close(pictures):
+    loss = ReconstructionLoss(1.0, 1.0, "ms-ssim", 1.0)
+    expected = loss(*pictures)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = loss(*pictures)
+    for name, term in terms.items():
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term, expected[name])
+
+
+def test_wrong_arguments_are_refused_by_name():
+    with pytest.raises(ValueError, match="`perceptual` must be one of lpips, ms-ssim, none, got 'vgg'"):
+        ReconstructionLoss(perceptual="vgg")
+    with pytest.raises(ValueError, match="`lpips` must be given"):
+        ReconstructionLoss(perceptual="lpips")
+    with pytest.raises(ValueError, match="not all 0"):
+        ReconstructionLoss(0.0, 0.0, "none", 1.25)
+    with pytest.raises(ValueError, match="must be >= 0"):
+        ReconstructionLoss(-1.0, 0.0, "none")

@@ -1,0 +1,266 @@
+"""Metrics against hand-computed numbers, scikit-image and torchmetrics."""
+
+import math
+
+import pytest
+import torch
+
+from dualcodebook_hf.evaluation.metrics import (
+    QuantizationError,
+    TokenStatistics,
+    bits_per_pixel,
+    l1,
+    ms_ssim,
+    psnr,
+    ssim,
+)
+
+
+def photograph_pair(height=192, width=180):
+    """A photograph and a coarse, noisy version of it, (1, 3, H, W) in [0, 1]."""
+    data = pytest.importorskip("skimage.data")
+    original = torch.from_numpy(data.astronaut()[:height, 100 : 100 + width].copy()).permute(2, 0, 1)[None] / 255
+    coarse = torch.nn.functional.interpolate(
+        torch.nn.functional.avg_pool2d(original, 4), size=(height, width), mode="bilinear"
+    )
+    noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
+    return (coarse + 0.03 * noise).clamp(0, 1), original
+
+
+def random_pictures(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_psnr_and_l1_of_a_constant_error_are_known():
+    """An error of 0.1 everywhere: MSE 0.01, 20 dB, L1 0.1; each picture of the batch by itself."""
+    original = torch.full((2, 3, 8, 8), 0.5)
+    reconstruction = original.clone()
+    reconstruction[0] += 0.1
+    torch.testing.assert_close(psnr(reconstruction, original), torch.tensor([20.0, 100.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(l1(reconstruction, original), torch.tensor([0.1, 0.0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, ms_ssim, l1])
+def test_values_are_clamped_to_the_unit_range_before_they_are_compared(metric):
+    original = torch.ones(1, 3, 32, 32)
+    expected = metric(original, original)
+    torch.testing.assert_close(metric(original * 3, original), expected)
+
+
+def test_psnr_does_not_round_to_8_bits():
+    original = torch.full((1, 3, 4, 4), 0.5)
+    assert psnr(original + 1e-4, original).item() == pytest.approx(80, abs=0.05)
+
+
+def test_psnr_and_ssim_agree_with_scikit_image():
+    metrics = pytest.importorskip("skimage.metrics")
+    reconstruction, original = photograph_pair()
+    arrays = reconstruction[0].double().numpy(), original[0].double().numpy()
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    expected = metrics.structural_similarity(*arrays, channel_axis=0, **options)
+    assert ssim(reconstruction, original).item() == pytest.approx(expected, abs=1e-5)
+    expected = metrics.peak_signal_noise_ratio(arrays[1], arrays[0], data_range=1)
+    assert psnr(reconstruction, original).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_ssim_and_ms_ssim_agree_with_torchmetrics():
+    """torchmetrics counts windows over a reflected border too; inside the picture its map is the same."""
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    reconstruction, original = photograph_pair()
+    mean, full = functional.structural_similarity_index_measure(
+        reconstruction, original, data_range=1.0, return_full_image=True
+    )
+    ours = ssim(reconstruction, original).item()
+    assert ours == pytest.approx(full[..., 5:-5, 5:-5].mean().item(), abs=1e-5)
+    assert ours == pytest.approx(mean.item(), abs=0.01)
+    expected = functional.multiscale_structural_similarity_index_measure(reconstruction, original, data_range=1.0)
+    assert ms_ssim(reconstruction, original).item() == pytest.approx(expected.item(), abs=0.002)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (2, 7), (10, 10), (11, 11), (12, 5)])
+def test_ssim_and_ms_ssim_of_tiny_pictures_are_numbers_and_1_for_equal_ones(size):
+    original, other = random_pictures(2, 3, *size), random_pictures(2, 3, *size, seed=1)
+    for metric in (ssim, ms_ssim):
+        torch.testing.assert_close(metric(original, original), torch.ones(2))
+        assert metric(other, original).isfinite().all()
+
+
+def test_ms_ssim_below_22_pixels_is_ssim():
+    original = random_pictures(2, 3, 21, 21)
+    blurred = torch.nn.functional.avg_pool2d(original, 3, 1, 1)
+    torch.testing.assert_close(ms_ssim(blurred, original), ssim(blurred, original))
+
+
+@pytest.mark.parametrize("size, scales", [(43, 2), (44, 3), (88, 4)])
+def test_ms_ssim_of_a_small_picture_uses_the_scales_that_fit_and_normalizes_their_weights(size, scales):
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    reconstruction, original = photograph_pair(size, size)
+    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)[:scales]
+    product, x, y = 1.0, reconstruction, original
+    for scale, weight in enumerate(weights):
+        if scale:
+            x, y = torch.nn.functional.avg_pool2d(x, 2), torch.nn.functional.avg_pool2d(y, 2)
+        _, contrast = functional.structural_similarity_index_measure(
+            x, y, data_range=1.0, return_contrast_sensitivity=True, reduction="none"
+        )
+        term = ssim(x, y) if scale == scales - 1 else contrast
+        product = product * term ** (weight / sum(weights))
+    torch.testing.assert_close(ms_ssim(reconstruction, original), product, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["equal", "inverted", "constant", "outside"])
+def test_the_gradient_of_ms_ssim_is_finite_everywhere(kind):
+    original = random_pictures(1, 3, 64, 64)
+    start = {"equal": original, "inverted": 1 - original, "constant": original * 0, "outside": original * 4 - 2}[kind]
+    reconstruction = start.clone().requires_grad_()
+    ms_ssim(reconstruction, original, clamp=False).sum().backward()
+    assert reconstruction.grad.isfinite().all()
+
+
+def test_ms_ssim_as_a_loss_pulls_a_picture_to_the_original():
+    reconstruction, original = photograph_pair(64, 64)
+    reconstruction.requires_grad_()
+    before = ms_ssim(reconstruction, original, clamp=False).sum()
+    (gradient,) = torch.autograd.grad(before, reconstruction)
+    after = ms_ssim(reconstruction + 0.05 * gradient / gradient.norm(), original, clamp=False).sum()
+    assert after > before
+
+
+def test_half_precision_and_autocast_give_float32_numbers():
+    reconstruction, original = photograph_pair(48, 48)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(ssim(reconstruction, original), _ssim_without_autocast(reconstruction, original))
+    assert psnr(reconstruction.bfloat16(), original.bfloat16()).dtype == torch.float32
+
+
+def _ssim_without_autocast(reconstruction, original):
+    with torch.autocast("cpu", enabled=False):
+        return ssim(reconstruction, original)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, ms_ssim, l1])
+def test_pictures_of_another_shape_or_type_are_refused(metric):
+    picture = torch.zeros(1, 3, 8, 8)
+    for wrong in (torch.zeros(1, 3, 8, 9), torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="`reconstruction` and `original`"):
+            metric(wrong, picture if wrong.shape != (3, 8, 8) else wrong)
+
+
+def test_bits_per_pixel_of_the_paper():
+    """PAPER: 256 positions of 18 bits on 256 x 256 pixels: 4608 bits, 0.070 bits a pixel."""
+    assert bits_per_pixel(256, 18, 256, 256) == pytest.approx(4608 / 65536)
+
+
+def tokens_of(*columns):
+    """Token columns -> (1, books, 1, positions)."""
+    return torch.tensor(columns)[None, :, None]
+
+
+def test_statistics_of_known_histograms():
+    """Book a: 2 of 4 codes, equally often. Book b: uniform over 4. Pairs: (0,0) (0,1) (1,2) (1,3), 2 bits."""
+    statistics = TokenStatistics({"a": 4, "b": 4})
+    statistics.update(tokens_of([0, 0, 1, 1], [0, 1, 2, 3]))
+    books = statistics.codebooks()
+    assert books["a"] == {
+        "size": 4,
+        "usage": 0.5,
+        "perplexity": pytest.approx(2),
+        "normalized_entropy": pytest.approx(0.5),
+    }
+    assert books["b"] == {
+        "size": 4,
+        "usage": 1.0,
+        "perplexity": pytest.approx(4),
+        "normalized_entropy": pytest.approx(1),
+    }
+    assert statistics.pair_entropy == pytest.approx(2)
+    assert statistics.histograms["a"].tolist() == [2, 2, 0, 0]
+    assert statistics.positions == 4
+
+
+def test_entropy_of_a_skewed_histogram():
+    """Shares 1/2, 1/4, 1/8, 1/8: 1.75 bits, with one book as well as in a pair."""
+    statistics = TokenStatistics({"codebook": 8})
+    statistics.update(tokens_of([0, 0, 0, 0, 1, 1, 2, 3]))
+    assert statistics.pair_entropy == pytest.approx(1.75)
+    assert statistics.codebooks()["codebook"]["perplexity"] == pytest.approx(2**1.75)
+    assert statistics.codebooks()["codebook"]["normalized_entropy"] == pytest.approx(1.75 / 3)
+
+
+def test_a_single_token_has_no_entropy_and_its_book_perplexity_1():
+    statistics = TokenStatistics({"global": 512, "local": 512})
+    statistics.update(tokens_of([3], [511]))
+    assert statistics.pair_entropy == 0
+    assert statistics.codebooks()["local"]["perplexity"] == 1
+
+
+def test_entropy_of_the_pair_is_exact_over_the_joint_counts():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.stack([torch.randint(0, size, (6, 16, 16), generator=generator) for size in (30, 70)], dim=1)
+    statistics = TokenStatistics({"global": 30, "local": 70})
+    statistics.update(tokens)
+    table = torch.bincount((tokens[:, 0] * 70 + tokens[:, 1]).flatten()).double()
+    share = table[table > 0] / table.sum()
+    assert statistics.pair_entropy == pytest.approx(-(share * share.log2()).sum().item(), abs=1e-9)
+
+
+def test_statistics_in_batches_equal_those_of_all_tokens_at_once():
+    tokens = torch.randint(0, 20, (7, 2, 5, 3), generator=torch.Generator().manual_seed(0))
+    whole, parts = (TokenStatistics({"global": 20, "local": 25}) for _ in range(2))
+    whole.update(tokens)
+    for part in tokens.split(2):
+        parts.update(part)
+    assert parts.codebooks() == whole.codebooks()
+    assert parts.pair_entropy == whole.pair_entropy
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        (torch.zeros(1, 2, 2, 2), "must be integers"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.long), r"shape \(B, 2, h, w\)"),
+        (torch.full((1, 2, 2, 2), 4), r"global book must lie in \[0, 4\), got \[4, 4\]"),
+        (torch.full((1, 2, 2, 2), -1), "global book must lie in"),
+    ],
+)
+def test_tokens_that_do_not_fit_the_books_are_refused(tokens, message):
+    with pytest.raises(ValueError, match=message):
+        TokenStatistics({"global": 4, "local": 8}).update(tokens)
+
+
+def test_quantization_error_of_known_latents():
+    """Channel a: values 0, 2 (variance 1), error 0.5 each. Channel b: 0, 4 (variance 4), no error."""
+    z = torch.tensor([[0.0, 2.0], [0.0, 4.0]]).view(1, 2, 1, 2)
+    z_q = torch.tensor([[0.5, 1.5], [0.0, 4.0]]).view(1, 2, 1, 2)
+    error = QuantizationError({"global": 1, "local": 1})
+    error.update(z, z_q)
+    assert error.compute() == {"all": pytest.approx(0.25 / 5), "global": pytest.approx(0.25), "local": 0.0}
+
+
+def test_quantization_error_of_the_mean_is_1_and_of_equal_latents_0():
+    z = random_pictures(4, 6, 3, 3)
+    for quantized, expected in ((z, 0.0), (z.mean(dim=(0, 2, 3), keepdim=True).expand_as(z), 1.0)):
+        error = QuantizationError({"codebook": 6})
+        error.update(z, quantized)
+        assert error.compute()["all"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_quantization_error_in_batches_equals_that_of_all_latents_at_once():
+    """Also where the mean is large against the spread, in float64."""
+    z = random_pictures(9, 4, 3, 5).double() + 1000 * torch.arange(4.0).view(1, 4, 1, 1)
+    z_q = z + 0.1 * random_pictures(9, 4, 3, 5, seed=1)
+    whole, parts = (QuantizationError({"global": 1, "local": 3}) for _ in range(2))
+    whole.update(z, z_q)
+    for latents, quantized in zip(z.split(2), z_q.split(2), strict=True):
+        parts.update(latents, quantized)
+    assert parts.compute() == pytest.approx(whole.compute(), rel=1e-9)
+    spread = z.var(dim=(0, 2, 3), correction=0).sum()
+    expected = (z - z_q).square().mean(dim=(0, 2, 3)).sum() / spread
+    assert whole.compute()["all"] == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_quantization_error_refuses_other_shapes_and_is_nan_before_any_latents():
+    error = QuantizationError({"global": 2, "local": 2})
+    assert math.isnan(error.compute()["all"])
+    with pytest.raises(ValueError, match=r"must both be \(B, 4, h, w\)"):
+        error.update(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))

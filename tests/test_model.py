@@ -1,0 +1,209 @@
+import copy
+
+import pytest
+import torch
+from conftest import TINY, spread_codes
+from diffusers import AutoencoderDC, VQModel
+
+from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf.backbone import pad_to_multiple
+
+DCAE = {
+    **TINY,
+    "backbone": "dcae",
+    "block_out_channels": [8, 16, 16],
+    "layers_per_level": [0, 1, 1],
+    "linear_shortcut": True,
+}
+
+
+@pytest.fixture(params=[TINY, DCAE], ids=["vqgan", "dcae"])
+def model(request):
+    torch.manual_seed(0)
+    return spread_codes(DualCodebookVQModel(**request.param)).eval()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 2), (16, 16), (13, 18)])
+def test_any_size_comes_back_and_tokens_are_enough(model, size):
+    x = torch.rand(2, 3, *size) * 2 - 1
+    with torch.no_grad():
+        out = model(x)
+    f = model.downsample_factor
+    assert out.sample.shape == x.shape
+    assert out.tokens.shape == (2, 2, -(-size[0] // f), -(-size[1] // f))
+    tokens = model.tokenize(x)
+    assert torch.equal(tokens, out.tokens)
+    torch.testing.assert_close(model.detokenize(tokens, size=size), out.sample)
+    assert torch.equal(model.detokenize(tokens)[..., : size[0], : size[1]], model.detokenize(tokens, size=size))
+
+
+def test_vqmodels_encode_and_decode(model, pictures):
+    with torch.no_grad():
+        z = model.encode(pictures).latents
+        out = model(pictures)
+        assert torch.equal(z, out.latents)
+        height, width = pictures.shape[-2:]
+        torch.testing.assert_close(model.decode(z).sample[..., :height, :width], out.sample)
+        torch.testing.assert_close(
+            model.decode(out.quantized, force_not_quantize=True).sample[..., :height, :width], out.sample
+        )
+        ids = model.quantize(z)[2][2]
+        b, c, h, w = z.shape
+        from_ids = model.decode(ids, force_not_quantize=True, shape=(b, h, w, c)).sample
+        torch.testing.assert_close(from_ids[..., :height, :width], out.sample)
+        torch.testing.assert_close(model.decode(ids.view(b, h, w)).sample, from_ids)
+        assert model.decode(z, return_dict=False)[1] == model.quantize(z)[1]
+        assert model.encode(pictures, return_dict=False)[0].equal(z)
+
+
+def test_the_tuple_is_the_dict(model, pictures):
+    with torch.no_grad():
+        out, tup = model(pictures), model(pictures, return_dict=False)
+    assert torch.equal(out.sample, tup[0])
+    assert torch.equal(out.tokens, tup[1])
+    assert out.losses == tup[2]
+
+
+def test_slices_give_the_same(model, pictures):
+    whole = model.detokenize(model.tokenize(pictures))
+    model.enable_slicing()
+    torch.testing.assert_close(model.detokenize(model.tokenize(pictures)), whole)
+
+
+def test_save_and_load_is_equal_bit_for_bit(model, pictures, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = DualCodebookVQModel.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    with torch.no_grad():
+        assert torch.equal(loaded(pictures).sample, model(pictures).sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loading_in_low_precision_keeps_the_codebooks(model, pictures, tmp_path, dtype):
+    model.save_pretrained(tmp_path)
+    low = DualCodebookVQModel.from_pretrained(tmp_path, dtype=dtype)
+    assert low.encoder.conv_in.weight.dtype == dtype if hasattr(low.encoder.conv_in, "weight") else True
+    for book, same in zip(low.quantize.books.values(), model.quantize.books.values(), strict=True):
+        assert torch.equal(book.codes(), same.codes())
+    z = low.encode(pictures.to(dtype)).latents
+    assert z.dtype == dtype
+    assert torch.equal(low.quantize(z)[2][2], model.quantize(z.float())[2][2])
+    assert low.detokenize(low.tokenize(pictures.to(dtype))).dtype == dtype
+
+
+def test_codes_rounded_by_to_are_searched_in_float32(model):
+    z = torch.randn(2, 12, 4, 4)
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    codes = [book.codes() for book in low.quantize.books.values()]
+    for index, (part, table) in enumerate(zip(z.split([8, 4], 1), codes, strict=True)):
+        distances = (part.movedim(1, -1)[..., None, :] - table).double().square().sum(-1)
+        assert torch.equal(low.quantize.quantize_latents(z).tokens[:, index], distances.argmin(-1))
+
+
+def test_autocast_gives_the_tokens_of_its_own_latents(model, pictures):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(pictures)
+    assert torch.equal(out.tokens, model.quantize.quantize_latents(out.latents.float()).tokens)
+
+
+def test_gradient_checkpointing_changes_nothing(model, pictures):
+    model.train()
+    gradients = []
+    for checkpointed in (False, True):
+        model.zero_grad()
+        if checkpointed:
+            model.enable_gradient_checkpointing()
+        out = model(pictures)
+        (out.sample.square().mean() + sum(out.losses.values())).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_compiled_model_equals_eager(model, pictures):
+    with torch.no_grad():
+        expected = model(pictures)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(pictures)
+    assert torch.equal(compiled.tokens, expected.tokens)
+    torch.testing.assert_close(compiled.sample, expected.sample)
+
+
+def test_the_vqgan_backbone_is_diffusers_vqmodels(pictures):
+    ours = DualCodebookVQModel(**{**TINY, "attention": True}).eval()
+    theirs = VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=1,
+        latent_channels=12,
+        norm_num_groups=4,
+    ).eval()
+    state = {name: value for name, value in ours.state_dict().items() if not name.startswith("quantize")}
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert missing == ["quantize.embedding.weight"]
+    x = pictures[..., :12, :18]
+    with torch.no_grad():
+        assert torch.equal(theirs.encode(x).latents, ours.encode(x).latents)
+
+
+def test_the_dcae_backbone_is_diffusers_autoencoderdc(pictures):
+    ours = DualCodebookVQModel(**{**DCAE, "linear_shortcut": False, "layers_per_level": [1, 1, 1]}).eval()
+    theirs = AutoencoderDC(
+        latent_channels=12,
+        encoder_block_out_channels=(8, 16, 16),
+        decoder_block_out_channels=(8, 16, 16),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((),) * 3,
+        decoder_qkv_multiscales=((),) * 3,
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+    ).eval()
+    theirs.encoder.load_state_dict(ours.encoder.state_dict())
+    theirs.decoder.load_state_dict(ours.decoder.state_dict())
+    x = pictures[..., :12, :16]
+    with torch.no_grad():
+        assert torch.equal(theirs.encoder(x), ours.encoder(x))
+        assert torch.equal(theirs.decoder(theirs.encoder(x)), ours.decoder(ours.encoder(x)))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected", "got"),
+    [
+        (torch.zeros(3, 8, 8), r"shape \(B, 3, H, W\)", r"\(3, 8, 8\)"),
+        (torch.zeros(1, 4, 8, 8), r"shape \(B, 3, H, W\)", r"\(1, 4, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point", "uint8"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.float64), "dtype torch.float32", "float64"),
+        (torch.full((1, 3, 8, 8), 255.0), r"lie in \[-1, 1\]", r"\[255, 255\]"),
+        (torch.full((1, 3, 8, 8), float("nan")), r"lie in \[-1, 1\]", "nan"),
+    ],
+)
+def test_wrong_pixels_are_named(tiny_model, tensor, expected, got):
+    with pytest.raises(ValueError, match=f"`pixel_values` must .*{expected}.*got.*{got}"):
+        tiny_model.tokenize(tensor)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keywords", "message"),
+    [
+        (torch.zeros(1, 2, 3, 3), {}, "`tokens` must be integers, got torch.float32"),
+        (torch.zeros(2, 3, 3).long(), {}, r"`tokens` must be of shape \(B, 2, h, w\), got \(2, 3, 3\)"),
+        (torch.full((1, 2, 3, 3), 16), {}, r"`tokens` of the local book must lie in \[0, 16\), got \[16, 16\]"),
+        (torch.full((1, 2, 3, 3), -1), {}, r"`tokens` of the global book must lie in \[0, 32\), got \[-1, -1\]"),
+        (torch.zeros(1, 2, 3, 3).long(), {"size": (9, 6)}, r"`size` must be .*grid \(3, 3\), got \(9, 6\)"),
+        (torch.zeros(1, 2, 3, 3).long(), {"only": "both"}, "`only` must be one of global, local or None, got 'both'"),
+    ],
+)
+def test_wrong_tokens_are_named(tiny_model, tokens, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.detokenize(tokens, **keywords)
+
+
+def test_padding_reflects_again_and_again_and_repeats_a_single_pixel():
+    row = torch.tensor([[0.0, 1.0, 2.0]])
+    assert pad_to_multiple(row, 8)[0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert pad_to_multiple(torch.tensor([[5.0]]), 4).tolist() == [[5.0] * 4] * 4
+    x = torch.randn(2, 3, 16, 20)
+    padded = pad_to_multiple(x, 16)
+    assert torch.equal(padded, torch.nn.functional.pad(x, (0, 12, 0, 0), mode="reflect"))

@@ -1,0 +1,148 @@
+"""Token files keep every token, and refuse what cannot be decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dualcodebook_hf.token_file import METADATA_KEY, TokenFile, TokenizedPicture, load_tokens, save_tokens, token_bytes
+
+BOOKS = {"global": 512, "local": 300}
+
+
+def picture(name: str = "a.png", size: tuple[int, int] = (33, 50), books: dict[str, int] = BOOKS) -> TokenizedPicture:
+    grid = [-(-side // 16) for side in size]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.stack([torch.randint(0, n, grid, generator=generator) for n in books.values()])
+    return TokenizedPicture(name, size, tokens)
+
+
+def content(*pictures: TokenizedPicture, **changes) -> TokenFile:
+    return dataclasses.replace(TokenFile(pictures or (picture(),), 16, dict(BOOKS), "0123456789ab"), **changes)
+
+
+def rewrite(path, tensors=None, **header) -> None:
+    """Replaces parts of a token file behind the writer's back."""
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    save_file(tensors or load_file(path), path, metadata={METADATA_KEY: json.dumps({**metadata, **header})})
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_everything_comes_back(tmp_path, count: int) -> None:
+    sizes = [(1, 1), (33, 50), (16, 4096)]
+    saved = content().pictures[:0] if count == 0 else [picture(f"ü {i}.jpg", sizes[i]) for i in range(count)]
+    save_tokens(tmp_path / "t.safetensors", content(pictures=saved))
+    loaded = load_tokens(tmp_path / "t.safetensors")
+    assert (loaded.downsample_factor, loaded.books, loaded.config_hash) == (16, BOOKS, "0123456789ab")
+    assert list(loaded.books) == ["global", "local"]
+    assert [(p.name, p.size) for p in loaded.pictures] == [(p.name, p.size) for p in saved]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(loaded.pictures, saved, strict=True))
+    assert all(p.tokens.dtype == torch.int64 for p in loaded.pictures)
+
+
+def test_the_format_is_uint16_tensors_with_numbered_names(tmp_path) -> None:
+    save_tokens(tmp_path / "t.safetensors", content(picture(), picture("b.png", (1, 1))))
+    tensors = load_file(tmp_path / "t.safetensors")
+    assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == {
+        "0000.tokens": (torch.uint16, (2, 3, 4)),
+        "0001.tokens": (torch.uint16, (2, 1, 1)),
+    }
+
+
+def test_the_largest_book_of_uint16_keeps_its_last_token_and_a_larger_one_is_refused(tmp_path) -> None:
+    tokens = torch.tensor([[[65535]]])
+    path = tmp_path / "t.safetensors"
+    save_tokens(path, TokenFile([TokenizedPicture("a", (1, 1), tokens)], 16, {"codebook": 65536}, ""))
+    assert load_tokens(path).pictures[0].tokens.item() == 65535
+    with pytest.raises(ValueError, match=r"`books`.*'codebook'.*65536.*65537"):
+        save_tokens(path, TokenFile([], 16, {"codebook": 65537}, ""))
+
+
+def test_bytes_of_tokens_are_rounded_up() -> None:
+    assert token_bytes((16, 16), 18.0) == 576
+    assert token_bytes((1, 1), 18.0) == 3
+    assert token_bytes((3, 1), 10.0) == 4
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (TokenizedPicture("a.png", (33, 70), picture().tokens), r"'a.png'.*\(2, 3, 5\).*70x33.*f=16.*\(2, 3, 4\)"),
+        (TokenizedPicture("a.png", (33, 50), picture().tokens[:1]), r"'a.png'.*\(1, 3, 4\)"),
+        (TokenizedPicture("a.png", (33, 50), picture().tokens.float()), r"integers.*float32"),
+        (TokenizedPicture("a.png", (33, 50), torch.full((2, 3, 4), 300)), r"local book.*\[0, 300\).*\[300, 300\]"),
+        (TokenizedPicture("a.png", (33, 50), torch.full((2, 3, 4), -1)), r"global book.*\[-1, -1\]"),
+        (TokenizedPicture("a.png", (0, 50), torch.zeros(2, 0, 4, dtype=int)), r"`size`.*\(0, 50\)"),
+        (TokenizedPicture("../a.png", (33, 50), picture().tokens), r"`name`.*'\.\./a\.png'"),
+        (TokenizedPicture("..", (33, 50), picture().tokens), r"`name`"),
+    ],
+)
+def test_what_cannot_be_decoded_is_not_written(tmp_path, wrong: TokenizedPicture, message: str) -> None:
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(ValueError, match=message):
+        save_tokens(path, content(wrong))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
+    path = tmp_path / "t.safetensors"
+    save_tokens(path, content())
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        save_tokens(path, content(downsample_factor=8))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    save_tokens(path, content(config_hash="new"))
+    assert load_tokens(path).config_hash == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ({"format_version": 2}, r"version 1, got 2"),
+        ({"format_version": None}, r"version 1, got None"),
+        ({"books": [["global", 512], ["local", 10]]}, r"local book.*\[0, 10\)"),
+        ({"books": [["global", 512]]}, r"shape \(1, 3, 4\)"),
+        ({"books": ["global"]}, r"`books`"),
+        ({"downsample_factor": 8}, r"f=8"),
+        ({"downsample_factor": 0}, r"`downsample_factor`"),
+        ({"downsample_factor": "16"}, r"`downsample_factor`"),
+        ({"config_hash": None}, r"`config_hash`"),
+        ({"pictures": []}, r"0 pictures, got 1"),
+        ({"pictures": [{"name": "a.png"}]}, r"`pictures`"),
+        ({"pictures": [{"name": "a.png", "height": 33, "width": 500}]}, r"500x33"),
+        ({"pictures": [{"name": "a.png", "height": True, "width": 50}]}, r"`size`"),
+        ({"pictures": [{"name": "/etc/a.png", "height": 33, "width": 50}]}, r"`name`"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_a_value_error_that_names_it(tmp_path, header: dict, message: str) -> None:
+    path = tmp_path / "t.safetensors"
+    save_tokens(path, content())
+    rewrite(path, **header)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokens(path)
+    assert "t.safetensors" in str(error.value)
+
+
+def test_tokens_of_another_type_are_refused(tmp_path) -> None:
+    path = tmp_path / "t.safetensors"
+    save_tokens(path, content())
+    rewrite(path, tensors={"0000.tokens": picture().tokens.int()})
+    with pytest.raises(ValueError, match=r"uint16, got torch.int32"):
+        load_tokens(path)
+
+
+def test_missing_broken_and_foreign_files_are_value_errors_that_name_them(tmp_path) -> None:
+    (tmp_path / "text").write_text("hello")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "weights")
+    save_tokens(tmp_path / "cut", content())
+    (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-5])
+    (tmp_path / "folder").mkdir()
+    for name in ("text", "weights", "cut", "folder", "missing"):
+        with pytest.raises(ValueError, match=rf"token file .*{name}'"):
+            load_tokens(tmp_path / name)

@@ -1,0 +1,296 @@
+"""The trainer on eight drawn pictures: learning, exact resume, several processes, stopping, NaN."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import TINY
+from PIL import Image
+from safetensors.torch import load_file
+
+from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields
+from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
+from dualcodebook_hf.training.checkpoints import list_checkpoints
+from dualcodebook_hf.training.trainer import Trainer, learning_rate_factor
+
+WORKER = Path(__file__).with_name("train_worker.py")
+EMA_BOOKS = {"global_transformer_layers": 0, "global_update": "ema", "local_update": "ema"}
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """An image folder of eight 28 x 32 pictures of coloured rectangles, the same ones for training and validation."""
+    root = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        (root / split).mkdir()
+        for number in range(8):
+            pixels = np.full((28, 32, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+            pixels[4:18, number : number + 13] = rng.integers(0, 256, 3)
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+    return str(root)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its state for the whole process."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def run_config(dataset, output_dir, model=None, data=None, **training):
+    arguments = {
+        "train_batch_size": 2,
+        "max_train_steps": 6,
+        "perceptual": "none",
+        "adversarial_weight": 0.0,
+        "discriminator_channels": 4,
+        "learning_rate": 1e-3,
+        "validation_steps": 0,
+        "checkpointing_steps": 0,
+        "report_to": "none",
+        "num_threads": 1,
+    }
+    model = {**TINY, **(model or {})}
+    run = RunConfig(
+        DualCodebookFields(**model),
+        DataArguments(**{"dataset": dataset, "resolution": 24, "num_workers": 0, **(data or {})}),
+        TrainArguments(**{**arguments, "output_dir": str(output_dir), **training}),
+    )
+    run.check()
+    return run
+
+
+def contents(folder):
+    """Every tensor and number of a checkpoint, by file and key."""
+
+    def flatten(prefix, value):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from flatten(f"{prefix}/{key}", item)
+        elif isinstance(value, (list, tuple)):
+            for key, item in enumerate(value):
+                yield from flatten(f"{prefix}/{key}", item)
+        else:
+            yield prefix, value
+
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":
+            found |= dict(flatten(name, load_file(path)))
+        elif path.suffix in (".bin", ".pkl"):
+            found |= dict(flatten(name, torch.load(path, weights_only=False)))
+    return found
+
+
+def assert_equal_checkpoints(a, b):
+    a, b = contents(a), contents(b)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        same = value.equal(b[name]) if isinstance(value, torch.Tensor) else np.array_equal(value, b[name])
+        assert same, name
+
+
+def run_worker(run, *mode, processes=1):
+    """Trains in processes of their own; see train_worker.py."""
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(WORKER), json.dumps(run.to_dict()), *map(str, mode)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streaming"])
+def test_six_steps_equal_three_then_sigkill_then_three(dataset, tmp_path, streaming):
+    """Bit for bit: G, D, EMA weights, EMA tables, both optimizers, random numbers and data position."""
+    shared = {
+        "model": {"local_update": "ema", "transformer_dropout": 0.1},
+        "data": {"streaming": streaming, "shuffle_buffer": 4},
+        "adversarial_weight": 0.8,
+        "adversarial_start": 2,
+        "ema_decay": 0.9,
+        "checkpointing_steps": 3,
+        "gradient_accumulation_steps": 2,
+        "lr_schedule": "cosine",
+    }
+    Trainer(run_config(dataset, tmp_path / "whole", **shared)).train()
+    fresh = run_config(dataset, tmp_path / "killed", **shared)
+    killed = run_worker(fresh, "kill", 4)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in list_checkpoints(tmp_path / "killed")] == ["checkpoint-3"]
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    torch.manual_seed(99)
+    Trainer(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **shared)).train()
+    assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-6", tmp_path / "killed" / "checkpoint-6")
+
+
+def test_two_processes_equal_one_with_the_doubled_batch_and_stay_equal_with_the_adversary(dataset, tmp_path):
+    shared = {"model": EMA_BOOKS, "adversarial_weight": 0.8, "adversarial_start": 3, "checkpointing_steps": 3}
+    result = run_worker(run_config(dataset, tmp_path / "two", **shared), "dump", tmp_path, processes=2)
+    assert result.returncode == 0, result.stderr
+    Trainer(run_config(dataset, tmp_path / "one", **{**shared, "train_batch_size": 4, "max_train_steps": 3})).train()
+    one = load_file(tmp_path / "one" / "checkpoint-3" / "model.safetensors")
+    two = load_file(tmp_path / "two" / "checkpoint-3" / "model.safetensors")
+    start = Trainer(run_config(dataset, tmp_path / "none", **shared)).network.state_dict()
+    for name, value in one.items():
+        moved = (value - start[name]).norm()
+        assert (value - two[name]).norm() <= 1e-3 * moved + 1e-6, name
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
+    assert len(ranks[0]) > 20
+    for name, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][name]), name
+    assert any(name.startswith("D/") for name in ranks[0])
+
+
+def test_accumulated_gradients_equal_the_larger_batch(dataset, tmp_path):
+    changes = {"max_train_steps": 2}
+    Trainer(run_config(dataset, tmp_path / "a", gradient_accumulation_steps=2, **changes)).train()
+    Trainer(run_config(dataset, tmp_path / "b", train_batch_size=4, **changes)).train()
+    a, b = (load_file(tmp_path / name / "checkpoint-2" / "model.safetensors") for name in "ab")
+    for name, value in a.items():
+        assert (value - b[name]).norm() <= 1e-3 * value.norm() + 1e-6, name
+
+
+def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_path):
+    model = {**EMA_BOOKS, "linear_shortcut": True, "backbone": "dcae"}
+    run = run_config(
+        dataset,
+        tmp_path,
+        model=model,
+        max_train_steps=60,
+        validation_steps=30,
+        validation_samples=8,
+        data_initialization=8,
+        ema_decay=0.8,
+        l2_weight=1.0,
+        report_to="tensorboard",
+        weights_dtype="bfloat16",
+    )
+    trainer = Trainer(run)
+    batches = list(trainer.validation_pictures.batches(8))
+    losses = []
+    for _ in range(2):
+        with trainer.averaged_weights() as network, torch.no_grad():
+            losses.append((network(batches[0]).sample - batches[0]).square().mean().item())
+        if len(losses) == 1:
+            trainer.train()
+    assert losses[1] < losses[0] / 2
+    saved = DualCodebookVQModel.from_pretrained(tmp_path / "final")
+    with trainer.averaged_weights() as network, torch.no_grad():
+        for name, value in network.state_dict().items():
+            expected = value if name.startswith("quantize.") else value.bfloat16().float()
+            assert torch.equal(saved.state_dict()[name], expected), name
+    assert json.loads((tmp_path / "final" / "train_config.json").read_text()) == run.to_dict()
+    assert Image.open(tmp_path / "samples" / "step-0000060.png").width > 24
+    assert list((tmp_path / "logs").rglob("events*"))
+
+
+def test_averaged_weights_are_the_moving_average_and_leave_no_trace(dataset, tmp_path):
+    trainer = Trainer(run_config(dataset, tmp_path, ema_decay=0.5, max_train_steps=3))
+    trainer.train()
+    before = [parameter.clone() for parameter in trainer.network.parameters()]
+    with trainer.averaged_weights() as network:
+        assert not network.training
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), trainer.ema.shadow_params, strict=True))
+        assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), before, strict=True))
+    assert trainer.network.training
+    assert all(torch.equal(a, b) for a, b in zip(trainer.network.parameters(), before, strict=True))
+
+
+def test_only_the_last_checkpoints_are_kept(dataset, tmp_path):
+    Trainer(run_config(dataset, tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)).train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_time_limit_stops_and_saves(dataset, tmp_path):
+    trainer = Trainer(run_config(dataset, tmp_path, max_train_steps=100_000, max_train_minutes=0.02))
+    trainer.train()
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert checkpoint.name == f"checkpoint-{trainer.progress.step}"
+    assert 0 < trainer.progress.step < 100_000
+
+
+def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
+    run = run_config(dataset, tmp_path, max_train_steps=100_000)
+    flags = []
+    for section in run.to_dict().values():
+        for name, value in section.items():
+            if value is not None:
+                flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    command = [sys.executable, "-m", "dualcodebook_hf.cli", "train", *flags, "--checkpointing_steps", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(tmp_path) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    newest = list_checkpoints(tmp_path)[-1]
+    assert (tmp_path / "final" / "config.json").is_file()
+    assert torch.load(newest / "custom_checkpoint_0.pkl")["step"] == int(newest.name.split("-")[1])
+
+
+def test_a_lost_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_path, capsys):
+    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_BOOKS, learning_rate=1e30, non_finite_limit=3))
+    with pytest.raises(RuntimeError, match=r"update 2 not taken: .* = (nan|inf).*pictures \[\d, \d\].*3 in a row"):
+        trainer.train()
+    assert trainer.progress.step == 1
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.network.parameters())
+    assert capsys.readouterr().err.count("not taken") == 2
+
+
+def test_init_from_starts_with_the_weights_and_nothing_else(dataset, tmp_path):
+    torch.manual_seed(5)
+    source = DualCodebookVQModel(**TINY)
+    source.save_pretrained(tmp_path / "source")
+    trainer = Trainer(run_config(dataset, tmp_path / "run", init_from=str(tmp_path / "source")))
+    assert all(torch.equal(a, b) for a, b in zip(trainer.network.parameters(), source.parameters(), strict=True))
+    assert trainer.progress.step == 0
+    with pytest.raises(ValueError, match=r"`init_from` .* does not fit the model"):
+        Trainer(run_config(dataset, tmp_path / "other", model={"local_dim": 6}, init_from=str(tmp_path / "source")))
+
+
+def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_another_model(dataset, tmp_path):
+    Trainer(run_config(dataset, tmp_path, max_train_steps=1)).train()
+    with pytest.raises(ValueError, match=r"`output_dir` .* already holds checkpoint-1"):
+        Trainer(run_config(dataset, tmp_path))
+    with pytest.raises(ValueError, match=r"`local_dim` must be 4, as in the checkpoint .*, got 6"):
+        Trainer(run_config(dataset, tmp_path, model={"local_dim": 6}, resume_from_checkpoint="latest"))
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be"):
+        Trainer(run_config(dataset, tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))
+
+
+def test_codebooks_have_a_rate_of_their_own(dataset, tmp_path):
+    run = run_config(
+        dataset, tmp_path, codebook_learning_rate=5e-3, anneal_codebook_lr=False, lr_schedule="linear", lr_final=0.0
+    )
+    trainer = Trainer(run)
+    trainer.train()
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates["codebooks"] == 5e-3
+    assert rates["backbone"] == pytest.approx(1e-3 / 6)
+    books = {id(parameter) for parameter in trainer.network.quantize.parameters()}
+    assert {id(p) for p in trainer.optimizer.param_groups[1]["params"]} == books
+
+
+def test_the_schedule_by_hand():
+    arguments = TrainArguments(lr_schedule="cosine", lr_warmup_steps=10, max_train_steps=110, lr_final=0.1)
+    factors = {step: learning_rate_factor(arguments, step) for step in (0, 4, 9, 10, 60, 110)}
+    assert factors == pytest.approx({0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 60: 0.55, 110: 0.1})
+    arguments.lr_schedule = "linear"
+    assert learning_rate_factor(arguments, 60) == pytest.approx(0.55)
+    arguments.lr_schedule = "constant"
+    assert learning_rate_factor(arguments, 100) == 1.0
