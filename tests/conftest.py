@@ -9,6 +9,9 @@ import torch
 
 from dualcodebook_hf import DualCodebookVQModel
 
+# Two processes that each want all cores are several times slower than two that want one.
+torch.set_num_threads(1)
+
 TINY = {
     "block_out_channels": [8, 16],
     "layers_per_block": 1,

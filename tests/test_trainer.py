@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import TINY
 from PIL import Image
@@ -154,7 +155,7 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_stay_equal_with_the_
 
 
 def test_accumulated_gradients_equal_the_larger_batch(dataset, tmp_path):
-    changes = {"max_train_steps": 2}
+    changes = {"max_train_steps": 2, "model": {"global_transformer_layers": 0}}
     Trainer(run_config(dataset, tmp_path / "a", gradient_accumulation_steps=2, **changes)).train()
     Trainer(run_config(dataset, tmp_path / "b", train_batch_size=4, **changes)).train()
     a, b = (load_file(tmp_path / name / "checkpoint-2" / "model.safetensors") for name in "ab")
@@ -171,7 +172,6 @@ def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_pat
         max_train_steps=60,
         validation_steps=30,
         validation_samples=8,
-        data_initialization=8,
         ema_decay=0.8,
         l2_weight=1.0,
         report_to="tensorboard",
@@ -223,13 +223,9 @@ def test_the_time_limit_stops_and_saves(dataset, tmp_path):
 
 
 def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
-    run = run_config(dataset, tmp_path, max_train_steps=100_000)
-    flags = []
-    for section in run.to_dict().values():
-        for name, value in section.items():
-            if value is not None:
-                flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    command = [sys.executable, "-m", "dualcodebook_hf.cli", "train", *flags, "--checkpointing_steps", "2"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_config(dataset, tmp_path, max_train_steps=100_000).to_dict()))
+    flags = ["--config", str(tmp_path / "run.yaml"), "--checkpointing_steps", "2"]
+    command = [sys.executable, "-m", "dualcodebook_hf.cli", "train", *flags]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

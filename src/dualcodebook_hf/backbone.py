@@ -93,10 +93,10 @@ def build_decoder(config: DualCodebookConfig) -> nn.Module:
     )
 
 
-def decoder_output_weight(decoder: nn.Module) -> nn.Parameter:
-    """The weight of the decoder's last convolution: "the last layer" of the adaptive weight (PAPER, "The loss")."""
+def last_convolution(decoder: nn.Module) -> nn.Conv2d:
+    """The decoder's output convolution: its weight is "the last layer" of the adaptive weight (PAPER, "The loss")."""
     last = decoder.conv_out
-    return last.conv.weight if isinstance(last, autoencoder_dc.DCUpBlock2d) else last.weight
+    return last.conv if isinstance(last, autoencoder_dc.DCUpBlock2d) else last
 
 
 def _layers(config: DualCodebookConfig) -> tuple[int, ...]:

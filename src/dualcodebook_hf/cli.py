@@ -147,9 +147,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-# ---- reconstruct, tokenize, detokenize
-
-
 @dataclass
 class _Coded:
     """One picture through the tokenizer.
@@ -329,9 +326,6 @@ class _Table:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-# ---- evaluate
-
-
 def _evaluate(arguments: argparse.Namespace) -> int:
     models = arguments.model or [None]
     for model in models:
@@ -383,9 +377,6 @@ def _public_name(model: str | None) -> str:
         return "embedded checkpoint"
     path = Path(model).expanduser()
     return "/".join(path.resolve().parts[-2:]) if path.is_dir() else model
-
-
-# ---- what is checked before a model is loaded
 
 
 def _need(module: str, extra: str) -> None:
@@ -501,6 +492,8 @@ def _load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises where there is no CUDA
         raise ValueError(f"`--device` {device} cannot be used: {str(error).splitlines()[0]}") from error
     name = arguments.model or default_checkpoint()
+    if Path(name).expanduser().is_dir():
+        name = Path(name).expanduser()
     try:
         model = DualCodebookVQModel.from_pretrained(name, torch_dtype=getattr(torch, arguments.dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -526,9 +519,6 @@ def _complete(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-# ---- train
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -35,8 +35,8 @@ class Codebook(nn.Module):
         heads, feed_forward, dropout: its shape. ReLU, post-norm, no positions (PAPER: "global codebook").
         scale_to_latents: the codes are mean + std x transformer output, with the running statistics of the latents.
         update: "gradient" (the codebook loss moves the table) or "ema" (a moving average of each code's vectors;
-            only for a table). An EMA table is a parameter without gradient, so that weight averaging and distributed wrappers
-            carry it along.
+            only for a table). An EMA table is a parameter without gradient, so that weight averaging and distributed
+            wrappers carry it along.
         ema_decay: of the EMA table and of the latents' statistics.
         revival_threshold: EMA codes used less than this share of uniform use are put on live vectors; 0 = never.
     """

@@ -93,7 +93,9 @@ class TrainArguments:
 
     l1_weight: float = field(default=1.0, metadata=_help("weight of mean |x - x_hat|"))
     l2_weight: float = field(default=0.0, metadata=_help("weight of mean (x - x_hat)^2"))
-    log_l2_weight: float = field(default=0.0, metadata=_help("weight of the pictures' mean ln(MSE + 0.004), their PSNR"))
+    log_l2_weight: float = field(
+        default=0.0, metadata=_help("weight of the pictures' mean ln(MSE + 0.004), their PSNR")
+    )
     perceptual: str = field(default="lpips", metadata=_help(f"perceptual loss, of {PERCEPTUALS}"))
     perceptual_weight: float = field(default=1.25, metadata=_help("its weight"))
     vgg_weights: str = field(default="timm/vgg16.tv_in1k", metadata=_help("lpips: Hub id or folder of VGG16's weights"))

@@ -17,6 +17,7 @@ from .arguments import RunConfig
 
 NAME = re.compile(r"checkpoint-(\d+)$")
 TRAIN_CONFIG = "train_config.json"
+DERIVED_FIELDS = ("latent_channels", "vq_embed_dim")  # sums of others: a message should name the cause
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -49,7 +50,7 @@ def find_checkpoint(run: RunConfig) -> Path | None:
         raise ValueError(f"`resume_from_checkpoint` must be `latest` or a checkpoint-N folder, got {resume!r}")
     saved = json.loads((path / TRAIN_CONFIG).read_text())["model"]
     for name, value in run.to_dict()["model"].items():
-        if saved.get(name) != value:
+        if name not in DERIVED_FIELDS and saved.get(name) != value:
             raise ValueError(f"`{name}` must be {saved.get(name)!r}, as in the checkpoint {path}, got {value!r}")
     return path
 
@@ -59,7 +60,8 @@ def save_checkpoint(accelerator: Accelerator, run: RunConfig, step: int, model: 
 
     It holds accelerate's state (weights, both optimizers, EMA, RNG of every process, progress), train_config.json and,
     in `model/`, the `model` that was validated, for `from_pretrained`. Everything is written beside it first and
-    renamed once; a checkpoint of the same step is left as it is. Call it on every process: the main one needs the `model`.
+    renamed once; a checkpoint of the same step is left as it is.
+    Call it on every process: the main one needs the `model`.
     """
     output_dir = Path(run.training.output_dir)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
-from ..backbone import decoder_output_weight
+from ..backbone import last_convolution
 from ..evaluation.patch_linear import kmeans
 
 PATCHES = 40_000
@@ -45,8 +45,9 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
     for layer, diagonal in ((model.quant_conv, scales), (model.post_quant_conv, 1 / scales)):
         layer.weight.copy_(torch.diag(diagonal)[:, :, None, None])
         nn.init.zeros_(layer.bias)
-    for last in (model.encoder.conv_out.weight, model.encoder.conv_out.bias, decoder_output_weight(model.decoder)):
-        nn.init.zeros_(last)
+    for layer in (model.encoder.conv_out, last_convolution(model.decoder)):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
     latents = (patches @ kernels.T).split(model.quantize.dims, dim=1)
     for book, vectors in zip(books.values(), latents, strict=True):
         if book.transformer is None:

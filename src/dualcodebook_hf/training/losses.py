@@ -49,8 +49,8 @@ class ReconstructionLoss(nn.Module):
 
     Args:
         l1_weight: of "l1" = mean |x - x_hat|. l2_weight: of "l2" = mean (x - x_hat)^2.
-        log_l2_weight: of "log_l2" = mean over pictures of ln(mean (x - x_hat)^2 + 0.004): the PSNR of each picture, up to
-            a factor, levelling off above 30 dB.
+        log_l2_weight: of "log_l2" = mean over pictures of ln(mean (x - x_hat)^2 + 0.004): each picture's PSNR up to a
+            factor, levelling off above 30 dB.
         perceptual: what "perceptual" is: "lpips" (mean LPIPS), "ms-ssim" (1 - mean MS-SSIM of the pixels in [0, 1]; on
             crops below 176 pixels with fewer scales, see `evaluation.metrics.ms_ssim`) or "none".
         perceptual_weight: its weight.

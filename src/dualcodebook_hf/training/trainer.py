@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
-from ..backbone import decoder_output_weight
+from ..backbone import last_convolution
 from .adversary import Adversary
 from .arguments import RunConfig, TrainArguments, parse_run_config
 from .checkpoints import export_model, exportable, find_checkpoint, save_checkpoint
@@ -213,7 +213,7 @@ class Trainer:
         weights = dict(self.reconstruction_loss.weights)
         if self.adversary is not None:
             rec = self.reconstruction_loss.rec(terms)
-            last_layer = decoder_output_weight(self.network.decoder)
+            last_layer = last_convolution(self.network.decoder).weight
             # adaptive weight and adversarial_weight are inside the term
             terms["adversarial"] = self.adversary.generator_term(out.sample, rec, last_layer, self.progress.step)
             weights["adversarial"] = 1.0

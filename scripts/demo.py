@@ -1,0 +1,15 @@
+"""`make demo`: reconstructs four pictures of scikit-image's wheel with the embedded checkpoint, offline."""
+
+import sys
+from pathlib import Path
+
+import skimage
+
+from dualcodebook_hf.cli import main
+
+NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+
+if __name__ == "__main__":
+    folder = Path(skimage.__file__).parent / "data"
+    pictures = [str(folder / name) for name in NAMES]
+    sys.exit(main(["reconstruct", *pictures, "--output", "demo", "--sheet", "demo/sheet.png"]))

@@ -1,0 +1,72 @@
+import torch
+from conftest import TINY
+
+from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf.training.initialization import initialize_from_pictures, principal_components
+
+MODEL = {
+    **TINY,
+    "backbone": "dcae",
+    "block_out_channels": [8, 16, 16],
+    "linear_shortcut": True,
+    "global_transformer_layers": 0,
+    "global_dim": 6,
+    "local_dim": 10,
+}
+
+
+def smooth_pictures():
+    """Low-frequency noise: a few principal components carry nearly everything."""
+    coarse = torch.rand(12, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bilinear", align_corners=True)
+
+
+def test_principal_components_are_those_of_the_svd():
+    vectors = torch.randn(200, 6) * torch.tensor([5.0, 3.0, 2.0, 1.0, 0.5, 0.1])
+    components, variances = principal_components(vectors, 3)
+    _, scales, directions = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+    torch.testing.assert_close(variances, scales[:3] ** 2 / 199, rtol=1e-4, atol=0)
+    torch.testing.assert_close((components @ directions[:3].T).abs(), torch.eye(3), rtol=0, atol=1e-3)
+
+
+def test_the_model_starts_as_a_linear_codec():
+    """Without quantization the start is the projection on the components that it carries."""
+    torch.manual_seed(0)
+    model = DualCodebookVQModel(**MODEL).eval()
+    pictures = smooth_pictures()
+    initialize_from_pictures(model, pictures)
+    with torch.no_grad():
+        z = model.encode(pictures).latents
+        linear = model.decode(z, force_not_quantize=True).sample
+        patches = pictures.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3)
+        kernels = model.linear_encoder.weight.flatten(1)
+        carried = kernels[kernels.norm(dim=1) > 0]
+        torch.testing.assert_close(carried @ carried.T, torch.eye(len(carried)), rtol=0, atol=1e-4)
+        projected = patches @ carried.T @ carried
+        expected = projected.unflatten(3, (3, 4, 4)).permute(0, 3, 1, 4, 2, 5).reshape(pictures.shape)
+        torch.testing.assert_close(linear, expected, rtol=0, atol=1e-4)
+        assert (linear - pictures).square().mean() < 1e-3
+        quantized = model(pictures).sample
+    assert (quantized - pictures).square().mean() < 0.5 * pictures.var()
+
+
+def test_the_strongest_components_go_to_the_first_book():
+    model = DualCodebookVQModel(**MODEL)
+    pictures = smooth_pictures()
+    initialize_from_pictures(model, pictures)
+    with torch.no_grad():
+        variances = model.linear_encoder(pictures).var(dim=(0, 2, 3))
+    used_global, used_local = (part[part > 1e-9] for part in variances.split([6, 10]))
+    assert 0 < len(used_global) < 6
+    assert used_global.min() >= used_local.max()
+
+
+def test_the_same_pictures_and_seed_give_the_same_start():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = DualCodebookVQModel(**MODEL)
+        torch.rand(len(states) + 1)
+        initialize_from_pictures(model, smooth_pictures(), seed=3)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
