@@ -1,0 +1,43 @@
+"""Puts a trained model into the package as its default, with its measurements.
+
+    python scripts/embed_checkpoint.py runs/tiny/final --datasets ../shared/data/clothing-256 ../shared/data/bsds500
+
+Copies config, weights and training config, and writes metrics.json: the test split of each data set, the model beside
+the patch-linear codec fitted to the training split of the first one.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
+from dualcodebook_hf.evaluation.evaluate import evaluate_model, evaluate_patch_linear, format_table
+
+FILES = ("config.json", "diffusion_pytorch_model.safetensors", "train_config.json")
+LARGEST = 12_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--datasets", nargs="+", required=True)
+    arguments = parser.parse_args()
+    folder = Path(default_checkpoint())
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(arguments.model / name, folder / name)
+    model = DualCodebookVQModel.from_pretrained(folder)
+    results = []
+    for dataset in arguments.datasets:
+        results.append(evaluate_model(model, dataset, split="test", name="embedded checkpoint"))
+        results.append(evaluate_patch_linear(arguments.datasets[0], dataset, split="test"))
+    (folder / "metrics.json").write_text(json.dumps({"results": results}, indent=2) + "\n")
+    print(format_table((result["model"]["name"], result) for result in results))
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    if size > LARGEST:
+        raise SystemExit(f"the checkpoint has {size} bytes, more than {LARGEST}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The README is true: its example runs, its commands and files exist, its table is the embedded checkpoint's."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dualcodebook_hf import default_checkpoint
+from dualcodebook_hf.evaluation.evaluate import format_table
+from dualcodebook_hf.presets import preset_names
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_example_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert scope["restored"].shape == scope["pixels"].shape
+    assert (tmp_path / "restored.png").is_file()
+
+
+def test_make_targets_and_presets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.M)
+    assert targets == ["demo", "test"]
+    assert all(f"\n{target}:" in makefile for target in targets)
+    assert all(f"`{name}`" in README for name in preset_names())
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_tree_names_every_source_file_and_nothing_else():
+    tree = blocks("")[0]
+    named = {line.split()[0] for line in tree.splitlines() if line.strip()}
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        if path.name != "__init__.py":
+            assert path.name in named, path
+    for name in named:
+        assert list(ROOT.glob(f"**/{name.rstrip('/')}")), name
+
+
+def test_the_table_is_that_of_the_embedded_checkpoint():
+    results = json.loads((Path(default_checkpoint()) / "metrics.json").read_text())["results"]
+    table = format_table((result["model"]["name"], result) for result in results)
+    assert table in README
+
+
+def test_the_embedded_checkpoint_beats_the_linear_codec_at_the_same_bits():
+    results = json.loads((Path(default_checkpoint()) / "metrics.json").read_text())["results"]
+    ours, codec = (result["metrics"] for result in results[:2])
+    assert results[0]["protocol"]["dataset"] == "clothing-256"
+    assert results[0]["protocol"]["pictures"] == results[1]["protocol"]["pictures"] == 372
+    assert ours["bits_per_position"] == codec["bits_per_position"] == 18
+    assert ours["psnr"] > codec["psnr"]
+    assert all(book["usage"] > 0.95 for book in ours["codebooks"].values())
+
+
+def test_the_embedded_checkpoint_is_small_and_its_codebooks_are_float32():
+    from safetensors import safe_open
+
+    folder = Path(default_checkpoint())
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 12_000_000
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", "pt") as file:
+        for name in file.keys():
+            expected = "F32" if name.startswith("quantize.") else "BF16"
+            assert file.get_slice(name).get_dtype() == expected, name
