@@ -70,11 +70,13 @@ def test_the_base_install_reconstructs_with_the_embedded_checkpoint(tmp_path):
     from PIL import Image
 
     Image.effect_mandelbrot((70, 50), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(tmp_path / "a.png")
-    command = [sys.executable, "-c", BASE_INSTALL, str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-c", BASE_INSTALL, str(tmp_path / "a.png"), "--dtype", "bfloat16"]
+    command += ["--output", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "out" / "a-reconstruction.png").size == (70, 50)
     assert "70x50" in result.stdout
+    assert not result.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,13 @@ def test_wrong_arguments_are_refused_by_name():
         ReconstructionLoss(0.0, 0.0, "none", 1.25)
     with pytest.raises(ValueError, match="must be >= 0"):
         ReconstructionLoss(-1.0, 0.0, "none")
+
+
+def test_log_l2_by_hand_is_one_number_a_picture_then_the_mean():
+    x = torch.zeros(2, 3, 4, 4)
+    x_hat = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.5)])
+    loss = ReconstructionLoss(0.0, 0.0, "none", log_l2_weight=2.0)
+    terms = loss(x_hat, x)
+    expected = (math.log(0.01 + 0.004) + math.log(0.25 + 0.004)) / 2
+    torch.testing.assert_close(terms["log_l2"], torch.tensor(expected))
+    torch.testing.assert_close(loss.rec(terms), torch.tensor(2 * expected))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 
 from .configuration_dualcodebook import DualCodebookConfig
 from .core import DualCodebookCore, DualCodebookOutput
@@ -28,7 +29,8 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
     _skip_layerwise_casting_patterns = ["quantize"]
-    _keep_in_fp32_modules = ["quantize"]
+    # Through accelerate, which the base install lacks; see `from_pretrained`.
+    _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None
 
     @register_to_config
     def __init__(
@@ -81,6 +83,17 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         """Hides transformers' own keys from diffusers' loader."""
         config_dict = {key: value for key, value in config_dict.items() if key not in TRANSFORMERS_KEYS}
         return super().extract_init_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> DualCodebookVQModel:
+        """diffusers' method (folder or Hub id, eval mode); the codebooks stay in float32 under any `dtype`."""
+        if cls._keep_in_fp32_modules is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False, **kwargs})
+        if dtype is not None:
+            (loaded[0] if isinstance(loaded, tuple) else loaded).cast_backbone(dtype)
+        return loaded
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> DualCodebookVQModel:

@@ -495,7 +495,7 @@ def _load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:
     if Path(name).expanduser().is_dir():
         name = Path(name).expanduser()
     try:
-        model = DualCodebookVQModel.from_pretrained(name, torch_dtype=getattr(torch, arguments.dtype))
+        model = DualCodebookVQModel.from_pretrained(name, dtype=getattr(torch, arguments.dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load the model '{name}': {error}") from error
     return model.eval().to(device)

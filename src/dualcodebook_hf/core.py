@@ -52,6 +52,12 @@ class DualCodebookCore:
             self.linear_decoder = nn.ConvTranspose2d(width, config.out_channels, factor, stride=factor)
         self.use_slicing = False
 
+    def cast_backbone(self, dtype: torch.dtype) -> None:
+        """Casts everything but the quantizer, whose codebooks stay as they are (`.to(dtype)` rounds them too)."""
+        for name, child in self.named_children():
+            if name != "quantize":
+                child.to(dtype)
+
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Pictures (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.

@@ -88,9 +88,7 @@ def save_checkpoint(accelerator: Accelerator, run: RunConfig, step: int, model: 
 def exportable(model: DualCodebookVQModel, dtype: str) -> DualCodebookVQModel:
     """A copy of the model with the backbone in `dtype` ("bfloat16", ...) and the codebooks in float32."""
     model = copy.deepcopy(model)
-    for name, child in model.named_children():
-        if name != "quantize":
-            child.to(getattr(torch, dtype))
+    model.cast_backbone(getattr(torch, dtype))
     return model
 
 

@@ -64,10 +64,10 @@ class ReconstructionLoss(nn.Module):
         self,
         l1_weight: float = 1.0,
         l2_weight: float = 0.0,
-        log_l2_weight: float = 0.0,
         perceptual: str = "lpips",
         perceptual_weight: float = 1.25,
         lpips: LPIPS | None = None,
+        log_l2_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if perceptual not in ("lpips", "ms-ssim", "none"):
