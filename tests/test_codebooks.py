@@ -156,6 +156,8 @@ def test_ema_table_by_hand_and_frozen_in_eval():
     torch.testing.assert_close(book.weight.data[0], torch.tensor([0.1 * 4.0 / 2.9, 0.0]))
     torch.testing.assert_close(book.weight.data[1], torch.full((2,), (0.9 * 50 + 0.1 * 9) / 4.6))
     kept = book.weight.clone()
+    with torch.no_grad():
+        book(vectors)
     book.eval()(vectors)
     assert torch.equal(book.weight, kept)
 

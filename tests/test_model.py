@@ -207,3 +207,14 @@ def test_padding_reflects_again_and_again_and_repeats_a_single_pixel():
     x = torch.randn(2, 3, 16, 20)
     padded = pad_to_multiple(x, 16)
     assert torch.equal(padded, torch.nn.functional.pad(x, (0, 12, 0, 0), mode="reflect"))
+
+
+def test_layerwise_casting_stores_in_float8_and_computes_in_float32(model, pictures):
+    with torch.no_grad():
+        expected = model(pictures)
+        model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+        out = model(pictures)
+    assert out.sample.dtype == torch.float32
+    assert (out.sample - expected.sample).square().mean() < 0.2 * expected.sample.square().mean() + 0.1
+    codes = [book.codes() for book in model.quantize.books.values()]
+    assert all(code.dtype == torch.float32 for code in codes)

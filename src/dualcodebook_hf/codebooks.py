@@ -114,15 +114,16 @@ class Codebook(nn.Module):
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Quantizes vectors (M, D) float32 -> nearest codes (M, D), ids int64 (M,), codes (N, D).
 
-        In training mode the moving statistics (EMA table, latents' mean and std) are updated from these vectors,
-        over all processes, after the codes were looked up.
+        In training mode, unless gradients are off, the moving statistics are updated from these vectors over all
+        processes: the latents' mean and std before the codes are computed, the EMA table after they were looked up.
         """
-        if self.training and self.scale_to_latents:
+        learning = self.training and torch.is_grad_enabled()
+        if learning and self.scale_to_latents:
             self._track_latents(vectors.detach())
         codes = self.codes()
         ids = nearest_codes(vectors, codes)
         nearest = F.embedding(ids, codes)
-        if self.training and self.update == "ema":
+        if learning and self.update == "ema":
             self._update_ema(vectors.detach(), ids)
         return nearest, ids, codes
 

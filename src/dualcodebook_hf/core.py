@@ -103,7 +103,7 @@ class DualCodebookCore:
         return DecoderOutput(sample=sample, commit_loss=loss) if return_dict else (sample, loss)
 
     def _decode(self, quantized: torch.Tensor) -> torch.Tensor:
-        quantized = quantized.to(self.post_quant_conv.weight.dtype)
+        quantized = quantized.to(self.dtype)
         slices = quantized.split(1) if self.use_slicing else [quantized]
         return torch.cat([self._decode_slice(part) for part in slices])
 
