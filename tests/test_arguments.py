@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,14 @@ def test_flags_win_over_the_file_and_the_file_over_its_include(tmp_path):
 
 
 def test_the_saved_configuration_reads_back(tmp_path):
-    run = parse_run_config(["--config", "tiny", "--dataset", "x"])
-    assert parse_run_config(["--config", "tiny", "--dataset", "x"]).to_dict() == run.to_dict()
+    top, saved = tmp_path / "top.yaml", tmp_path / "saved.yaml"
+    top.write_text("include: tiny\ndata: {dataset: x, validation_split: null}\nmodel: {layers_per_level: null}\n")
+    run = parse_run_config(["--config", str(top), "--learning_rate", "3e-5"])
+    assert run.data.validation_split is None
+    assert run.model.layers_per_level is None
+    saved.write_text(json.dumps(run.to_dict()))  # JSON is YAML
+    assert parse_run_config(["--config", str(saved)]).to_dict() == run.to_dict()
+    assert parse_run_config(["--config", str(saved), "--validation_split", "test"]).data.validation_split == "test"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,9 @@ def test_the_saved_configuration_reads_back(tmp_path):
         (["--dataset", "x", "--perceptual", "vgg"], "`perceptual` must be one of lpips, ms-ssim, none, got 'vgg'"),
         (["--dataset", "x", "--local_dim", "7", "--vq_embed_dim", "3"], "`vq_embed_dim` must equal"),
         (["--dataset", "x", "--adam_beta1", "1"], r"`adam_beta1` must lie in \[0, 1\), got 1.0"),
+        (["--dataset", "x", "--transformer_heads", "0"], "`transformer_heads` must be at least 1, got 0"),
+        (["--dataset", "x", "--seed", "-1"], "`seed` must be at least 0, got -1"),
+        (["--dataset", "x", "--report_to", "paper"], "`report_to` must be one of tensorboard, .*, got 'paper'"),
         (["--dataset", "x", "--learning_rate", "nan"], "`learning_rate` must be at least 0, got nan"),
     ],
 )

@@ -151,10 +151,10 @@ def test_ema_table_by_hand_and_frozen_in_eval():
     nearest, ids, _ = book(vectors)
     assert ids.tolist() == [0, 0, 1]
     assert nearest[0].tolist() == [0.0, 0.0]  # looked up before the update
-    # size = .9 * old + .1 * count; e = (.9 * old size * e + .1 * sum) / size
-    torch.testing.assert_close(book.cluster_size.data, torch.tensor([2.9, 4.6]))
-    torch.testing.assert_close(book.weight.data[0], torch.tensor([0.1 * 4.0 / 2.9, 0.0]))
-    torch.testing.assert_close(book.weight.data[1], torch.full((2,), (0.9 * 50 + 0.1 * 9) / 4.6))
+    # count and sum as shares of the batch; size = .9 * old + .1 * count; e = (.9 * old size * e + .1 * sum) / size
+    torch.testing.assert_close(book.cluster_size.data, torch.tensor([2.7 + 0.2 / 3, 4.5 + 0.1 / 3]))
+    torch.testing.assert_close(book.weight.data[0], torch.tensor([0.1 * (4.0 / 3) / (2.7 + 0.2 / 3), 0.0]))
+    torch.testing.assert_close(book.weight.data[1], torch.full((2,), (0.9 * 50 + 0.1 * 3) / (4.5 + 0.1 / 3)))
     kept = book.weight.clone()
     with torch.no_grad():
         book(vectors)
@@ -180,6 +180,36 @@ def test_dead_codes_are_revived_on_live_vectors():
     assert distances.max() == 0
     book(vectors)
     assert nearest_codes(vectors, book.codes()).unique().numel() > 4
+
+
+def test_a_larger_batch_revives_no_more_codes_than_a_small_one():
+    book = ema_book(8, revival_threshold=0.1)
+    vectors = torch.rand(16, 2)
+    for _ in range(60):
+        book(vectors)
+    kept = book.weight.clone()
+    book(vectors.repeat(50, 1))
+    torch.testing.assert_close(book.weight, kept, rtol=0, atol=0.1)
+
+
+def test_ids_do_not_suffer_from_a_common_offset():
+    vectors, codes = torch.randn(500, 16), torch.randn(64, 16)
+    expected = nearest_codes(vectors, codes)
+    shifted = nearest_codes(vectors + 100, codes + 100)
+    assert (shifted == expected).float().mean() > 0.998  # the sum itself rounds
+
+
+def test_a_book_made_in_inference_mode_has_codes():
+    with torch.inference_mode():
+        book = GlobalCodebook(16, 8, transformer_layers=1, heads=2, feed_forward=16).eval()
+        assert torch.equal(book.codes(), book.codes())
+        assert book.codes().shape == (16, 8)
+
+
+def test_two_forward_passes_before_one_backward_with_scaled_codes():
+    book = GlobalCodebook(16, 8, transformer_layers=1, heads=2, feed_forward=16, scale_to_latents=True).train()
+    (book(torch.randn(20, 8))[0].sum() + book(torch.randn(20, 8))[0].sum()).backward()
+    assert book.weight.grad.abs().sum() > 0
 
 
 def test_a_batch_with_nan_does_not_spoil_an_ema_table():

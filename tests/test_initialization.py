@@ -61,6 +61,18 @@ def test_the_strongest_components_go_to_the_first_book():
     assert used_global.min() >= used_local.max()
 
 
+def test_the_books_survive_the_first_batch_of_training():
+    torch.manual_seed(0)
+    model = DualCodebookVQModel(**{**MODEL, "global_update": "ema", "local_update": "ema"})
+    pictures = smooth_pictures()
+    initialize_from_pictures(model, pictures)
+    errors = []
+    for _ in range(3):
+        errors.append((model.eval()(pictures).sample - pictures).square().mean().item())
+        model.train()(pictures)
+    assert max(errors) <= 1.05 * errors[0]
+
+
 def test_the_same_pictures_and_seed_give_the_same_start():
     states = []
     for _ in range(2):

@@ -82,7 +82,7 @@ def test_save_and_load_is_equal_bit_for_bit(model, pictures, tmp_path):
 def test_loading_in_low_precision_keeps_the_codebooks(model, pictures, tmp_path, dtype):
     model.save_pretrained(tmp_path)
     low = DualCodebookVQModel.from_pretrained(tmp_path, dtype=dtype)
-    assert low.encoder.conv_in.weight.dtype == dtype if hasattr(low.encoder.conv_in, "weight") else True
+    assert {parameter.dtype for parameter in low.encoder.parameters()} == {dtype}
     for book, same in zip(low.quantize.books.values(), model.quantize.books.values(), strict=True):
         assert torch.equal(book.codes(), same.codes())
     z = low.encode(pictures.to(dtype)).latents
@@ -192,12 +192,19 @@ def test_wrong_pixels_are_named(tiny_model, tensor, expected, got):
         (torch.full((1, 2, 3, 3), 16), {}, r"`tokens` of the local book must lie in \[0, 16\), got \[16, 16\]"),
         (torch.full((1, 2, 3, 3), -1), {}, r"`tokens` of the global book must lie in \[0, 32\), got \[-1, -1\]"),
         (torch.zeros(1, 2, 3, 3).long(), {"size": (9, 6)}, r"`size` must be .*grid \(3, 3\), got \(9, 6\)"),
+        (torch.zeros(1, 2, 3, 3).long(), {"size": 6}, "`size` must be .* got 6"),
         (torch.zeros(1, 2, 3, 3).long(), {"only": "both"}, "`only` must be one of global, local or None, got 'both'"),
     ],
 )
 def test_wrong_tokens_are_named(tiny_model, tokens, keywords, message):
     with pytest.raises(ValueError, match=message):
         tiny_model.detokenize(tokens, **keywords)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_any_integer_type_of_tokens_decodes(tiny_model, pictures, dtype):
+    tokens = tiny_model.tokenize(pictures)
+    assert torch.equal(tiny_model.detokenize(tokens.to(dtype)), tiny_model.detokenize(tokens))
 
 
 def test_padding_reflects_again_and_again_and_repeats_a_single_pixel():

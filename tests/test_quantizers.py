@@ -93,6 +93,12 @@ def test_product_ids_split_and_join(quantizer):
     assert tokens[:, 1].max() == 15
 
 
+@pytest.mark.parametrize("wrong", [-1, 512])
+def test_a_product_id_out_of_range_is_an_error(quantizer, wrong):
+    with pytest.raises(IndexError):
+        quantizer.get_codebook_entry(torch.full((1, 2, 2), wrong), (1, 2, 2, 12))
+
+
 def test_only_one_book_leaves_the_mean_of_the_other(quantizer, z):
     tokens = quantizer.quantize_latents(z).tokens
     half = quantizer.lookup(tokens, only="global")

@@ -19,7 +19,10 @@ def nearest_codes(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """
     with torch.autocast(vectors.device.type, enabled=False):
         vectors, codes = vectors.detach().float(), codes.detach().float()
-        # |v - e|^2 = |v|^2 - 2 (v.e - |e|^2 / 2), and |v|^2 is the same for every code.
+        # |v - e|^2 = |v|^2 - 2 (v.e - |e|^2 / 2), and |v|^2 is the same for every code. Around the codes' mean, because
+        # a common offset would eat the digits that tell the codes apart.
+        centre = codes.mean(0)
+        vectors, codes = vectors - centre, codes - centre
         offsets = codes.square().sum(1) / 2
         rows = max(1, SEARCH_ENTRIES // codes.shape[0])
         parts = [torch.argmin(offsets - part @ codes.T, dim=1) for part in vectors.split(rows)]
@@ -79,7 +82,7 @@ class Codebook(nn.Module):
         else:
             nn.init.uniform_(self.weight, -1 / self.size, 1 / self.size)
         if self.update == "ema":
-            nn.init.zeros_(self.cluster_size)
+            nn.init.zeros_(self.cluster_size)  # all dead: the first batch puts the codes on live vectors
         if self.scale_to_latents:
             nn.init.zeros_(self.latent_mean)
             nn.init.ones_(self.latent_std)
@@ -96,7 +99,8 @@ class Codebook(nn.Module):
         if self.weight.is_meta:
             return self._compute_codes()
         # With gradients on, torch takes the same kernels as in training; without, a fused path that rounds differently.
-        with torch.inference_mode(False), torch.enable_grad():
+        inference = self.weight.is_inference()
+        with torch.inference_mode(inference), torch.set_grad_enabled(not inference):
             source = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
             if self._cache is None or not _same(self._cache[0], source):
                 self._cache = (source, self._compute_codes().detach())
@@ -107,8 +111,8 @@ class Codebook(nn.Module):
             return self.weight.float()
         with torch.autocast(self.weight.device.type, enabled=False):
             codes = self.transformer(self.weight[None])[0].float()
-            if self.scale_to_latents:
-                codes = self.latent_mean.float() + self.latent_std.float() * codes
+            if self.scale_to_latents:  # clones: the next forward pass moves the statistics in place
+                codes = self.latent_mean.float().clone() + self.latent_std.float().clone() * codes
         return codes
 
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -133,14 +137,16 @@ class Codebook(nn.Module):
         sums = torch.zeros_like(self.weight, dtype=vectors.dtype).index_add_(0, ids, vectors)
         _all_reduce(counts)
         _all_reduce(sums)
+        # Shares of the batch, so that the statistics mean the same for every batch size.
         total = counts.sum()
+        counts, sums = counts / total, sums / total
         # The table is sum / size, so the sum need not be kept: e += (1 - decay) (batch sum - batch count e) / new size.
         size = self.cluster_size * self.ema_decay + counts * (1 - self.ema_decay)
         moved = (
-            self.weight + (1 - self.ema_decay) * (sums - counts[:, None] * self.weight) / size.clamp_min(1e-6)[:, None]
+            self.weight + (1 - self.ema_decay) * (sums - counts[:, None] * self.weight) / size.clamp_min(1e-9)[:, None]
         )
         if self.revival_threshold:
-            floor = self.revival_threshold * total / self.size
+            floor = self.revival_threshold / self.size
             dead = size < floor
             moved = torch.where(dead[:, None], self._live_vectors(vectors), moved)
             size = torch.where(dead, 2 * floor, size)

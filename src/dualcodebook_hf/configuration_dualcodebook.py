@@ -98,6 +98,8 @@ class DualCodebookFields:
             "local_dim",
         ):
             _at_least(name, getattr(self, name), 1)
+        for name in ("transformer_heads", "transformer_feed_forward"):
+            _at_least(name, getattr(self, name), 1)
         for name in ("global_transformer_layers", "local_transformer_layers", "revival_threshold", "commitment_cost"):
             _at_least(name, getattr(self, name), 0)
         self._check_backbone()
@@ -208,5 +210,5 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _at_least(name: str, value: float, low: float) -> None:
-    if value < low:
+    if not low <= value < float("inf"):
         raise ValueError(f"`{name}` must be at least {low}, got {value}")

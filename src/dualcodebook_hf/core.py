@@ -27,11 +27,12 @@ class DualCodebookOutput(BaseOutput):
     losses: {"<book>_codebook": scalar}, the paper's L_global and L_local. latents, quantized: (B, vq_embed_dim, h, w).
     """
 
+    # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
     sample: torch.Tensor
-    tokens: torch.Tensor
-    losses: dict[str, torch.Tensor]
-    latents: torch.Tensor
-    quantized: torch.Tensor
+    tokens: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    latents: torch.Tensor | None = None
+    quantized: torch.Tensor | None = None
 
 
 class DualCodebookCore:
@@ -142,11 +143,13 @@ class DualCodebookCore:
             only: a book's name ("global", "local"): every other book gives the mean of its codes instead.
         """
         self._check_tokens(tokens, size, only)
-        sample = self._decode(self.quantize.lookup(tokens, only))
+        sample = self._decode(self.quantize.lookup(tokens.long(), only))
         return sample if size is None else sample[..., : size[0], : size[1]]
 
     def _check_pixels(self, x: torch.Tensor) -> None:
         channels = self.config.in_channels
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(f"`pixel_values` must be a torch tensor, got {type(x).__name__}")
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
             raise ValueError(f"`pixel_values` must be of shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -156,6 +159,8 @@ class DualCodebookCore:
 
     def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
         books = self.quantize.books
+        if not isinstance(tokens, torch.Tensor):
+            raise ValueError(f"`tokens` must be a torch tensor, got {type(tokens).__name__}")
         if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
             raise ValueError(f"`tokens` must be integers, got {tokens.dtype}")
         if tokens.ndim != 4 or tokens.shape[1] != len(books) or 0 in tokens.shape:
@@ -163,14 +168,13 @@ class DualCodebookCore:
         if only is not None and only not in books:
             raise ValueError(f"`only` must be one of {', '.join(books)} or None, got {only!r}")
         factor, grid = self.downsample_factor, tuple(tokens.shape[-2:])
-        if size is not None and (len(size) != 2 or tuple(-(-side // factor) for side in size) != grid):
-            raise ValueError(
-                f"`size` must be an (H, W) that f={factor} maps to the token grid {grid}, got {tuple(size)}"
-            )
+        pair = isinstance(size, (tuple, list, torch.Size)) and len(size) == 2
+        if size is not None and not (pair and tuple(-(-side // factor) for side in size) == grid):
+            raise ValueError(f"`size` must be an (H, W) that f={factor} maps to the token grid {grid}, got {size}")
         if torch.compiler.is_compiling():
             return
         for index, (name, book) in enumerate(books.items()):
-            low, high = tokens[:, index].aminmax()
+            low, high = tokens[:, index].long().aminmax()
             if low < 0 or high >= book.size:
                 raise ValueError(f"`tokens` of the {name} book must lie in [0, {book.size}), got [{low}, {high}]")
 

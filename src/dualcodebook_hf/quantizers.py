@@ -107,10 +107,11 @@ class Quantizer(nn.Module):
     def split(self, ids: torch.Tensor) -> torch.Tensor:
         """Product ids (B, h, w) -> tokens (B, books, h, w)."""
         parts = []
-        for size in reversed(self.sizes):
+        for size in reversed(self.sizes[1:]):
             parts.append(ids % size)
             ids = ids // size
-        return torch.stack(parts[::-1], dim=1)
+        # What is left is not wrapped into the first book: an id out of range must fail when it is looked up.
+        return torch.stack([ids, *parts[::-1]], dim=1)
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[None, None, torch.Tensor]]:
         """diffusers' VQModel contract: z (B, C, h, w) -> (z_q, summed loss, (None, None, ids)).
@@ -121,8 +122,11 @@ class Quantizer(nn.Module):
         return output.quantized, sum(output.losses.values()), (None, None, self.join(output.tokens).flatten())
 
     def get_codebook_entry(self, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """diffusers' VQModel contract: product ids of any shape and (B, h, w, C) -> codes (B, C, h, w)."""
-        return self.lookup(self.split(indices.reshape(tuple(shape[:3]))))
+        """diffusers' VQModel contract: product ids of any shape and (B, h, w, C) -> codes (B, C, h, w).
+
+        Raises IndexError for an id out of range, as an embedding does.
+        """
+        return self.lookup(self.split(indices.long().reshape(tuple(shape[:3]))))
 
     def _check_latents(self, z: torch.Tensor) -> None:
         if z.ndim != 4 or z.shape[1] != sum(self.dims) or not z.is_floating_point():

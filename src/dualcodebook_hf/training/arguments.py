@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ RESIZE_MODES = ("shorter", "exact")
 RESAMPLES = ("bilinear", "bicubic", "lanczos")
 CROPS = ("random", "center")
 SCHEDULES = ("constant", "linear", "cosine")
+TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
+NULLABLE = ("validation_split",)  # beside the fields that are None by default
 PERCEPTUALS = ("lpips", "ms-ssim", "none")
 SMALLEST_ADVERSARIAL_CROP = 24  # PatchGAN's three strides and two 4 x 4 convolutions leave one logit
 
@@ -139,6 +142,11 @@ class TrainArguments:
         default=10, metadata=_help("updates lost in a row to NaN or infinity before an error")
     )
 
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers in `report_to`."""
+        return [name for name in self.report_to.split(",") if name != "none"]
+
     def check(self) -> None:
         """Raises ValueError for a field that is wrong."""
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
@@ -150,9 +158,15 @@ class TrainArguments:
         )
         _at_least(self, 1, "validation_batch_size", "logging_steps", "non_finite_limit")
         zero = [spec.name for spec in dataclasses.fields(self) if isinstance(spec.default, (int, float))]
-        _at_least(self, 0, *[name for name in zero if name != "seed"])
+        _at_least(self, 0, *zero)
+        for name in self.trackers:
+            _one_of("report_to", name, TRACKERS)
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"`report_to` names {name}, which is not installed")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
+        if self.lr_final > 1:
+            raise ValueError(f"`lr_final` must be at most 1, got {self.lr_final}")
         for name in ("adam_beta1", "adam_beta2", "discriminator_beta1", "discriminator_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}")
@@ -206,14 +220,20 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--config", default="tiny")
     chosen, flags = chooser.parse_known_args(list(argv))
+    sections = load_preset(chosen.config)
     parser = HfArgumentParser(tuple(CLASSES.values()), prog="train.py", allow_abbrev=False)
     parser.add_argument("--config", help=f"one of {', '.join(preset_names())}, or a YAML file (default: tiny)")
     *parts, _, unknown = parser.parse_args_into_dataclasses(
-        [*_as_flags(load_preset(chosen.config)), *flags], return_remaining_strings=True
+        [*_as_flags(sections), *flags], return_remaining_strings=True
     )
     if unknown:
         raise ValueError(_unknown(unknown[0], [f"--{name}" for name in _all_fields()]))
     run = RunConfig(*parts)
+    given = {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    for section, values in sections.items():
+        for name, value in values.items():
+            if value is None and name not in given:
+                _set_null(getattr(run, section), name)
     run.check()
     return run
 
@@ -235,6 +255,14 @@ def _as_flags(sections: dict[str, dict]) -> list[str]:
     return flags
 
 
+def _set_null(arguments: object, name: str) -> None:
+    """A YAML null sets a field to None, which no flag can."""
+    default = next(spec.default for spec in dataclasses.fields(arguments) if spec.name == name)
+    if name not in NULLABLE and default is not None:
+        raise ValueError(f"`{name}` must have a value, got null")
+    setattr(arguments, name, None)
+
+
 def _all_fields() -> list[str]:
     return ["config", *(spec.name for kind in CLASSES.values() for spec in dataclasses.fields(kind))]
 
@@ -251,5 +279,5 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _at_least(arguments: object, low: float, *names: str) -> None:
     for name in names:
-        if not getattr(arguments, name) >= low:
+        if not low <= getattr(arguments, name) < float("inf"):
             raise ValueError(f"`{name}` must be at least {low}, got {getattr(arguments, name)}")

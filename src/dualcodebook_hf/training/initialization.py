@@ -9,6 +9,7 @@ from torch import nn
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..backbone import last_convolution
+from ..codebooks import nearest_codes
 from ..evaluation.patch_linear import kmeans
 
 PATCHES = 40_000
@@ -52,6 +53,10 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
     for book, vectors in zip(books.values(), latents, strict=True):
         if book.transformer is None:
             book.weight.copy_(kmeans(vectors, book.size, generator))
+        if book.update == "ema":
+            counts = torch.bincount(nearest_codes(vectors, book.weight), minlength=book.size)
+            # At least a uniform share's tenth: a rare cluster is not dead before training has looked for it.
+            book.cluster_size.copy_((counts / counts.sum()).clamp_min(max(0.1, 2 * book.revival_threshold) / book.size))
 
 
 def _assign(variances: torch.Tensor, bits: list[float], dims: list[int]) -> list[int | None]:
