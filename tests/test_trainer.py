@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,86 @@ def test_a_lost_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_
     assert capsys.readouterr().err.count("not taken") == 2
 
 
+@pytest.mark.parametrize(
+    "model", [TINY, {**EMA_BOOKS, "backbone": "dcae", "linear_shortcut": True}], ids=["vqgan", "dcae"]
+)
+def test_bfloat16_with_everything_on_trains(dataset, tmp_path, model):
+    trainer = Trainer(
+        run_config(
+            dataset,
+            tmp_path,
+            model=model,
+            mixed_precision="bf16",
+            gradient_checkpointing=True,
+            adversarial_weight=0.8,
+            adversarial_start=1,
+            perceptual="ms-ssim",
+            ema_decay=0.9,
+            max_train_steps=3,
+            validation_steps=3,
+            data_initialization=8 if "linear_shortcut" in model else 0,
+        )
+    )
+    before = [parameter.clone() for parameter in trainer.network.parameters()]
+    trainer.train()
+    assert trainer.progress.step == 3
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
+    moved = sum(not torch.equal(a, b) for a, b in zip(trainer.network.parameters(), before, strict=True))
+    assert moved > 0.9 * len(before)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_with_the_adversary(dataset, tmp_path):
+    trainer = Trainer(run_config(dataset, tmp_path, compile=True, adversarial_weight=0.8, adversarial_start=1))
+    trainer.train()
+    assert trainer.progress.step == 6
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(dataset, tmp_path):
+    run = run_config(dataset, tmp_path, data={"num_workers": 2}, max_train_steps=100_000, checkpointing_steps=2)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run.to_dict()))
+    command = [sys.executable, "-m", "dualcodebook_hf.training.trainer", "--config", str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(tmp_path) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "final" / "config.json").is_file()
+
+
+def test_a_picture_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
+    broken = shutil.copytree(dataset, tmp_path / "broken")
+    (Path(broken) / "train" / "5.png").write_bytes(b"no picture")
+    trainer = Trainer(run_config(str(broken), tmp_path / "run", max_train_steps=100))
+    with pytest.raises(ValueError, match=r"picture 5 of .* cannot be read"):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"checkpoint-{trainer.progress.step}"]
+
+
+def test_clipping_and_the_schedule_act_on_both_networks(dataset, tmp_path):
+    shared = {"adversarial_weight": 0.8, "adversarial_start": 0, "discriminator_learning_rate": 2e-3}
+    trainer = Trainer(run_config(dataset, tmp_path, lr_schedule="linear", lr_final=0.0, max_grad_norm=1e-20, **shared))
+    before = [parameter.clone() for parameter in trainer.adversary.discriminator.parameters()]
+    trainer.train()
+    assert trainer.adversary.optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 / 6)
+    # Adam's eps outweighs a gradient clipped to nothing
+    for old, new in zip(before, trainer.adversary.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(old, new, rtol=0, atol=1e-6)
+
+
+def test_a_lost_update_leaves_no_trace_in_the_discriminator(dataset, tmp_path):
+    shared = {"adversarial_weight": 0.8, "adversarial_start": 0, "non_finite_limit": 2}
+    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_BOOKS, learning_rate=1e30, **shared))
+    with pytest.raises(RuntimeError, match="not taken"):
+        trainer.train()
+    state = trainer.accelerator.unwrap_model(trainer.adversary.discriminator).state_dict()
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
 def test_init_from_starts_with_the_weights_and_nothing_else(dataset, tmp_path):
     torch.manual_seed(5)
     source = DualCodebookVQModel(**TINY)
@@ -257,6 +338,8 @@ def test_init_from_starts_with_the_weights_and_nothing_else(dataset, tmp_path):
     assert trainer.progress.step == 0
     with pytest.raises(ValueError, match=r"`init_from` .* does not fit the model"):
         Trainer(run_config(dataset, tmp_path / "other", model={"local_dim": 6}, init_from=str(tmp_path / "source")))
+    with pytest.raises(ValueError, match=r"`init_from` .* cannot be loaded"):
+        Trainer(run_config(dataset, tmp_path / "none", init_from=str(tmp_path)))
 
 
 def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_another_model(dataset, tmp_path):
@@ -265,6 +348,10 @@ def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_anothe
         Trainer(run_config(dataset, tmp_path))
     with pytest.raises(ValueError, match=r"`local_dim` must be 4, as in the checkpoint .*, got 6"):
         Trainer(run_config(dataset, tmp_path, model={"local_dim": 6}, resume_from_checkpoint="latest"))
+    with pytest.raises(ValueError, match="`seed` must be 0, as in the checkpoint"):
+        Trainer(run_config(dataset, tmp_path, seed=1, resume_from_checkpoint="latest"))
+    with pytest.raises(ValueError, match="`ema_decay` cannot be switched on or off"):
+        Trainer(run_config(dataset, tmp_path, ema_decay=0.9, resume_from_checkpoint="latest"))
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be"):
         Trainer(run_config(dataset, tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))
 
@@ -290,3 +377,15 @@ def test_the_schedule_by_hand():
     assert learning_rate_factor(arguments, 60) == pytest.approx(0.55)
     arguments.lr_schedule = "constant"
     assert learning_rate_factor(arguments, 100) == 1.0
+
+
+@pytest.mark.slow
+def test_the_command_returns_the_exit_code_of_its_training_process(dataset, tmp_path):
+    """2 for what only the trainer finds out, although accelerate's launcher turns every failure into 1."""
+    Trainer(run_config(dataset, tmp_path, max_train_steps=1)).train()
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_config(dataset, tmp_path).to_dict()))
+    command = [sys.executable, "-m", "dualcodebook_hf.cli", "train", "--config", str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert "`output_dir`" in result.stderr

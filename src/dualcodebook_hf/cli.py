@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -393,7 +394,8 @@ def _find_pictures(arguments: argparse.Namespace) -> list[Path]:
     if arguments.max_pixels < 0:
         raise ValueError(f"`--max-pixels` must be 0 (no limit) or above, got {arguments.max_pixels}")
     Image.init()
-    known, paths = set(Image.registered_extensions()), []
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - {".pdf"}
+    paths = []
     for path in arguments.images:
         inside = [path]
         if path.is_dir():
@@ -529,18 +531,22 @@ def _train(argv: Sequence[str]) -> int:
     _need("accelerate", "train")
     _need("datasets", "train")
     from .picture_datasets import load_pictures
-    from .training.arguments import parse_run_config
+    from .training.arguments import EXIT_CODE_FILE, parse_run_config
 
-    split = argv.index("--") if "--" in argv else 0
-    launch_flags, flags = argv[:split], argv[split + 1 :] if split else argv
+    place = argv.index("--") if "--" in argv else 0
+    launch_flags, flags = argv[:place], argv[place + 1 :] if place else argv
     data = parse_run_config(flags).data
-    load_pictures(data.dataset, data.dataset_config, data.train_split, data.image_column, data.streaming)
+    for split in filter(None, (data.train_split, data.validation_split)):
+        load_pictures(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launch_flags]
     command += ["-m", "dualcodebook_hf.training.trainer", *flags]
-    return _run_forwarding_signals(command)
+    with tempfile.TemporaryDirectory() as folder:
+        code_file = Path(folder) / "exit-code"
+        code = _run_forwarding_signals(command, {**os.environ, EXIT_CODE_FILE: str(code_file)})
+        return int(code_file.read_text()) if code and code_file.exists() else code
 
 
-def _run_forwarding_signals(command: Sequence[str]) -> int:
+def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
     """Runs the launcher and returns its exit code, 128 + n if signal n ended it.
 
     SIGTERM, SIGINT and SIGHUP go to the training processes, which save and end; a second SIGINT kills everything.
@@ -563,7 +569,7 @@ def _run_forwarding_signals(command: Sequence[str]) -> int:
     previous = {number: signal.signal(number, forward) for number in numbers}
     try:
         # A session of its own: the terminal's Ctrl-C reaches this process alone.
-        launcher = subprocess.Popen(command, start_new_session=True)
+        launcher = subprocess.Popen(command, env=environment, start_new_session=True)
         if received:
             launcher.terminate()
         code = launcher.wait()

@@ -152,7 +152,7 @@ def evaluate_patch_linear(
 def format_table(results: Iterable[tuple[str, dict[str, Any]]]) -> str:
     """(name, result of `evaluate_model`) pairs -> a Markdown table, a line each, aligned for the terminal as well."""
     header = ["model", "data", "N", "bits/position", "bits/pixel", "PSNR", "SSIM", "MS-SSIM", "L1", "quant. error"]
-    header += ["codes used", "perplexity", "pair entropy"]
+    header += ["codes used", "perplexity", "norm. entropy", "pair entropy"]
     rows = [header, *(_table_row(name, result) for name, result in results)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -178,6 +178,7 @@ def _table_row(name: str, result: dict[str, Any]) -> list[str]:
         f"{metrics['quantization_error']:.4f}",
         " / ".join(f"{book['usage']:.1%}" for book in books),
         " / ".join(f"{book['perplexity']:.0f}" for book in books),
+        " / ".join(f"{book['normalized_entropy']:.3f}" for book in books),
         f"{metrics['pair_entropy']:.2f}",
     ]
 

@@ -61,7 +61,7 @@ class Adversary:
             raise ValueError(f"`weight` must be at least 0, got {weight}")
         if start_step < 0:
             raise ValueError(f"`start_step` must be at least 0, got {start_step}")
-        self.start_step, self.weight = start_step, weight
+        self.start_step, self.weight, self.learning_rate = start_step, weight, learning_rate
         self._network = PatchDiscriminator(channels, layers, in_channels)
         self.discriminator: nn.Module = self._network
         self.optimizer = torch.optim.Adam(self._network.parameters(), lr=learning_rate, betas=betas)
@@ -119,6 +119,12 @@ class Adversary:
         packed /= dist.get_world_size()
         for buffer, mean in zip(buffers, packed.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(mean.view_as(buffer))
+
+    def forget_non_finite_statistics(self) -> None:
+        """Resets BatchNorm's running statistics where a batch with a NaN or an infinity has spoiled them."""
+        for layer in self._network.modules():
+            if isinstance(layer, nn.BatchNorm2d) and not torch.isfinite(layer.running_mean + layer.running_var).all():
+                layer.reset_running_stats()
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from transformers import HfArgumentParser
 from ..configuration_dualcodebook import DualCodebookFields
 from ..presets import load_preset, preset_names
 
+# `dualcodebook train` learns the exit code from the file that this names: accelerate's launcher turns any into 1.
+EXIT_CODE_FILE = "DUALCODEBOOK_EXIT_CODE_FILE"
 RESIZE_MODES = ("shorter", "exact")
 RESAMPLES = ("bilinear", "bicubic", "lanczos")
 CROPS = ("random", "center")

@@ -48,10 +48,16 @@ def find_checkpoint(run: RunConfig) -> Path | None:
         path = Path(resume)
     if not (path / TRAIN_CONFIG).is_file():
         raise ValueError(f"`resume_from_checkpoint` must be `latest` or a checkpoint-N folder, got {resume!r}")
-    saved = json.loads((path / TRAIN_CONFIG).read_text())["model"]
-    for name, value in run.to_dict()["model"].items():
-        if name not in DERIVED_FIELDS and saved.get(name) != value:
-            raise ValueError(f"`{name}` must be {saved.get(name)!r}, as in the checkpoint {path}, got {value!r}")
+    saved, wanted = json.loads((path / TRAIN_CONFIG).read_text()), run.to_dict()
+    compared = [(name, saved["model"].get(name), value) for name, value in wanted["model"].items()]
+    compared.append(("seed", saved["training"]["seed"], wanted["training"]["seed"]))
+    for name, old, new in compared:
+        if name not in DERIVED_FIELDS and old != new:
+            raise ValueError(f"`{name}` must be {old!r}, as in the checkpoint {path}, got {new!r}")
+    for name in ("ema_decay", "adversarial_weight"):
+        old, new = saved["training"][name], wanted["training"][name]
+        if bool(old) != bool(new):
+            raise ValueError(f"`{name}` cannot be switched on or off: {old!r} in the checkpoint {path}, got {new!r}")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -241,6 +242,7 @@ class TrainingPictures:
             pin_memory=pin_memory,
             # A loader draws a base seed for its workers; from the global generator, resuming would cost one more draw.
             generator=torch.Generator().manual_seed(self.seed),
+            worker_init_fn=_ignore_signals,
         )
 
     def first(self, count: int) -> torch.Tensor:
@@ -258,6 +260,12 @@ class TrainingPictures:
             name=self.name,
             **place,
         )
+
+
+def _ignore_signals(_: int) -> None:
+    """A signal to the whole process group ends the run in good order; a dead worker would end it with an error."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class ValidationPictures:

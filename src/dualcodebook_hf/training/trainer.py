@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -22,7 +24,7 @@ from tqdm.auto import tqdm
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..backbone import last_convolution
 from .adversary import Adversary
-from .arguments import RunConfig, TrainArguments, parse_run_config
+from .arguments import EXIT_CODE_FILE, RunConfig, TrainArguments, parse_run_config
 from .checkpoints import export_model, exportable, find_checkpoint, save_checkpoint
 from .data import TrainingPictures, ValidationPictures
 from .initialization import initialize_from_pictures
@@ -118,7 +120,7 @@ class Trainer:
             perceptual_weight=arguments.perceptual_weight,
             lpips=lpips,
         )
-        model = build_model(self.run)
+        model = build_model(self.run, fresh)
         if fresh and arguments.data_initialization:
             pictures = self.training_pictures.first(arguments.data_initialization)
             initialize_from_pictures(model, pictures, seed=arguments.seed)
@@ -127,6 +129,8 @@ class Trainer:
         if arguments.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if arguments.compile:
+            # The adaptive weight walks the graph twice; donated buffers would be gone by the second time.
+            torch._functorch.config.donated_buffer = not arguments.adversarial_weight
             model.encoder.compile()
             model.decoder.compile()
         optimizer = build_optimizer(model, arguments)
@@ -156,7 +160,8 @@ class Trainer:
     def train(self) -> None:
         """Runs until `max_train_steps`, `max_train_minutes` or a signal; then saves a checkpoint and `final/`.
 
-        Raises RuntimeError after `non_finite_limit` updates in a row were lost to NaN or infinity.
+        Raises ValueError for a picture that cannot be read (after saving), and RuntimeError after `non_finite_limit`
+        updates in a row were lost to NaN or infinity.
         """
         arguments = self.arguments
         deadline = time.monotonic() + arguments.max_train_minutes * 60 if arguments.max_train_minutes else math.inf
@@ -164,7 +169,12 @@ class Trainer:
         self.model.train()
         with self._tracking(), self._progress_bar() as bar:
             while self.progress.step < arguments.max_train_steps and not self._should_stop(deadline):
-                taken, terms = self._update(batches)
+                try:
+                    taken, terms = self._update(batches)
+                except ValueError:  # a picture that cannot be read: what was learned so far is kept
+                    if self.accelerator.num_processes == 1:
+                        self._save()
+                    raise
                 if not taken:
                     continue
                 bar.update()
@@ -195,6 +205,8 @@ class Trainer:
         factor = learning_rate_factor(self.arguments, self.progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * (factor if group["annealed"] else 1.0)
+        if self.adversary is not None:
+            self.adversary.optimizer.param_groups[0]["lr"] = self.adversary.learning_rate * factor
         for _ in range(self.arguments.gradient_accumulation_steps):
             batch = next(batches)
             with accelerator.accumulate(*self._trained_modules()):
@@ -231,24 +243,18 @@ class Trainer:
         """Clips and steps both optimizers, or neither when any loss or gradient is NaN or infinite."""
         accelerator, optimizers = self.accelerator, [self.optimizer]
         limit = self.arguments.max_grad_norm or math.inf
-        watched = [accelerator.clip_grad_norm_(self.model.parameters(), limit)]
+        norms = [accelerator.clip_grad_norm_(self.model.parameters(), limit)]  # fp16: unscales both networks
         if self.adversary is not None and self.adversary.started(self.progress.step):
             optimizers.append(self.adversary.optimizer)
-            gradients = [p.grad for p in self.adversary.discriminator.parameters() if p.grad is not None]
-            watched.append(torch.nn.utils.get_total_norm(gradients))
-        if accelerator.scaler is not None:
-            watched = []  # fp16: an overflowing gradient is the scaler's business, it skips that step itself
+            norms.append(torch.nn.utils.clip_grad_norm_(self.adversary.discriminator.parameters(), limit))
         losses = [term for micro in done for term in micro.terms.values()]
-        finite = torch.isfinite(torch.stack([value.detach().float() for value in [*watched, *losses]])).all()
+        finite = torch.isfinite(torch.stack([value.detach().float() for value in [*norms, *losses]])).all()
         if accelerator.num_processes > 1:
             finite = accelerator.reduce(finite.float(), "mean") == 1
-        if bool(finite):
-            for optimizer in optimizers:
-                optimizer.step()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        if not bool(finite):
-            self._count_lost(done, watched)
+        taken = bool(finite)
+        self._step(optimizers, taken)
+        if not taken:
+            self._count_lost(done, norms)
             return False
         self.progress.step += 1
         self.progress.lost = 0
@@ -256,11 +262,27 @@ class Trainer:
             self.ema.step(self.network.parameters())
         return True
 
-    def _count_lost(self, done: list[MicroBatch], watched: list[torch.Tensor]) -> None:
+    def _step(self, optimizers: list[AcceleratedOptimizer], taken: bool) -> None:
+        scaler = self.accelerator.scaler
+        if taken and scaler is None:
+            for optimizer in optimizers:
+                optimizer.step()
+        elif taken:
+            # accelerate's step updates the scaler each time, and the second network would be unscaled again.
+            for optimizer in optimizers:
+                scaler.step(optimizer.optimizer)
+        if scaler is not None:
+            scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    def _count_lost(self, done: list[MicroBatch], norms: list[torch.Tensor]) -> None:
         self.progress.lost += 1
+        if self.adversary is not None:
+            self.adversary.forget_non_finite_statistics()
         terms = {name: float(value) for micro in done for name, value in micro.terms.items() if not value.isfinite()}
         named = ", ".join(f"{name} = {value}" for name, value in terms.items())
-        named = named or "gradient norm = " + ", ".join(str(float(norm)) for norm in watched)
+        named = named or "gradient norm = " + ", ".join(str(float(norm)) for norm in norms)
         pictures = sorted({index for micro in done for index in micro.index})
         message = (
             f"update {self.progress.step + 1} not taken: {named}; batch: pictures {pictures} of the training split"
@@ -342,7 +364,9 @@ class Trainer:
     def _tracking(self) -> Iterator[None]:
         flat = {name: value for section in self.run.to_dict().values() for name, value in section.items()}
         simple = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in flat.items()}
-        self.accelerator.init_trackers("logs", config=simple)
+        # TensorBoard's folder in output_dir; the project's name elsewhere.
+        name = "logs" if self.arguments.trackers == ["tensorboard"] else "dualcodebook"
+        self.accelerator.init_trackers(name, config=simple)
         try:
             yield
         finally:
@@ -351,24 +375,28 @@ class Trainer:
 
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
     """accelerate's Accelerator for these arguments; D's BatchNorm buffers are the adversary's business, not DDP's."""
-    trackers = [name for name in arguments.report_to.split(",") if name != "none"]
     return Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=trackers or None,
+        log_with=arguments.trackers or None,
         project_dir=arguments.output_dir,
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
-def build_model(run: RunConfig) -> DualCodebookVQModel:
-    """A fresh model, or the weights of `init_from` in it. Raises ValueError when they do not fit the configuration."""
+def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
+    """A new model; with the weights of `init_from` in it at a fresh start.
+
+    Raises ValueError when they cannot be had or do not fit the configuration.
+    """
     model = DualCodebookVQModel(**asdict(run.model))
-    if run.training.init_from:
-        source = DualCodebookVQModel.from_pretrained(run.training.init_from)
+    if run.training.init_from and fresh:
         try:
+            source = DualCodebookVQModel.from_pretrained(run.training.init_from)
             model.load_state_dict(source.state_dict())
+        except OSError as error:
+            raise ValueError(f"`init_from` {run.training.init_from!r} cannot be loaded: {error}") from error
         except RuntimeError as error:
             raise ValueError(f"`init_from` {run.training.init_from!r} does not fit the model: {error}") from error
     return model
@@ -408,11 +436,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the trainer: 0 when it ended or was asked to stop, 2 for bad input."""
     with StopRequest().watching() as stop:
         try:
-            trainer = Trainer(parse_run_config(sys.argv[1:] if argv is None else argv), stop)
+            Trainer(parse_run_config(sys.argv[1:] if argv is None else argv), stop).train()
         except ValueError as error:
             print(f"dualcodebook train: error: {error}", file=sys.stderr)
+            if EXIT_CODE_FILE in os.environ:
+                Path(os.environ[EXIT_CODE_FILE]).write_text("2")
             return 2
-        trainer.train()
     return 0
 
 
