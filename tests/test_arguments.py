@@ -14,14 +14,20 @@ READ_BY_OTHERS = {"scaling_factor", "force_upcast"}
 
 
 def test_every_field_is_read_somewhere():
+    """As an attribute of something that holds arguments: `re.compile` is no reading of `compile`."""
+    holders = {"arguments", "args", "data", "training", "config", "model", "run"}
     definitions = {"arguments.py", "configuration_dualcodebook.py"}
     read = set()
     for path in SOURCES.rglob("*.py"):
         if path.name not in definitions:
-            tree = ast.parse(path.read_text())
-            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute):
+                    holder = getattr(node.value, "attr", getattr(node.value, "id", None))
+                    if holder in holders:
+                        read.add(node.attr)
+    assert "trackers" in read  # the property that splits `report_to`
     fields = {spec.name for kind in CLASSES.values() for spec in dataclasses.fields(kind)}
-    assert fields - read == READ_BY_OTHERS
+    assert fields - read - {"report_to"} == READ_BY_OTHERS
 
 
 def test_no_name_stands_in_two_sections():
