@@ -1,4 +1,4 @@
-"""The adversary: idle before its start, then PAPER.md's formulas; frozen where it must be; equal across ranks."""
+"""The adversary: idle before its start, then the paper's formulas; frozen where it must be; equal across ranks."""
 
 from __future__ import annotations
 

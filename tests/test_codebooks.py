@@ -33,7 +33,7 @@ def test_ids_of_low_precision_vectors_are_those_of_their_float32_values_even_und
 def test_paper_initialisation():
     assert LocalCodebook(512, 128).weight.abs().max() <= 1 / 512
     norms = GlobalCodebook(64, 128, transformer_layers=1).codes().norm(dim=1)
-    torch.testing.assert_close(norms, torch.full_like(norms, 128**0.5), rtol=1e-3, atol=0)  # PAPER: "norm 11.3"
+    torch.testing.assert_close(norms, torch.full_like(norms, 128**0.5), rtol=1e-3, atol=0)  # paper: "norm 11.3"
 
 
 def test_the_gradient_to_one_used_code_moves_all_global_codes_and_one_local_code():

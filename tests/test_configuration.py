@@ -17,7 +17,7 @@ def test_defaults_are_the_papers():
 
 
 def test_the_papers_model_has_its_parameters():
-    """71.7 M without the quantizer, 3.56 M in the transformer (PAPER)."""
+    """71.7 M without the quantizer, 3.56 M in the transformer (paper)."""
     with torch.device("meta"):
         model = DualCodebookVQModel.from_preset("paper")
     count = {True: 0, False: 0}

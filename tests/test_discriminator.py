@@ -1,4 +1,4 @@
-"""PatchGAN: the layers that PAPER.md names, their initialisation, and what each logit sees."""
+"""PatchGAN: the layers that the paper names, their initialisation, and what each logit sees."""
 
 from __future__ import annotations
 

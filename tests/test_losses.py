@@ -1,4 +1,4 @@
-"""The loss terms against PAPER.md's formulas in numpy and against numbers worked out by hand."""
+"""The loss terms against the paper's formulas in numpy and against numbers worked out by hand."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_pictures_of_another_shape_or_type_are_refused(metric):
 
 
 def test_bits_per_pixel_of_the_paper():
-    """PAPER: 256 positions of 18 bits on 256 x 256 pixels: 4608 bits, 0.070 bits a pixel."""
+    """paper: 256 positions of 18 bits on 256 x 256 pixels: 4608 bits, 0.070 bits a pixel."""
     assert bits_per_pixel(256, 18, 256, 256) == pytest.approx(4608 / 65536)
 
 

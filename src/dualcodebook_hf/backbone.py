@@ -94,7 +94,7 @@ def build_decoder(config: DualCodebookConfig) -> nn.Module:
 
 
 def last_convolution(decoder: nn.Module) -> nn.Conv2d:
-    """The decoder's output convolution: its weight is "the last layer" of the adaptive weight (PAPER, "The loss")."""
+    """The decoder's output convolution: its weight is "the last layer" of the adaptive weight (paper: the loss)."""
     last = decoder.conv_out
     return last.conv if isinstance(last, autoencoder_dc.DCUpBlock2d) else last
 

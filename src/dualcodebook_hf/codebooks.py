@@ -35,7 +35,7 @@ class Codebook(nn.Module):
     Args:
         size: N. dim: D.
         transformer_layers: depth of the TransformerEncoder whose outputs are the codes; 0 = the table itself.
-        heads, feed_forward, dropout: its shape. ReLU, post-norm, no positions (PAPER: "global codebook").
+        heads, feed_forward, dropout: its shape. ReLU, post-norm, no positions (paper: "global codebook").
         scale_to_latents: the codes are mean + std x transformer output, with the running statistics of the latents.
         update: "gradient" (the codebook loss moves the table) or "ema" (a moving average of each code's vectors;
             only for a table). An EMA table is a parameter without gradient, so that weight averaging and distributed
@@ -76,7 +76,7 @@ class Codebook(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """N(0, 1) before a transformer, U(-1/N, 1/N) for a plain table (PAPER)."""
+        """N(0, 1) before a transformer, U(-1/N, 1/N) for a plain table (paper)."""
         if self.transformer is not None:
             nn.init.normal_(self.weight)
         else:

@@ -36,7 +36,7 @@ class DualCodebookOutput(BaseOutput):
 
 
 class DualCodebookCore:
-    """Mixin over an nn.Module with a `config`: Encoder -> quant_conv -> books -> post_quant_conv -> Decoder (PAPER)."""
+    """Mixin over an nn.Module with a `config`: Encoder -> quant_conv -> books -> post_quant_conv -> Decoder (paper)."""
 
     def build_layers(self, config: DualCodebookConfig) -> None:
         """Creates the submodules; both faces call it, so that their state-dict keys are equal."""

@@ -61,7 +61,7 @@ class Quantizer(nn.Module):
     def quantize_latents(self, z: torch.Tensor) -> QuantizerOutput:
         """Latents (B, C, h, w) -> QuantizerOutput.
 
-        Each loss is mean|sg(z) - e|^2 + commitment_cost * mean|z - sg(e)|^2 (PAPER, "The loss"); a book updated by
+        Each loss is mean|sg(z) - e|^2 + commitment_cost * mean|z - sg(e)|^2 (paper: the loss); a book updated by
         EMA has the second term only. Everything runs in float32 with autocast off, whatever the type of z.
         Raises ValueError when C is not the sum of the books' widths.
         """

@@ -1,4 +1,4 @@
-"""Measures a tokenizer on a split of pictures by DESIGN's protocol, and prints models beside each other."""
+"""Measures a tokenizer on a split of pictures by one stated protocol, and prints models beside each other."""
 
 from __future__ import annotations
 

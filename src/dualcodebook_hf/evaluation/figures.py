@@ -15,7 +15,7 @@ ERROR_SCALE = 0.25  # mean absolute difference of the channels, of 1, that gets 
 LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller pictures are enlarged by whole factors
 # Text and spaces for a panel of 340 pixels and less; they grow with larger ones.
 MARGIN, GAP, TITLE_SIZE, CAPTION_SIZE, NOTE_SIZE, SCALE_WIDTH = 16, 12, 17, 15, 12, 110
-PAPER, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
+paper, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
 
 # Dark to light with monotone lightness: black, indigo, purple, crimson, orange, cream.
 ERROR_COLOURS = [
@@ -75,7 +75,7 @@ def comparison_sheet(rows: Sequence[Image.Image]) -> Image.Image:
     """Stacks comparisons, one a row. Raises ValueError for none."""
     if not rows:
         raise ValueError("`rows` must hold at least one picture, got none")
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), paper)
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))
@@ -98,7 +98,7 @@ def grid(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 
     columns, gap = min(columns, count), 2
     pairs = -(-count // columns)
     sheet = Image.new(
-        "RGB", (columns * (width + gap) - gap, pairs * 2 * (height + gap) + (pairs - 1) * gap * 2 - gap), PAPER
+        "RGB", (columns * (width + gap) - gap, pairs * 2 * (height + gap) + (pairs - 1) * gap * 2 - gap), paper
     )
     for index in range(count):
         left, top = index % columns * (width + gap), index // columns * (2 * (height + gap) + gap * 2)
@@ -171,7 +171,7 @@ def _panel(caption: str, note: str | None, picture: Image.Image, filter_: Image.
     second_width = legend.width if legend else _width(note, note_font)
     second_top, top = round((CAPTION_SIZE + 4) * unit), round((CAPTION_SIZE + NOTE_SIZE + 14) * unit)
     width = max(picture.width, _width(caption, caption_font), second_width)
-    panel = Image.new("RGB", (width, top + picture.height), PAPER)
+    panel = Image.new("RGB", (width, top + picture.height), paper)
     draw = ImageDraw.Draw(panel)
     draw.text((0, 0), caption, INK, caption_font)
     if legend:
@@ -184,7 +184,7 @@ def _panel(caption: str, note: str | None, picture: Image.Image, filter_: Image.
 
 def _legend(unit: float) -> Image.Image:
     """0 [black ... cream] 0.25, the scale of the error map."""
-    legend = Image.new("RGB", (round(SCALE_WIDTH * unit), round((NOTE_SIZE + 4) * unit)), PAPER)
+    legend = Image.new("RGB", (round(SCALE_WIDTH * unit), round((NOTE_SIZE + 4) * unit)), paper)
     draw, font = ImageDraw.Draw(legend), _font(NOTE_SIZE * unit)
     left, width = _width("0", font) + round(5 * unit), round(60 * unit)
     draw.text((0, 0), "0", FAINT_INK, font)
@@ -197,7 +197,7 @@ def _row(panels: Sequence[Image.Image], title: str | None, unit: float) -> Image
     margin, gap, font = round(MARGIN * unit), round(GAP * unit), _font(TITLE_SIZE * unit)
     top = margin + (round((TITLE_SIZE + GAP) * unit) if title else 0)
     width = max(sum(panel.width + gap for panel in panels) - gap, _width(title or "", font))
-    row = Image.new("RGB", (width + 2 * margin, top + max(panel.height for panel in panels) + margin), PAPER)
+    row = Image.new("RGB", (width + 2 * margin, top + max(panel.height for panel in panels) + margin), paper)
     if title:
         ImageDraw.Draw(row).text((margin, round((MARGIN - 4) * unit)), title, INK, font)
     left = margin

@@ -1,6 +1,6 @@
 """Quality of reconstructions and health of codebooks, in plain torch.
 
-DESIGN's protocol: values clamped to [0, 1], never rounded to 8 bits, one number a picture, then the mean over pictures.
+The protocol: values clamped to [0, 1], never rounded to 8 bits, one number a picture, then the mean over pictures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The honest rival of a neural tokenizer: a linear codec with the same tokens (DESIGN, "Quality: what is known here").
+"""The honest rival of a neural tokenizer: a linear codec with the same tokens.
 
 A picture is cut into patches, each is projected on the first principal components, and the coefficients are quantized
 by k-means, the second book on what the first one left. No network: a tokenizer has to beat it.

@@ -40,9 +40,9 @@ class Adversary:
         optimizer: its Adam, after `prepare` accelerate's.
 
     Args:
-        learning_rate, betas: of Adam (PAPER: betas 0.5 and 0.9).
-        start_step: generator updates before the adversary starts (PAPER: 10,000).
-        weight: of the generator's term, beside the adaptive weight (PAPER: 0.8).
+        learning_rate, betas: of Adam (paper: betas 0.5 and 0.9).
+        start_step: generator updates before the adversary starts (paper: 10,000).
+        weight: of the generator's term, beside the adaptive weight (paper: 0.8).
         channels, layers, in_channels: of `PatchDiscriminator`.
     """
 

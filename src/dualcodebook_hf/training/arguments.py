@@ -72,7 +72,7 @@ class DataArguments:
 
 @dataclass(kw_only=True)
 class TrainArguments:
-    """The loss, the optimizers, and the run itself. The loss and its defaults: PAPER, "The loss"."""
+    """The loss, the optimizers, and the run itself. The loss and its defaults are the paper's."""
 
     output_dir: str = field(default="runs/default", metadata=_help("where checkpoints, logs and samples go"))
     seed: int = field(default=0, metadata=_help("of initialisation, data order, augmentation and dropout"))

@@ -27,7 +27,7 @@ class PictureTransform:
     """RGB picture -> square crop, a pure function of (picture, seed, epoch, index): nothing else is random.
 
     First the resize: with `resize`, "shorter" brings the shorter side to so many pixels and "exact" brings both sides
-    there whatever the aspect (PAPER: the authors' CelebA-HQ). Then a picture whose shorter side is still below
+    there whatever the aspect (paper: the authors' CelebA-HQ). Then a picture whose shorter side is still below
     `resolution` is enlarged until it fits. Then the crop, and a mirror image in half of the cases where asked for.
 
     Args:

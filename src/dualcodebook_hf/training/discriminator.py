@@ -1,4 +1,4 @@
-"""The PatchGAN discriminator (Isola et al. 2017) in the form that PAPER.md gives."""
+"""The PatchGAN discriminator (Isola et al. 2017) in the paper's form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PatchDiscriminator(nn.Module):
     4x4 convolutions with padding 1: `layers` of stride 2, one of stride 1, then one of stride 1 to a single channel.
     Widths double from `channels` on, up to 8 times; LeakyReLU 0.2; BatchNorm, with no bias before it, from the second
     convolution on, not at the output. With 3 layers: strides 2, 2, 2, 1, 1, widths 64-128-256-512-1, patches of 70
-    pixels (PAPER, "The loss"). Weights from N(0, 0.02), BatchNorm's from N(1, 0.02) and its biases 0; the biases of the
+    pixels (paper: the loss). Weights from N(0, 0.02), BatchNorm's from N(1, 0.02) and its biases 0; the biases of the
     first and the last convolution keep torch's initialisation.
 
     Raises ValueError for sizes below 1, and in `forward` for pictures too small for one logit (24 pixels, 3 layers).

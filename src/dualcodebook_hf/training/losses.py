@@ -1,4 +1,4 @@
-"""The terms of the training loss (PAPER, "The loss"), their weighted sum and the adaptive weight of the adversary."""
+"""The terms of the training loss (paper: the loss), their weighted sum and the adaptive weight of the adversary."""
 
 from __future__ import annotations
 
