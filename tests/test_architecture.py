@@ -21,7 +21,10 @@ FLOORS = [
     "autoencoder_dualcodebook",
     "training.checkpoints training.initialization training.validation evaluation.evaluate",
     "training.trainer",
-    "cli",
+    "cli.inputs",
+    "cli.pictures cli.evaluate cli.train",
+    "cli.main",
+    "cli cli.__main__",
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names.split()}
 
@@ -37,7 +40,10 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
-            yield ".".join([*base, *(node.module.split(".") if node.module else [])])
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in (".".join([*base, module]) for module in modules):
+                # `from .. import default_checkpoint` names the package itself.
+                yield name if name in LEVEL else ".".join(base)
 
 
 def test_every_file_imports_from_lower_floors_only():
@@ -46,7 +52,7 @@ def test_every_file_imports_from_lower_floors_only():
     for name, path in files.items():
         if name in LEVEL:
             for other in imported(path):
-                if other:  # "" is the package itself, which only the command line imports, lazily
+                if other:  # the package itself, which only the command line imports, lazily
                     assert LEVEL[other] < LEVEL[name], f"{name} imports {other}"
 
 
@@ -89,7 +95,7 @@ def test_every_config_is_short_and_valid(path):
 def test_no_machine_path_and_no_long_function():
     for path in SOURCES.rglob("*.py"):
         text = path.read_text()
-        assert "/work/" not in text
+        assert str(ROOT) not in text, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.name != "__init__":
                 assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"

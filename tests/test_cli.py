@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
-from dualcodebook_hf.cli import _run_forwarding_signals, _unique_stems, main
+from dualcodebook_hf.cli import main
+from dualcodebook_hf.cli.inputs import _unique_stems
+from dualcodebook_hf.cli.train import _run_forwarding_signals
 from dualcodebook_hf.evaluation.metrics import psnr, ssim
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.token_file import load_tokens

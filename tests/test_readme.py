@@ -40,7 +40,7 @@ def test_the_tree_names_every_source_file_and_nothing_else():
     tree = README.split("## What is where")[1].split("```")[1]
     named = {line.split()[0] for line in tree.splitlines() if line.strip()}
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
-        if path.name != "__init__.py":
+        if not path.name.startswith("__"):
             assert path.name in named, path
     for name in named:
         assert list(ROOT.glob(f"**/{name.rstrip('/')}")), name

@@ -1,0 +1,194 @@
+"""What the commands share: flags, checks before any work, loading a model, files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..autoencoder_dualcodebook import DualCodebookVQModel
+
+SOFTWARE = "dualcodebook_hf"  # the PNG text that marks pictures written here, which alone may be overwritten
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_model(command: argparse.ArgumentParser, **options: str) -> None:
+    """The flags that `load_model` reads."""
+    text = "folder or Hub id (default: the checkpoint inside the package, offline)"
+    command.add_argument("--model", help=options.pop("also", "") + text, **options)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, or cpu)")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def need(module: str, extra: str) -> None:
+    """Raises ValueError naming the extra to install when a package is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"this command needs the package {module}: pip install 'dualcodebook-hf[{extra}]'")
+
+
+def public_name(model: str | None) -> str:
+    """A Hub id as it is; of a folder the last two parts: results are published, this machine's folders are not."""
+    if model is None:
+        return "embedded checkpoint"
+    path = Path(model).expanduser()
+    return "/".join(path.resolve().parts[-2:]) if path.is_dir() else model
+
+
+def check_model_name(model: str | None) -> None:
+    """Raises ValueError unless `model` is None (the embedded one), a folder with a config.json, or a Hub id."""
+    from .. import default_checkpoint
+
+    path = Path(model or default_checkpoint()).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"`--model`: there is no config.json in the folder '{path}'")
+    elif model is None:
+        raise ValueError(f"the checkpoint inside the package is missing: '{path}'; name another by `--model`")
+    elif path.exists() or not HUB_ID.fullmatch(model) or model.startswith("."):
+        raise ValueError(f"`--model` must be a folder or a Hub id (owner/name), got '{model}', which is neither")
+
+
+def load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:
+    """The model of `--model`, `--device` and `--dtype`, in eval mode. Raises ValueError when one of them is wrong."""
+    check_model_name(arguments.model)
+    import torch
+    from safetensors import SafetensorError
+
+    from .. import DualCodebookVQModel, default_checkpoint
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises where there is no CUDA
+        raise ValueError(f"`--device` {device} cannot be used: {str(error).splitlines()[0]}") from error
+    name = arguments.model or default_checkpoint()
+    if Path(name).expanduser().is_dir():
+        name = Path(name).expanduser()
+    try:
+        model = DualCodebookVQModel.from_pretrained(name, dtype=getattr(torch, arguments.dtype))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load the model '{name}': {error}") from error
+    return model.eval().to(device)
+
+
+def find_pictures(arguments: argparse.Namespace) -> list[Path]:
+    """The pictures that were named, folders replaced by the pictures in them; each was decoded once, to be sure."""
+    from PIL import Image
+
+    from ..image_processing_dualcodebook import read_image
+
+    if arguments.max_pixels < 0:
+        raise ValueError(f"`--max-pixels` must be 0 (no limit) or above, got {arguments.max_pixels}")
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - {".pdf"}
+    paths = []
+    for path in arguments.images:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
+            if not inside:
+                raise ValueError(f"there is no picture in the folder '{path}'")
+        paths += inside
+    for path in paths:
+        read_image(path)
+    return paths
+
+
+def check_folder(path: Path, flag: str) -> None:
+    """Raises ValueError unless files can be written into the folder, which may be still to be made."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`{flag}`: '{existing}' is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"`{flag}`: the folder '{existing}' cannot be written to")
+
+
+def check_file(path: Path, flag: str, suffix: str) -> None:
+    """Raises ValueError unless a file of this suffix can be written there without losing somebody's own."""
+    if path.suffix != suffix:
+        raise ValueError(f"`{flag}` must be a file named *{suffix}, got '{path}'")
+    if path.is_dir():
+        raise ValueError(f"`{flag}` must be a file, '{path}' is a folder")
+    check_folder(path.parent, flag)
+    _check_overwrite(path)
+
+
+def png_paths(folder: Path, names: Sequence[str], ending: str = "") -> list[Path]:
+    """Where the pictures of these names are written, each under a name of its own."""
+    check_folder(folder, "--output")
+    paths = [folder / f"{stem}{ending}.png" for stem in _unique_stems(names)]
+    for path in paths:
+        _check_overwrite(path)
+    return paths
+
+
+def _check_overwrite(path: Path) -> None:
+    """Raises ValueError where a file lies that was not written here: the original, maybe."""
+    from PIL import Image
+
+    from ..token_file import load_tokens
+
+    if not path.exists():
+        return
+    try:
+        if path.suffix == ".json":
+            ours = "results" in json.loads(path.read_text())
+        elif path.suffix == ".safetensors":
+            ours = bool(load_tokens(path))
+        else:
+            with Image.open(path) as image:
+                ours = image.info.get("Software") == SOFTWARE
+    except (OSError, SyntaxError, TypeError, ValueError):
+        ours = False
+    if not ours:
+        raise ValueError(f"'{path}' exists and was not written by this program; choose another name or folder")
+
+
+def _unique_stems(names: Sequence[str]) -> list[str]:
+    """Names without suffix; one that is taken gets a number. "A" and "a" are the same name to some file systems."""
+    stems: list[str] = []
+    taken: set[str] = set()
+    for stem in (Path(name).stem for name in names):
+        numbered = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        stems.append(next(name for name in numbered if name.lower() not in taken))
+        taken.add(stems[-1].lower())
+    return stems
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Writes a PNG with the mark by which `check_file` knows it again."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Software", SOFTWARE)
+    with complete(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=info)
+
+
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A temporary name to write to: under its own name the file appears complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""Reads the command line, runs one command, and turns errors into a line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import evaluate, pictures, train
+
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the process's exit code: 0, 2 for bad input, or that of the training process."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["train"]:  # its flags are the trainer's
+            return train.train(argv[1:])
+        arguments = _build_parser().parse_args(argv)
+        return arguments.run(arguments)
+    except ValueError as error:
+        return _complain(error, BAD_INPUT)
+    except OSError as error:  # a full disk, a file that went away meanwhile
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _complain(error: Exception, code: int) -> int:
+    print("dualcodebook: error:", " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains as everything else here does: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dualcodebook", description="Dual Codebook VQ: images to two grids of tokens and back.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for family in (pictures, evaluate, train):
+        family.add_command(commands)
+    return parser
