@@ -14,7 +14,7 @@ from pathlib import Path
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 from dualcodebook_hf.evaluation.evaluate import evaluate_model, evaluate_patch_linear, format_table
 
-FILES = ("config.json", "diffusion_pytorch_model.safetensors", "train_config.json")
+FILES = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "train_config.json")
 LARGEST = 12_000_000
 
 

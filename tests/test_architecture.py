@@ -14,11 +14,11 @@ from dualcodebook_hf.training.arguments import RunConfig, parse_run_config
 SOURCES = Path(dualcodebook_hf.__file__).parent
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    "configuration_dualcodebook codebooks image_processing_dualcodebook token_file presets version "
+    "configuration_dualcodebook codebooks image_processing_dualcodebook pipelines token_file presets version "
     "evaluation.metrics training.perceptual training.discriminator",
     "backbone quantizers picture_datasets evaluation.figures training.arguments training.losses",
     "core evaluation.patch_linear training.adversary training.data",
-    "autoencoder_dualcodebook",
+    "autoencoder_dualcodebook modeling_dualcodebook",
     "training.checkpoints training.initialization training.validation evaluation.evaluate",
     "training.trainer",
     "cli.inputs",

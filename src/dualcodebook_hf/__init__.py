@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
+
 from .autoencoder_dualcodebook import DualCodebookVQModel
 from .configuration_dualcodebook import DualCodebookConfig
 from .core import DualCodebookOutput
 from .image_processing_dualcodebook import DualCodebookImageProcessor
+from .modeling_dualcodebook import DualCodebookModel, DualCodebookModelOutput
+from .pipelines import TASK, ImageReconstructionPipeline
 from .version import __version__
 
 __all__ = [
     "DualCodebookConfig",
     "DualCodebookImageProcessor",
+    "DualCodebookModel",
+    "DualCodebookModelOutput",
     "DualCodebookOutput",
     "DualCodebookVQModel",
     "__version__",
     "default_checkpoint",
 ]
+
+AutoConfig.register(DualCodebookConfig.model_type, DualCodebookConfig, exist_ok=True)
+AutoModel.register(DualCodebookConfig, DualCodebookModel, exist_ok=True)
+AutoImageProcessor.register(
+    DualCodebookConfig, image_processor_classes={"pil": DualCodebookImageProcessor}, exist_ok=True
+)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=ImageReconstructionPipeline, pt_model=AutoModel, type="image")
 
 
 def default_checkpoint() -> str:

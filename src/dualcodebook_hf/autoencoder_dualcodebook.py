@@ -17,6 +17,11 @@ from .presets import load_preset
 
 # Keys that transformers writes into the shared config.json; they are no arguments of ours.
 TRANSFORMERS_KEYS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "transformers_weights"}
+# Where transformers finds the classes when the code files lie in the folder (`trust_remote_code=True`).
+AUTO_MAP = {
+    "AutoConfig": "configuration_dualcodebook.DualCodebookConfig",
+    "AutoModel": "modeling_dualcodebook.DualCodebookModel",
+}
 
 
 class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):
@@ -75,6 +80,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
             model_type=config.model_type,
             architectures=["DualCodebookModel"],
             transformers_weights=SAFETENSORS_WEIGHTS_NAME,
+            auto_map=AUTO_MAP,
         )
         self.build_layers(config)
 

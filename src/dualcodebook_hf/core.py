@@ -73,7 +73,7 @@ class DualCodebookCore:
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         z = self.quant_conv(self.encoder(x))
-        return z if self.linear_encoder is None else z + self.linear_encoder(x)
+        return z if self.linear_encoder is None else z + self.linear_encoder(x).to(z.device)
 
     @apply_forward_hook
     def decode(
@@ -110,12 +110,12 @@ class DualCodebookCore:
 
     def _decode_slice(self, quantized: torch.Tensor) -> torch.Tensor:
         sample = self.decoder(self.post_quant_conv(quantized))
-        return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized)
+        return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized).to(sample.device)
 
     def autoencode(self, x: torch.Tensor) -> DualCodebookOutput:
         """The forward pass of both faces: pictures (B, C, H, W) -> DualCodebookOutput, cropped to (H, W)."""
         latents = self.encode(x).latents
-        output = self.quantize.quantize_latents(latents)
+        output = self.quantize(latents, return_dict=True)
         sample = self._decode(output.quantized)[..., : x.shape[-2], : x.shape[-1]]
         return DualCodebookOutput(sample, output.tokens, output.losses, latents, output.quantized)
 
@@ -129,7 +129,7 @@ class DualCodebookCore:
         self._check_pixels(pixel_values)
         if not torch.compiler.is_compiling():
             _check_range(pixel_values)
-        return self.quantize.quantize_latents(self.encode(pixel_values).latents).tokens
+        return self.quantize(self.encode(pixel_values).latents, return_dict=True).tokens
 
     @torch.no_grad()
     @apply_forward_hook

@@ -91,7 +91,7 @@ class Quantizer(nn.Module):
         for index, (name, book) in enumerate(self.books.items()):
             codes = book.codes()
             if only is None or only == name:
-                part = F.embedding(tokens[:, index], codes)
+                part = F.embedding(tokens[:, index].to(codes.device), codes)
             else:
                 part = codes.mean(0).expand(*tokens[:, index].shape, book.dim)
             parts.append(part)
@@ -113,12 +113,16 @@ class Quantizer(nn.Module):
         # What is left is not wrapped into the first book: an id out of range must fail when it is looked up.
         return torch.stack([ids, *parts[::-1]], dim=1)
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[None, None, torch.Tensor]]:
+    def forward(
+        self, z: torch.Tensor, return_dict: bool = False
+    ) -> QuantizerOutput | tuple[torch.Tensor, torch.Tensor, tuple[None, None, torch.Tensor]]:
         """diffusers' VQModel contract: z (B, C, h, w) -> (z_q, summed loss, (None, None, ids)).
 
-        ids: int64, flat (B*h*w,), row-major product ids.
+        ids: int64, flat (B*h*w,), row-major product ids. `return_dict=True`: `quantize_latents`.
         """
         output = self.quantize_latents(z)
+        if return_dict:
+            return output
         return output.quantized, sum(output.losses.values()), (None, None, self.join(output.tokens).flatten())
 
     def get_codebook_entry(self, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
+from ..image_processing_dualcodebook import DualCodebookImageProcessor
 from .arguments import RunConfig
 
 NAME = re.compile(r"checkpoint-(\d+)$")
@@ -99,10 +100,11 @@ def exportable(model: DualCodebookVQModel, dtype: str) -> DualCodebookVQModel:
 
 
 def export_model(model: DualCodebookVQModel, folder: Path, run: RunConfig) -> None:
-    """Saves what `from_pretrained` reads, and train_config.json, as `folder`, which is replaced as a whole."""
+    """Saves what every `from_pretrained` reads, and train_config.json, as `folder`, which is replaced as a whole."""
     partial = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
+    DualCodebookImageProcessor().save_pretrained(partial)
     write_train_config(run, partial)
     if folder.exists():
         shutil.rmtree(folder)

@@ -1,0 +1,140 @@
+"""transformers' face of the tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.unets.unet_2d_blocks import (
+    AttnDownEncoderBlock2D,
+    AttnUpDecoderBlock2D,
+    DownEncoderBlock2D,
+    UpDecoderBlock2D,
+)
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_dualcodebook import DualCodebookConfig
+from .core import DualCodebookCore
+
+
+@dataclass
+class DualCodebookModelOutput(ModelOutput):
+    """Result of a forward pass over pictures (B, C, H, W), named as transformers' own image tokenizers name theirs.
+
+    image_tokens: int64 (B, books, h, w), [:, 0] global, [:, 1] local. decoded_pixel_values: (B, C, H, W)
+    reconstruction, about [-1, 1], not clamped. last_hidden_state: latents before the books, (B, vq_embed_dim, h, w).
+    quantized_last_hidden_state: the same after them. loss, embedding_loss: scalars, with `return_loss=True` only:
+    mean |x - x_hat| + embedding_loss, and the paper's L_global + L_local.
+    """
+
+    # The tokens come first: transformers' feature extraction pipeline returns the first field.
+    image_tokens: torch.LongTensor | None = None
+    loss: torch.Tensor | None = None
+    decoded_pixel_values: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    quantized_last_hidden_state: torch.Tensor | None = None
+    embedding_loss: torch.Tensor | None = None
+
+
+class CheckpointedDown(GradientCheckpointingLayer, DownEncoderBlock2D):
+    """A level of the `vqgan` encoder."""
+
+
+class CheckpointedAttnDown(GradientCheckpointingLayer, AttnDownEncoderBlock2D):
+    """A level of the `vqgan` encoder with attention."""
+
+
+class CheckpointedUp(GradientCheckpointingLayer, UpDecoderBlock2D):
+    """A level of the `vqgan` decoder."""
+
+
+class CheckpointedAttnUp(GradientCheckpointingLayer, AttnUpDecoderBlock2D):
+    """A level of the `vqgan` decoder with attention."""
+
+
+class CheckpointedSequential(GradientCheckpointingLayer, nn.Sequential):
+    """A level of the `dcae` encoder or decoder."""
+
+
+# diffusers' networks checkpoint their levels from outside, transformers wants levels that do it themselves.
+CHECKPOINTED = {
+    DownEncoderBlock2D: CheckpointedDown,
+    AttnDownEncoderBlock2D: CheckpointedAttnDown,
+    UpDecoderBlock2D: CheckpointedUp,
+    AttnUpDecoderBlock2D: CheckpointedAttnUp,
+    nn.Sequential: CheckpointedSequential,
+}
+
+
+class DualCodebookModel(PreTrainedModel, DualCodebookCore):
+    """Dual Codebook VQ tokenizer (arXiv 2503.10832) as a transformers model.
+
+    Same weights, same names and same methods (`tokenize`, `detokenize`, `encode`, `decode`, `quantize`) as
+    `DualCodebookVQModel`: a folder saved by that class loads here as it is.
+    """
+
+    config_class = DualCodebookConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Encoder", "Decoder", "DCEncoder", "DCDecoder"]
+    _no_split_modules += ["DualCodebookQuantizer", "SingleCodebookQuantizer"]
+    _keep_in_fp32_modules_strict = ["quantize"]
+
+    def __init__(self, config: DualCodebookConfig) -> None:
+        super().__init__(config)
+        self.build_layers(config)
+        for level in (*self.encoder.down_blocks, *self.decoder.up_blocks):
+            level.__class__ = CHECKPOINTED[type(level)]
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Leaves what the modules' constructors drew, so that both faces start from the same weights."""
+        self.tie_weights(recompute_mapping=False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # For parameters that a checkpoint lacks; transformers keeps this from touching those that it has.
+        for name in ("reset_parameters", "_reset_parameters"):
+            if hasattr(module, name):
+                return getattr(module, name)()
+
+    def _set_gradient_checkpointing(self, *args, **kwargs) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for network in (self.encoder, self.decoder):  # their levels do it: not twice
+            network._gradient_checkpointing_func = _call
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        return_loss: bool | None = None,
+        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> DualCodebookModelOutput | tuple[torch.Tensor, ...]:
+        """Pictures (B, C, H, W) in [-1, 1] -> DualCodebookModelOutput; a tuple of what is there if not `return_dict`.
+
+        `output_hidden_states` and `output_attentions` are taken, as by every transformers model, and give nothing.
+        Raises ValueError when the shape or the type of `pixel_values` is wrong.
+        """
+        output = self.autoencode(pixel_values)
+        loss = embedding_loss = None
+        if return_loss:
+            embedding_loss = sum(output.losses.values())
+            loss = (output.sample - pixel_values).abs().mean() + embedding_loss
+        result = DualCodebookModelOutput(
+            image_tokens=output.tokens,
+            loss=loss,
+            decoded_pixel_values=output.sample,
+            last_hidden_state=output.latents,
+            quantized_last_hidden_state=output.quantized,
+            embedding_loss=embedding_loss,
+        )
+        return result if return_dict is not False and self.config.return_dict else result.to_tuple()
+
+
+def _call(layer: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+    return layer(*args)

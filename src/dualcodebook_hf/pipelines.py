@@ -1,0 +1,40 @@
+"""transformers' pipeline task "image-reconstruction": picture -> picture and tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+TASK = "image-reconstruction"
+
+
+class ImageReconstructionPipeline(Pipeline):
+    """`pipeline("image-reconstruction", model=...)(picture)` -> {"image": PIL picture, "image_tokens": (books, h, w)}.
+
+    Takes what `DualCodebookImageProcessor` takes, or a list of it; `image_processor_kwargs` are that class's options.
+    With `batch_size` above 1 the pictures of a batch must be of one size when they reach the model.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(self, image_processor_kwargs: dict | None = None, **kwargs: Any) -> tuple:
+        if kwargs:
+            raise ValueError(f"`{TASK}` knows the option image_processor_kwargs only, got {', '.join(sorted(kwargs))}")
+        return image_processor_kwargs or {}, {}, {}
+
+    def preprocess(self, image: Any, **image_processor_kwargs: Any) -> dict[str, torch.Tensor]:
+        inputs = self.image_processor(image, return_tensors="pt", **image_processor_kwargs)
+        return inputs.to(self.dtype)
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        output = self.model(**model_inputs)
+        return {"pixels": output.decoded_pixel_values, "image_tokens": output.image_tokens}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        image = self.image_processor.postprocess(model_outputs["pixels"])[0]
+        return {"image": image, "image_tokens": model_outputs["image_tokens"][0]}

@@ -1,0 +1,210 @@
+"""transformers' face: the same model as diffusers', at home in Auto classes, pipelines, Trainer and loading options."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, TrainingArguments, pipeline
+
+from dualcodebook_hf import (
+    DualCodebookConfig,
+    DualCodebookImageProcessor,
+    DualCodebookModel,
+    DualCodebookVQModel,
+    default_checkpoint,
+)
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A folder as diffusers' face saves it, with the image processor beside it."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    DualCodebookImageProcessor().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def picture():
+    return Image.effect_mandelbrot((21, 14), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+
+
+def build(fields, seed=0):
+    torch.manual_seed(seed)
+    return DualCodebookModel(DualCodebookConfig(**fields))
+
+
+@pytest.mark.parametrize("backbone", ["vqgan", "dcae"])
+def test_both_faces_start_from_the_same_weights_under_the_same_names(tiny_config, backbone):
+    fields = {**tiny_config, "backbone": backbone, "linear_shortcut": True}
+    ours = build(fields).state_dict()
+    torch.manual_seed(0)
+    theirs = DualCodebookVQModel(**fields).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_one_folder_serves_both_libraries_bit_for_bit(folder, tiny_model, pictures):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", WEIGHTS, "preprocessor_config.json"]
+    model = AutoModel.from_pretrained(folder)
+    assert type(model) is DualCodebookModel and not model.training
+    config = AutoConfig.from_pretrained(folder)
+    assert config.fields_dict() == DualCodebookConfig(**{
+        name: tiny_model.config[name] for name in config.fields_dict()
+    }).fields_dict()  # fmt: skip
+    with torch.no_grad():
+        ours, theirs = model(pictures), tiny_model(pictures)
+    assert torch.equal(ours.decoded_pixel_values, theirs.sample)
+    assert torch.equal(ours.image_tokens, theirs.tokens)
+    assert torch.equal(ours.last_hidden_state, theirs.latents)
+    assert torch.equal(ours.quantized_last_hidden_state, theirs.quantized)
+    assert torch.equal(model.tokenize(pictures), theirs.tokens)
+    restored = model.detokenize(theirs.tokens, size=pictures.shape[-2:], only="local")
+    assert torch.equal(restored, tiny_model.detokenize(theirs.tokens, size=pictures.shape[-2:], only="local"))
+
+
+def test_the_embedded_checkpoint_loads_by_the_auto_classes(picture):
+    model = AutoModel.from_pretrained(default_checkpoint(), dtype=torch.float32)
+    reference = DualCodebookVQModel.from_pretrained(default_checkpoint())
+    pixels = AutoImageProcessor.from_pretrained(default_checkpoint())(picture, return_tensors="pt")["pixel_values"]
+    assert torch.equal(model.tokenize(pixels), reference.tokenize(pixels))
+
+
+def test_a_folder_of_transformers_own_loads_again(folder, pictures, tmp_path):
+    model = AutoModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(again(pictures).decoded_pixel_values, model(pictures).decoded_pixel_values)
+
+
+def test_the_loss_is_l1_and_the_books_and_only_on_demand(tiny_config, pictures):
+    model = build(tiny_config).eval()
+    out = model(pictures, return_loss=True)
+    assert torch.isclose(out.embedding_loss, model.quantize(out.last_hidden_state)[1])
+    difference = (out.decoded_pixel_values - pictures).abs().sum() / pictures.numel()
+    assert torch.isclose(out.loss, difference + out.embedding_loss)
+    plain = model(pictures)
+    assert plain.loss is None and plain.embedding_loss is None
+    values = model(pictures, return_dict=False)
+    assert len(values) == 4
+    assert torch.equal(values[0], plain.image_tokens) and torch.equal(values[1], plain.decoded_pixel_values)
+
+
+def test_trainer_trains_and_evaluates_it(tiny_config, tmp_path):
+    data = [{"pixel_values": torch.rand(3, 16, 16) * 2 - 1} for _ in range(16)]
+
+    def collate(rows):
+        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "return_loss": True}
+
+    options = {"max_steps": 8, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "use_cpu": True}
+    options |= {"remove_unused_columns": False, "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False}
+    model = build(tiny_config)
+    arguments = TrainingArguments(str(tmp_path), save_strategy="no", **options)
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data, data_collator=collate)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+def test_feature_extraction_pipeline_gives_the_tokens(folder, tiny_model, picture):
+    extract = pipeline("image-feature-extraction", model=str(folder))
+    pixels = DualCodebookImageProcessor()(picture, return_tensors="pt")["pixel_values"]
+    expected = tiny_model.tokenize(pixels)
+    assert extract(picture) == expected.tolist()
+    batched = extract([picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), picture], batch_size=2)
+    assert batched[0] == batched[2] == expected.tolist() and batched[1] != batched[0]
+
+
+def test_reconstruction_pipeline_gives_picture_and_tokens(folder, tiny_model, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    reconstruct = pipeline("image-reconstruction", model=str(folder))
+    processor = DualCodebookImageProcessor()
+    tokens = tiny_model.tokenize(processor(picture, return_tensors="pt")["pixel_values"])
+    expected = processor.postprocess(tiny_model.detokenize(tokens, size=(14, 21)))[0]
+    single = reconstruct(str(tmp_path / "a.png"))
+    for result in (single, *reconstruct([picture, str(tmp_path / "a.png"), picture], batch_size=2)):
+        assert result["image"].tobytes() == expected.tobytes() and result["image"].size == (21, 14)
+        assert torch.equal(result["image_tokens"], tokens[0])
+    with pytest.raises(ValueError, match="image_processor_kwargs"):
+        reconstruct(picture, size=8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_books_stay_in_float32_under_any_dtype(folder, dtype):
+    model = AutoModel.from_pretrained(folder, dtype=dtype)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name.startswith("quantize.") else dtype), name
+    with pytest.raises(ValueError, match="dtype"):
+        model(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, "offloaded"])
+def test_device_map_does_not_change_the_result(folder, tiny_model, pictures, tmp_path, device_map):
+    options = {"device_map": device_map}
+    if device_map == "offloaded":
+        places = {"encoder": "disk", "quant_conv": "cpu", "quantize": "cpu", "post_quant_conv": "cpu"}
+        options = {"device_map": {**places, "decoder": "disk"}, "offload_folder": str(tmp_path / "offload")}
+    model = AutoModel.from_pretrained(folder, **options)
+    with torch.no_grad():
+        out = model(pictures)
+    assert torch.equal(out.decoded_pixel_values, tiny_model(pictures).sample)
+    restored = model.detokenize(out.image_tokens, size=pictures.shape[-2:])
+    assert torch.equal(restored, tiny_model.detokenize(out.image_tokens, size=pictures.shape[-2:]))
+
+
+def test_parameters_that_a_file_lacks_are_drawn_as_in_a_fresh_model(folder, tiny_config):
+    weights = load_file(folder / WEIGHTS)
+    lacking = ("quantize.local_codebook.weight", "encoder.conv_in.weight")
+    save_file({name: value for name, value in weights.items() if name not in lacking}, folder / WEIGHTS)
+    model = AutoModel.from_pretrained(folder)
+    bound = 1 / tiny_config["local_codebook_size"]
+    table = model.quantize.local_codebook.weight
+    assert 0.8 * bound < table.abs().max() <= bound
+    assert model.encoder.conv_in.weight.isfinite().all() and model.encoder.conv_in.weight.std() > 0.01
+    kept = {name: value for name, value in model.state_dict().items() if name not in lacking}
+    assert all(torch.equal(value, weights[name]) for name, value in kept.items())
+
+
+def test_built_on_the_meta_device_it_takes_no_memory(tiny_config):
+    with torch.device("meta"):
+        model = build(tiny_config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["vqgan", "dcae"])
+def test_gradient_checkpointing_gives_the_same_gradients_and_computes_each_level_twice(tiny_config, pictures, backbone):
+    gradients, runs = [], {False: [], True: []}
+    for checkpointing, seen in runs.items():
+        model = build({**tiny_config, "backbone": backbone}).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        for level in (*model.encoder.down_blocks, *model.decoder.up_blocks):
+            convolution = next(module for module in level.modules() if isinstance(module, torch.nn.Conv2d))
+            convolution.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        model(pictures, return_loss=True).loss.backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert len(runs[True]) == 2 * len(runs[False]) > 0
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same(folder, pictures):
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        expected, out = model(pictures), torch.compile(model)(pictures)
+    assert torch.equal(out.image_tokens, expected.image_tokens)
+    assert torch.allclose(out.decoded_pixel_values, expected.decoded_pixel_values, atol=1e-5)
+
+
+def test_config_json_names_the_code_that_serves_remote_loading(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for key, name in {"AutoConfig": "DualCodebookConfig", "AutoModel": "DualCodebookModel"}.items():
+        module, attribute = config["auto_map"][key].split(".")
+        assert attribute == name and getattr(__import__(f"dualcodebook_hf.{module}", fromlist=[name]), name)
+    assert config["transformers_weights"] == WEIGHTS
