@@ -19,10 +19,10 @@ FLOORS = [
     "backbone quantizers picture_datasets evaluation.figures training.arguments training.losses",
     "core evaluation.patch_linear training.adversary training.data",
     "autoencoder_dualcodebook modeling_dualcodebook",
-    "training.checkpoints training.initialization training.validation evaluation.evaluate",
+    "convert training.checkpoints training.initialization training.validation evaluation.evaluate",
     "training.trainer",
     "cli.inputs",
-    "cli.pictures cli.evaluate cli.train",
+    "cli.pictures cli.evaluate cli.train cli.convert",
     "cli.main",
     "cli cli.__main__",
 ]

@@ -342,6 +342,20 @@ def test_init_from_starts_with_the_weights_and_nothing_else(dataset, tmp_path):
         Trainer(run_config(dataset, tmp_path / "none", init_from=str(tmp_path)))
 
 
+def test_init_from_of_another_quantizer_gives_encoder_and_decoder_alone(dataset, tmp_path):
+    single = {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0, "local_dim": 12}
+    source = DualCodebookVQModel(**{**TINY, **single})
+    source.save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "conversion.json").write_text("{}")
+    trainer = Trainer(run_config(dataset, tmp_path / "run", init_from=str(tmp_path / "source"), max_train_steps=1))
+    ours, theirs = trainer.network.state_dict(), source.state_dict()
+    shared = [name for name in theirs if not name.startswith("quantize.")]
+    assert shared and all(torch.equal(ours[name], theirs[name]) for name in shared)
+    assert {name.split(".")[0] for name in set(ours) - set(shared)} == {"quantize"}
+    trainer.train()
+    assert (tmp_path / "run" / "final" / "conversion.json").read_text() == "{}"
+
+
 def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_another_model(dataset, tmp_path):
     Trainer(run_config(dataset, tmp_path, max_train_steps=1)).train()
     with pytest.raises(ValueError, match=r"`output_dir` .* already holds checkpoint-1"):

@@ -48,6 +48,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         layers_per_level: tuple[int, ...] | None = None,
         norm_num_groups: int = 32,
         attention: bool = True,
+        mid_attention: bool | None = None,
         linear_shortcut: bool = False,
         latent_channels: int | None = None,
         vq_embed_dim: int | None = None,

@@ -65,7 +65,7 @@ def build_encoder(config: DualCodebookConfig) -> nn.Module:
         layers_per_block=config.layers_per_block,
         norm_num_groups=config.norm_num_groups,
         double_z=False,
-        mid_block_add_attention=config.attention,
+        mid_block_add_attention=_middle_attention(config),
     )
 
 
@@ -89,7 +89,7 @@ def build_decoder(config: DualCodebookConfig) -> nn.Module:
         block_out_channels=tuple(config.block_out_channels),
         layers_per_block=config.layers_per_block,
         norm_num_groups=config.norm_num_groups,
-        mid_block_add_attention=config.attention,
+        mid_block_add_attention=_middle_attention(config),
     )
 
 
@@ -97,6 +97,10 @@ def last_convolution(decoder: nn.Module) -> nn.Conv2d:
     """The decoder's output convolution: its weight is "the last layer" of the adaptive weight (paper: the loss)."""
     last = decoder.conv_out
     return last.conv if isinstance(last, autoencoder_dc.DCUpBlock2d) else last
+
+
+def _middle_attention(config: DualCodebookConfig) -> bool:
+    return config.attention if config.mid_attention is None else config.mid_attention
 
 
 def _layers(config: DualCodebookConfig) -> tuple[int, ...]:

@@ -37,6 +37,9 @@ class DualCodebookFields:
     )
     norm_num_groups: int = field(default=32, metadata={"help": "vqgan: groups of every GroupNorm"})
     attention: bool = field(default=True, metadata={"help": "vqgan: self-attention at the lowest resolution"})
+    mid_attention: bool | None = field(
+        default=None, metadata={"help": "vqgan: self-attention in the middle blocks (default: as `attention`)"}
+    )
     linear_shortcut: bool = field(
         default=False, metadata={"help": "add a linear f x f patch transform beside encoder and decoder"}
     )
@@ -179,10 +182,15 @@ class DualCodebookConfig(DualCodebookFields, PreTrainedConfig):
 def config_hash(config) -> str:
     """Twelve hex digits that identify the architecture. Tokens made by one hash do not fit a model of another.
 
-    `config`: anything with the fields as attributes (both faces' `model.config`).
+    `config`: anything with the fields as attributes (both faces' `model.config`). Fields at their default are left
+    out, so that a field that a later version adds changes no hash.
     """
-    fields = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(DualCodebookFields)}
-    plain = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in fields.items()}
+    plain = {}
+    for name, default in dataclasses.asdict(DualCodebookFields()).items():
+        value = getattr(config, name)
+        value = list(value) if isinstance(value, (list, tuple)) else value
+        if value != default:
+            plain[name] = value
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -76,7 +76,10 @@ class TrainArguments:
 
     output_dir: str = field(default="runs/default", metadata=_help("where checkpoints, logs and samples go"))
     seed: int = field(default=0, metadata=_help("of initialisation, data order, augmentation and dropout"))
-    init_from: str | None = field(default=None, metadata=_help("start from the weights of this folder or Hub id"))
+    init_from: str | None = field(
+        default=None,
+        metadata=_help("start from these weights (folder or Hub id); of another quantizer: encoder and decoder alone"),
+    )
     data_initialization: int = field(
         default=0,
         metadata=_help("fit the linear shortcut (PCA) and the books (k-means) to this many pictures first; 0: no"),

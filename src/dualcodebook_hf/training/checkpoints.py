@@ -18,6 +18,7 @@ from .arguments import RunConfig
 
 NAME = re.compile(r"checkpoint-(\d+)$")
 TRAIN_CONFIG = "train_config.json"
+CONVERSION = "conversion.json"  # written by `dualcodebook convert`: whose weights a run started from
 DERIVED_FIELDS = ("latent_channels", "vq_embed_dim")  # sums of others: a message should name the cause
 
 
@@ -106,6 +107,9 @@ def export_model(model: DualCodebookVQModel, folder: Path, run: RunConfig) -> No
     model.save_pretrained(partial)
     DualCodebookImageProcessor().save_pretrained(partial)
     write_train_config(run, partial)
+    origin = Path(run.training.init_from or ".") / CONVERSION
+    if run.training.init_from and origin.is_file():
+        shutil.copyfile(origin, partial / CONVERSION)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)

@@ -388,13 +388,18 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
 def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
     """A new model; with the weights of `init_from` in it at a fresh start.
 
+    A source with another kind of quantizer (a converted VQGAN for a dual model) gives its encoder and decoder alone.
     Raises ValueError when they cannot be had or do not fit the configuration.
     """
     model = DualCodebookVQModel(**asdict(run.model))
     if run.training.init_from and fresh:
         try:
             source = DualCodebookVQModel.from_pretrained(run.training.init_from)
-            model.load_state_dict(source.state_dict())
+            state = source.state_dict()
+            if source.config.quantizer != model.config.quantizer:
+                books = {key: value for key, value in model.state_dict().items() if key.startswith("quantize.")}
+                state = {key: value for key, value in state.items() if not key.startswith("quantize.")} | books
+            model.load_state_dict(state)
         except OSError as error:
             raise ValueError(f"`init_from` {run.training.init_from!r} cannot be loaded: {error}") from error
         except RuntimeError as error:
