@@ -3,7 +3,7 @@
     python scripts/embed_checkpoint.py runs/tiny/final --datasets ../shared/data/clothing-256 ../shared/data/bsds500
 
 Copies config, weights and training config, and writes metrics.json: the test split of each data set, the model beside
-the patch-linear codec fitted to the training split of the first one.
+the patch-linear codec fitted to the training split of the first one. Then the model card, here and as model_card.md.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 from dualcodebook_hf.evaluation.evaluate import evaluate_model, evaluate_patch_linear, format_table
+from dualcodebook_hf.hub import Records, model_card
 
 FILES = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "train_config.json")
 LARGEST = 12_000_000
@@ -33,6 +34,9 @@ def main() -> None:
         results.append(evaluate_model(model, dataset, split="test", name="embedded checkpoint"))
         results.append(evaluate_patch_linear(arguments.datasets[0], dataset, split="test"))
     (folder / "metrics.json").write_text(json.dumps({"results": results}, indent=2) + "\n")
+    card = model_card(Records.read(folder))
+    for path in (folder / "README.md", Path(__file__).parents[1] / "model_card.md"):
+        path.write_text(card, encoding="utf-8")
     print(format_table((result["model"]["name"], result) for result in results))
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > LARGEST:

@@ -14,15 +14,20 @@ from dualcodebook_hf.training.arguments import RunConfig, parse_run_config
 SOURCES = Path(dualcodebook_hf.__file__).parent
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    "configuration_dualcodebook codebooks image_processing_dualcodebook pipelines token_file presets version "
-    "evaluation.metrics training.perceptual training.discriminator",
-    "backbone quantizers picture_datasets evaluation.figures training.arguments training.losses",
+    "configuration_dualcodebook codebooks image_processing_dualcodebook pipelines token_file presets version hub.space "
+    "evaluation.metrics evaluation.frechet training.perceptual training.discriminator",
+    "backbone quantizers picture_datasets evaluation.figures evaluation.metric_inputs training.arguments training.losses",
     "core evaluation.patch_linear training.adversary training.data",
     "autoencoder_dualcodebook modeling_dualcodebook",
     "convert training.checkpoints training.initialization training.validation evaluation.evaluate",
+    "hub.records",
+    "hub.card",
+    "hub.export",
+    "hub.push",
+    "hub",
     "training.trainer",
     "cli.inputs",
-    "cli.pictures cli.evaluate cli.train cli.convert",
+    "cli.pictures cli.evaluate cli.train cli.convert cli.publish",
     "cli.main",
     "cli cli.__main__",
 ]

@@ -19,12 +19,10 @@ def blocks(language):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_the_python_example_runs(code, tmp_path, monkeypatch):
+def test_the_python_examples_run_and_what_they_assert_holds(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    scope = {}
-    exec(compile(code, "README.md", "exec"), scope)
-    assert scope["restored"].shape == scope["pixels"].shape
-    assert (tmp_path / "restored.png").is_file()
+    assert "\nassert " in code
+    exec(compile(code, "README.md", "exec"), {})
 
 
 def test_make_targets_and_presets_exist():

@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import TINY
+from loopback_hub import LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -354,6 +355,24 @@ def test_init_from_of_another_quantizer_gives_encoder_and_decoder_alone(dataset,
     assert {name.split(".")[0] for name in set(ours) - set(shared)} == {"quantize"}
     trainer.train()
     assert (tmp_path / "run" / "final" / "conversion.json").read_text() == "{}"
+
+
+def test_a_run_is_published_at_its_end_and_its_rights_are_asked_at_its_start(dataset, tmp_path, monkeypatch):
+    with LoopbackHub() as hub:
+        hub.connect(monkeypatch)
+        wanted = {"push_to_hub": True, "max_train_steps": 2}
+        with pytest.raises(ValueError, match="cannot write to stranger"):
+            Trainer(run_config(dataset, tmp_path / "a", hub_model_id="stranger/run", **wanted))
+        assert not (tmp_path / "a").exists()
+        Trainer(run_config(dataset, tmp_path / "a", hub_model_id="me/run", **wanted)).train()
+        weights = "diffusion_pytorch_model.safetensors"
+        assert hub.files("me/run")[weights] == (tmp_path / "a" / "final" / weights).read_bytes()
+        hub.cut = "commit"
+        with pytest.raises(OSError, match=r"The run itself is complete; publish it by `dualcodebook push \S+ --repo-id"):
+            Trainer(run_config(dataset, tmp_path / "b", hub_model_id="me/other", **wanted)).train()
+        assert (tmp_path / "b" / "final" / weights).is_file()
+    with pytest.raises(ValueError, match="`push_to_hub` needs `hub_model_id`"):
+        run_config(dataset, tmp_path, push_to_hub=True)
 
 
 def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_another_model(dataset, tmp_path):

@@ -143,6 +143,9 @@ class TrainArguments:
     weights_dtype: str = field(
         default="float32", metadata=_help("of the exported backbone: float32, bfloat16, float16")
     )
+    push_to_hub: bool = field(default=False, metadata=_help("publish `final/` on the Hub at the end"))
+    hub_model_id: str | None = field(default=None, metadata=_help("push_to_hub: the repository, owner/name"))
+    hub_private: bool = field(default=False, metadata=_help("push_to_hub: make a new repository private"))
     non_finite_limit: int = field(
         default=10, metadata=_help("updates lost in a row to NaN or infinity before an error")
     )
@@ -170,6 +173,8 @@ class TrainArguments:
                 raise ValueError(f"`report_to` names {name}, which is not installed")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("`push_to_hub` needs `hub_model_id`, the repository's owner/name")
         if self.lr_final > 1:
             raise ValueError(f"`lr_final` must be at most 1, got {self.lr_final}")
         for name in ("adam_beta1", "adam_beta2", "discriminator_beta1", "discriminator_beta2", "ema_decay"):

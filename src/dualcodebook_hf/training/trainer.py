@@ -90,6 +90,10 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.run, self.arguments = run, run.training
         checkpoint = find_checkpoint(run)
+        if self.arguments.push_to_hub and os.environ.get("RANK", "0") == "0":
+            from ..hub import check_access
+
+            check_access(self.arguments.hub_model_id)
         self.training_pictures = TrainingPictures(run.data, self.arguments.seed)
         self.validation_pictures = None
         if self.arguments.validation_steps and run.data.validation_split:
@@ -189,6 +193,20 @@ class Trainer:
             if export is not None:
                 export_model(export, Path(self.arguments.output_dir) / "final", self.run)
             self.accelerator.wait_for_everyone()
+        # A run that was stopped will be resumed: it is published when it is done.
+        if self.arguments.push_to_hub and self.accelerator.is_main_process and not self.stop.requested:
+            self._publish()
+
+    def _publish(self) -> None:
+        from ..hub import push_model
+
+        folder, repo_id = self.arguments.output_dir, self.arguments.hub_model_id
+        try:
+            url = push_model(folder, repo_id, private=self.arguments.hub_private)
+        except (OSError, ValueError) as error:
+            again = f"dualcodebook push {folder} --repo-id {repo_id}"
+            raise OSError(f"{error}. The run itself is complete; publish it by `{again}`") from error
+        tqdm.write(f"published: {url}", file=sys.stderr)
 
     def _loader(self) -> DataLoader:
         return self.training_pictures.loader(
@@ -447,6 +465,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if EXIT_CODE_FILE in os.environ:
                 Path(os.environ[EXIT_CODE_FILE]).write_text("2")
             return 2
+        except OSError as error:
+            print(f"dualcodebook train: error: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

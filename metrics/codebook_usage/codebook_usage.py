@@ -1,0 +1,46 @@
+"""How a tokenizer uses its codebooks, for `evaluate.load`."""
+
+import evaluate
+
+from dualcodebook_hf.evaluation.metric_inputs import token_features, token_grid
+from dualcodebook_hf.evaluation.metrics import TokenStatistics
+
+_DESCRIPTION = """
+Usage, perplexity and entropy of each codebook, and the entropy of the books' tokens together, over all token grids.
+"""
+
+_INPUTS = """
+Args:
+    predictions: token grids (books, h, w) of integers, as `model.tokenize` gives them; the grids may differ in size.
+    sizes: codes of each book by name, in the order of the books, such as {"global": 512, "local": 512}.
+
+Returns, for each book:
+    <book>_usage: share of its codes that occur.
+    <book>_perplexity: 2 to the entropy of its tokens.
+    <book>_normalized_entropy: that entropy over log2 of the book's size.
+and
+    pair_entropy: bits of the books' tokens together; P positions cannot show more than log2 P.
+"""
+
+
+class CodebookUsage(evaluate.Metric):
+    """See the module's description."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=token_features(),
+        )
+
+    def _compute(self, predictions, sizes=None):
+        if not isinstance(sizes, dict):
+            raise ValueError(f'`sizes` must name the books, such as {{"global": 512, "local": 512}}, got {sizes!r}')
+        statistics = TokenStatistics(sizes)
+        for prediction in predictions:
+            statistics.update(token_grid(prediction)[None])
+        result = {"pair_entropy": statistics.pair_entropy}
+        for name, values in statistics.codebooks().items():
+            result.update({f"{name}_{key}": value for key, value in values.items() if key != "size"})
+        return result

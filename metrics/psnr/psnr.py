@@ -1,0 +1,37 @@
+"""Peak signal-to-noise ratio of reconstructed pictures, for `evaluate.load`."""
+
+import evaluate
+
+from dualcodebook_hf.evaluation.metric_inputs import picture_pair, picture_pair_features
+from dualcodebook_hf.evaluation.metrics import psnr
+
+_DESCRIPTION = """
+PSNR in dB by the protocol of dualcodebook_hf: values clamped to [0, 1] and not rounded, one number a picture, then the
+mean over pictures; the MSE of a picture is at least 1e-10, so equal pictures have 100 dB.
+"""
+
+_INPUTS = """
+Args:
+    predictions: reconstructions. PIL pictures, files or uint8 arrays (H, W, C); or floats (C, H, W) in [0, 1].
+    references: the originals, of the same sizes.
+
+Returns:
+    psnr: dB, mean over pictures.
+"""
+
+
+class Psnr(evaluate.Metric):
+    """See the module's description."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=picture_pair_features(),
+        )
+
+    def _compute(self, predictions, references):
+        pairs = (picture_pair(*pair) for pair in zip(predictions, references, strict=True))
+        values = [psnr(prediction[None], reference[None]).item() for prediction, reference in pairs]
+        return {"psnr": sum(values) / len(values)}

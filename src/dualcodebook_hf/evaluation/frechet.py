@@ -1,0 +1,141 @@
+"""Fréchet distance between the features of two sets of pictures: rFID, with Inception's features or any others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+
+# Pictures (B, 3, H, W) float32 in [0, 1] -> features (B, D).
+FeatureExtractor = Callable[[torch.Tensor], torch.Tensor]
+
+
+class FeatureMoments:
+    """Mean and unbiased covariance of features, float64, batch by batch: memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)
+
+    def update(self, features: torch.Tensor) -> None:
+        """Adds features (B, D). Raises ValueError when they are of another shape or width, or not all finite."""
+        width = len(self.mean) if self.count else "D"
+        if features.ndim != 2 or 0 in features.shape or (self.count and features.shape[1] != width):
+            raise ValueError(f"`features` must be of shape (B, {width}), got {tuple(features.shape)}")
+        features = features.detach().cpu().double()
+        if not torch.isfinite(features).all():
+            raise ValueError("`features` must be finite, got NaN or infinity")
+        count, mean = len(features), features.mean(0)
+        centred = features - mean
+        scatter = centred.T @ centred
+        if self.count:
+            # Two samples joined (Chan et al.): exact where the mean is large against the spread.
+            shift = mean - self.mean
+            scatter += self._scatter + torch.outer(shift, shift) * (self.count * count / (self.count + count))
+            mean = self.mean + shift * (count / (self.count + count))
+        self.count, self.mean, self._scatter = self.count + count, mean, scatter
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """(D, D), divided by N - 1. Raises ValueError for fewer than two pictures."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs features of at least 2 pictures, got {self.count}")
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(
+    mean_a: torch.Tensor, covariance_a: torch.Tensor, mean_b: torch.Tensor, covariance_b: torch.Tensor
+) -> float:
+    """Squared Fréchet distance of two Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)), at least 0.
+
+    Means (D,), covariances (D, D), symmetric and positive semi-definite; singular ones (fewer samples than D) are fine.
+    With A = F F^T and B = G G^T, tr (A B)^(1/2) is the sum of the singular values of F^T G: unlike the square root of
+    A B, which is not symmetric, it is real, and it does not blow up rounding where eigenvalues are 0.
+    Raises ValueError when the shapes do not agree.
+    """
+    width = len(mean_a)
+    shapes = [tuple(part.shape) for part in (mean_a, covariance_a, mean_b, covariance_b)]
+    if shapes != [(width,), (width, width)] * 2:
+        raise ValueError(f"means and covariances must be of shape (D,), (D, D), (D,), (D, D), got {shapes}")
+    mean_a, covariance_a, mean_b, covariance_b = (
+        part.double() for part in (mean_a, covariance_a, mean_b, covariance_b)
+    )
+    overlap = torch.linalg.svdvals(_factor(covariance_a).T @ _factor(covariance_b)).sum()
+    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * overlap
+    return max(distance.item(), 0.0)
+
+
+def _factor(covariance: torch.Tensor) -> torch.Tensor:
+    """F (D, rank) with F F^T = covariance."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    # What rounding leaves of a zero eigenvalue, by LAPACK's usual measure of rank.
+    kept = values > values.max().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+class FrechetDistance:
+    """rFID: squared Fréchet distance between the features of reconstructions and those of their originals.
+
+    Args:
+        extractor: pictures (B, 3, H, W) float32 in [0, 1] -> features (B, D); `inception_extractor()` makes it FID.
+    """
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self.extractor = extractor
+        self.reconstructions, self.originals = FeatureMoments(), FeatureMoments()
+
+    @torch.no_grad()
+    def update(self, reconstruction: torch.Tensor, original: torch.Tensor) -> None:
+        """Adds pictures, both (B, 3, H, W) in [0, 1], clamped. Raises ValueError when a shape or type is wrong."""
+        if reconstruction.shape != original.shape or original.ndim != 4 or 0 in original.shape:
+            shapes = f"{tuple(reconstruction.shape)} and {tuple(original.shape)}"
+            raise ValueError(f"`reconstruction` and `original` must have one shape (B, 3, H, W), got {shapes}")
+        if not (reconstruction.is_floating_point() and original.is_floating_point()):
+            types = f"{reconstruction.dtype} and {original.dtype}"
+            raise ValueError(f"`reconstruction` and `original` must be floating point in [0, 1], got {types}")
+        for moments, pictures in ((self.reconstructions, reconstruction), (self.originals, original)):
+            features = self.extractor(pictures.float().clamp(0, 1))
+            if len(features) != len(pictures):
+                raise ValueError(f"`extractor` must give {len(pictures)} rows, got features {tuple(features.shape)}")
+            moments.update(features)
+
+    def compute(self) -> float:
+        """The distance so far. Raises ValueError for fewer than two pictures.
+
+        Warns when there are no more pictures than features: the covariances are then singular. The distance is biased
+        upwards by few pictures in any case, so it compares only between equal numbers of them.
+        """
+        count, width = self.originals.count, len(self.originals.mean)
+        covariances = self.reconstructions.covariance, self.originals.covariance
+        if count <= width:
+            warnings.warn(
+                f"Fréchet distance of {count} pictures with {width} features each: the covariances are singular and "
+                "the distance is far too uncertain to compare; take more pictures than features",
+                stacklevel=2,
+            )
+        return frechet_distance(self.reconstructions.mean, covariances[0], self.originals.mean, covariances[1])
+
+
+def inception_extractor(device: str | torch.device | None = None) -> FeatureExtractor:
+    """FID's features: 2048 of the pooled layer of the TensorFlow Inception, as torch-fidelity keeps it.
+
+    Pictures are rounded to 8 bits and resized to 299 x 299 as the original FID does. Downloads the weights at the first
+    call. Raises ImportError that says what to install.
+    """
+    missing = [name for name in ("torchmetrics", "torch_fidelity", "torchvision") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"FID needs {', '.join(missing)}: pip install 'dualcodebook-hf[fid]' (torchvision must match your torch), "
+            "or give a feature extractor of your own"
+        )
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], antialias=False).to(device)
+
+    def extract(pictures: torch.Tensor) -> torch.Tensor:
+        return network((pictures.clamp(0, 1) * 255).round().to(device, torch.uint8))
+
+    return extract

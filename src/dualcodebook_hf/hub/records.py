@@ -1,0 +1,109 @@
+"""The JSON files that lie beside a model's weights: what it is, how it was trained, what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..autoencoder_dualcodebook import DualCodebookVQModel
+from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
+
+# Settings that may be local paths, and what a Hub id or a plain name looks like.
+PATHS = ("dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights")
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
+
+
+@dataclass
+class Records:
+    """What lies beside a model's weights, as read from JSON.
+
+    config: config.json. train: the sections of train_config.json. results: those of metrics.json. conversion: what
+    `dualcodebook convert` wrote.
+    """
+
+    config: dict[str, Any]
+    train: dict[str, dict] | None = None
+    results: list[dict] = field(default_factory=list)
+    conversion: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path, **paths: Path | None) -> Records:
+        """Reads config.json, and what is there of train_config.json, metrics.json and conversion.json.
+
+        `paths` name files that lie elsewhere: metrics=..., train=..., conversion=... Raises ValueError for a file that
+        is no such JSON, and for measurements of another model.
+        """
+        folder = Path(folder)
+        names = {"train": "train_config.json", "metrics": "metrics.json", "conversion": "conversion.json"}
+        found = {key: read_json(paths.get(key) or folder / name) for key, name in names.items()}
+        config, metrics = read_json(folder / "config.json"), found["metrics"]
+        if config is None or config.get("model_type") != DualCodebookConfig.model_type:
+            raise ValueError(f"there is no config.json of a dual codebook tokenizer in '{folder}'")
+        if metrics is not None and not isinstance(metrics.get("results"), list):
+            raise ValueError("`metrics` must be a file written by `dualcodebook evaluate`, with a list of `results`")
+        train = found["train"] and public_record(found["train"])
+        records = cls(config, train, metrics["results"] if metrics else [], found["conversion"])
+        records.check()
+        return records
+
+    @property
+    def fields(self) -> DualCodebookFields:
+        """The model's hyper-parameters."""
+        names = [spec.name for spec in dataclasses.fields(DualCodebookFields) if spec.name in self.config]
+        return DualCodebookConfig(**{name: self.config[name] for name in names})
+
+    def model(self) -> DualCodebookVQModel:
+        """The model without storage, to count and to name what it has."""
+        with torch.device("meta"):
+            return DualCodebookVQModel.from_config(self.config)
+
+    def own(self) -> list[dict]:
+        """The results of this model; the others are rivals'."""
+        return [result for result in self.results if "fitted_to" not in result["model"]]
+
+    def check(self) -> None:
+        """Raises ValueError where the measurements are another model's, or several models'."""
+        if not self.results:
+            return
+        names = {str(result["model"]["name"]) for result in self.own()}
+        if len(names) != 1:
+            raise ValueError(f"`metrics` must hold the results of one model, got {', '.join(sorted(names)) or 'none'}")
+        model = self.model()
+        sizes = {name: book.size for name, book in model.quantize.books.items()}
+        parameters = sum(weight.numel() for weight in model.parameters())
+        for described in (result["model"] for result in self.own()):
+            if (described["parameters"], described["codebook_sizes"]) != (parameters, sizes):
+                raise ValueError(
+                    f"`metrics` are of another model: it has {described['parameters']} parameters and books "
+                    f"{described['codebook_sizes']}, this one {parameters} and {sizes}"
+                )
+
+
+def read_json(path: Path) -> dict | None:
+    """A JSON object, or None where there is no file. Raises ValueError for anything else."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' must hold a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def public_record(train: dict[str, dict]) -> dict[str, dict]:
+    """train_config.json for publication: of every local path the last part only."""
+
+    def public(name: str, value: Any) -> Any:
+        if name not in PATHS or not isinstance(value, str) or HUB_NAME.fullmatch(value):
+            return value
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+
+    return {section: {name: public(name, value) for name, value in values.items()} for section, values in train.items()}

@@ -1,0 +1,185 @@
+"""The model card says what the files beside the weights say, is up to date, and its examples run."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
+from dualcodebook_hf.evaluation.evaluate import format_table
+from dualcodebook_hf.hub.card import model_card
+from dualcodebook_hf.hub.records import Records, public_record
+
+ROOT = Path(__file__).parents[1]
+EMBEDDED = Path(default_checkpoint())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The embedded checkpoint's JSON files, to be changed."""
+    for path in EMBEDDED.glob("*.json"):
+        shutil.copyfile(path, tmp_path / path.name)
+    return tmp_path
+
+
+def flat(text):
+    """Without line breaks, which depend on the length of what stands before."""
+    return " ".join(text.split())
+
+
+def change(path, section, **values):
+    content = json.loads(path.read_text())
+    content[section].update(values)
+    path.write_text(json.dumps(content))
+
+
+def test_the_card_in_the_repository_is_that_of_the_embedded_checkpoint():
+    text = model_card(Records.read(EMBEDDED))
+    for path in (ROOT / "model_card.md", EMBEDDED / "README.md"):
+        assert path.read_text() == text, f"stale: dualcodebook card --output {path.relative_to(ROOT)}"
+
+
+def test_the_front_matter_holds_every_measurement_of_the_model_and_none_of_its_rival():
+    data = ModelCard(model_card(Records.read(EMBEDDED), "me/tok")).data
+    results = json.loads((EMBEDDED / "metrics.json").read_text())["results"]
+    own = [result for result in results if result["model"]["class"] == "DualCodebookVQModel"]
+    wanted = {
+        (result["protocol"]["dataset"], result["protocol"]["split"], key): round(result["metrics"][key], digits)
+        for result in own
+        for key, digits in {"psnr": 2, "ssim": 4, "ms_ssim": 4, "swd": 1, "lpips": 4, "rfid": 2}.items()
+        if key in result["metrics"]
+    }
+    published = {(item.dataset_type, item.dataset_split, item.metric_type): item for item in data.eval_results}
+    assert {key: item.metric_value for key, item in published.items()} == wanted
+    assert all("256 x 256" in item.metric_args["protocol"] for item in published.values())
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "diffusers",
+        "image-feature-extraction",
+    )
+    assert data.model_name == "tok"
+
+
+def test_table_and_facts_are_those_of_the_files():
+    text = model_card(Records.read(EMBEDDED), "me/tok")
+    results = json.loads((EMBEDDED / "metrics.json").read_text())["results"]
+    names = ["tok" if "fitted_to" not in result["model"] else result["model"]["name"] for result in results]
+    assert format_table(zip(names, results, strict=True)) in text
+    model = DualCodebookVQModel.from_pretrained(EMBEDDED)
+    bits, factor = model.quantize.bits_per_position, model.downsample_factor
+    assert f"{bits:g} bits a position, {bits / factor**2:.4f} bits per pixel" in text
+    assert f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M" in text
+    assert 'a subset of A. Grigorev\'s "Clothing dataset", free for any purpose' in flat(text)
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/someone/secret/clothing-256", "../data/clothing-256", "C:\\data\\clothing-256"]
+)
+def test_no_local_path_gets_into_the_card(folder, path):
+    change(folder / "train_config.json", "data", dataset=path)
+    change(folder / "train_config.json", "training", init_from=path.replace("clothing-256", "weights"), output_dir=path)
+    text = model_card(Records.read(folder), "me/tok")
+    assert "`clothing-256`" in text and "the weights of `weights`" in text
+    assert path not in text and "someone" not in text
+    assert "3,068" in text  # the data set is known by its name
+
+
+def test_hub_ids_stay_and_paths_lose_their_folders():
+    train = {
+        "data": {"dataset": "lab/photos"},
+        "training": {"output_dir": "/data/runs/a/", "vgg_weights": "timm/vgg16.tv"},
+    }
+    expected = {"data": {"dataset": "lab/photos"}, "training": {"output_dir": "a", "vgg_weights": "timm/vgg16.tv"}}
+    assert public_record(train) == expected
+
+
+def test_training_settings_are_told_as_they_are(folder):
+    settings = {"perceptual": "lpips", "perceptual_weight": 1.25, "adversarial_weight": 0.8, "l1_weight": 1.0}
+    change(
+        folder / "train_config.json", "training", **settings, log_l2_weight=0.0, init_from=None, data_initialization=0
+    )
+    text = model_card(Records.read(folder))
+    assert "**Loss:** 1 L1 + 1.25 LPIPS + 5 codebooks + 0.8 PatchGAN from update 10,000 on." in text
+    assert "**Start:** random weights." in text
+    assert "for pixels alone" not in text
+    assert "for pixels alone" in model_card(Records.read(EMBEDDED))
+
+
+def test_converted_weights_name_their_source_and_claim_no_licence(folder):
+    record = {"kind": "taming", "source": "vqgan.ckpt", "files": {"vqgan.ckpt": "00"}}
+    (folder / "conversion.json").write_text(json.dumps(record))
+    text = model_card(Records.read(folder), "me/tok")
+    assert "converted from `vqgan.ckpt` (taming)" in text
+    assert ModelCard(text).data.license == "other"
+    assert ModelCard(model_card(Records.read(folder), "me/tok", license="mit")).data.license == "mit"
+
+
+def test_weights_alone_have_a_card_that_claims_nothing(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path)
+    text = model_card(Records.read(tmp_path), "me/tok")
+    assert "model-index" not in yaml.safe_load(text.split("---")[1])
+    assert "No record of it lies beside the weights." in text
+    assert "global codebook | 32 codes of 8, the outputs of a transformer of depth 1" in text
+
+
+def test_a_single_codebook_is_called_one(tmp_path, tiny_config):
+    single = {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0}
+    DualCodebookVQModel(**{**tiny_config, **single}).save_pretrained(tmp_path)
+    text = model_card(Records.read(tmp_path), "me/tok")
+    assert "with one codebook" in flat(text) and "Ids lie in [0, 16)." in flat(text)
+    assert "global" not in text.split("## Limits")[0]
+
+
+def test_measurements_of_another_model_are_refused(folder, tiny_model):
+    tiny_model.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"`metrics` are of another model: it has \d+ parameters"):
+        Records.read(folder)
+
+
+def test_measurements_of_two_models_are_refused(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["results"][0]["model"]["name"] = "other"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(
+        ValueError, match="`metrics` must hold the results of one model, got embedded checkpoint, other"
+    ):
+        Records.read(folder)
+
+
+def test_further_measurements_and_named_protocols_are_published(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    result = metrics["results"][0]
+    result["metrics"] |= {"rfid": 3.456, "lpips": 0.12345}
+    result["protocol"]["name"] = "a-protocol"
+    result["protocol"]["definitions"] |= {"rfid": "by these features", "lpips": "by that network"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    text = model_card(Records.read(folder), "me/tok")
+    published = {item.metric_type: item for item in ModelCard(text).data.eval_results[:5]}
+    assert (published["rfid"].metric_value, published["lpips"].metric_value) == (3.46, 0.1235)
+    assert published["rfid"].metric_args["protocol"].startswith("dualcodebook_hf evaluate a-protocol: 256 x 256")
+    assert "- rfid: by these features" in text and "There is no" not in text
+    assert "There is no FID and no LPIPS among them." in flat(model_card(Records.read(EMBEDDED)))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"results": 1}'])
+def test_a_broken_record_is_named(folder, content):
+    (folder / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match="metrics"):
+        Records.read(folder)
+
+
+def test_the_examples_with_the_package_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.linear_gradient("L").resize((40, 33)).convert("RGB").save("photo.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", model_card(Records.read(EMBEDDED)), re.S)
+    assert len(blocks) == 3
+    scope = {}
+    for block in blocks[:2]:
+        exec(compile(block, "model_card.md", "exec"), scope)
+    assert Image.open("restored.png").size == (40, 33)
+    assert scope["tokens"].shape == scope["out"].image_tokens.shape == (1, 2, 3, 3)
