@@ -368,7 +368,9 @@ def test_a_run_is_published_at_its_end_and_its_rights_are_asked_at_its_start(dat
         weights = "diffusion_pytorch_model.safetensors"
         assert hub.files("me/run")[weights] == (tmp_path / "a" / "final" / weights).read_bytes()
         hub.cut = "commit"
-        with pytest.raises(OSError, match=r"The run itself is complete; publish it by `dualcodebook push \S+ --repo-id"):
+        with pytest.raises(
+            OSError, match=r"The run itself is complete; publish it by `dualcodebook push \S+ --repo-id"
+        ):
             Trainer(run_config(dataset, tmp_path / "b", hub_model_id="me/other", **wanted)).train()
         assert (tmp_path / "b" / "final" / weights).is_file()
     with pytest.raises(ValueError, match="`push_to_hub` needs `hub_model_id`"):
