@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all check format
+.PHONY: help demo test test-all test-browser check format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -19,6 +19,9 @@ test: .venv/.installed ## the default tests
 
 test-all: .venv/.installed ## the slow tests too
 	$(BIN)/python -m pytest -m ''
+
+test-browser: .venv/.installed ## the demo in a real browser; needs Chromium
+	$(BIN)/python -m pytest tests/browser
 
 check: .venv/.installed ## lint and format, changing nothing
 	$(BIN)/ruff check .

@@ -52,18 +52,18 @@ def public_name(model: str | None) -> str:
     return "/".join(path.resolve().parts[-2:]) if path.is_dir() else model
 
 
-def check_model_name(model: str | None) -> None:
+def check_model_name(model: str | None, flag: str = "--model") -> None:
     """Raises ValueError unless `model` is None (the embedded one), a folder with a config.json, or a Hub id."""
     from .. import default_checkpoint
 
     path = Path(model or default_checkpoint()).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"`--model`: there is no config.json in the folder '{path}'")
+            raise ValueError(f"`{flag}`: there is no config.json in the folder '{path}'")
     elif model is None:
-        raise ValueError(f"the checkpoint inside the package is missing: '{path}'; name another by `--model`")
+        raise ValueError(f"the checkpoint inside the package is missing: '{path}'; name another by `{flag}`")
     elif path.exists() or not HUB_ID.fullmatch(model) or model.startswith("."):
-        raise ValueError(f"`--model` must be a folder or a Hub id (owner/name), got '{model}', which is neither")
+        raise ValueError(f"`{flag}` must be a folder or a Hub id (owner/name), got '{model}', which is neither")
 
 
 def load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:

@@ -10,7 +10,7 @@ from huggingface_hub import SpaceCardData
 
 PACKAGE = Path(__file__).parents[1]
 SDK_VERSION = "6.31.0"
-# The base install's, as in pyproject.toml; the Space brings gradio itself, in the version of `SDK_VERSION`.
+# The base install's, as in pyproject.toml, and the examples'; the Space brings gradio itself, in the version of `SDK_VERSION`.
 REQUIREMENTS = (
     "torch>=2.6",
     "diffusers>=0.35",
@@ -20,6 +20,7 @@ REQUIREMENTS = (
     "numpy>=1.26",
     "pillow>=10.1",
     "pyyaml>=6.0",
+    "scikit-image>=0.24",  # whose wheel holds the example pictures
 )
 APP = '''"""The Space: the checkpoint inside the package, or those that DUALCODEBOOK_MODELS names (Hub ids)."""
 

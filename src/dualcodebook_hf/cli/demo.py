@@ -1,0 +1,50 @@
+"""`dualcodebook demo`: the Space, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+
+from .inputs import check_model_name, need, positive
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser."""
+    command = commands.add_parser("demo", help="look at models and their tokens in a browser, on this machine")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="folders or Hub ids to choose from (default: the checkpoint inside the package, offline)",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for the network, too (default: %(default)s)")
+    command.add_argument("--port", type=positive, default=7860, help="(default: %(default)s)")
+    command.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    need("gradio", "space")
+    for model in arguments.models or [None]:
+        check_model_name(model, "--models")
+    _check_address(arguments.host, arguments.port)
+    from ..demo import build_demo, launch_options
+
+    demo = build_demo(arguments.models)
+    _, url, _ = demo.launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        prevent_thread_lock=True,
+        quiet=True,
+        **launch_options(),
+    )
+    print(f"the demo runs at {url} (Ctrl+C ends it)", flush=True)
+    demo.block_thread()
+    return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ValueError unless a server can listen there."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"`--host` {host} and `--port` {port} cannot be used: {error}") from error

@@ -1,0 +1,87 @@
+"""The demo, started by its command, and Chromium; every page must do without errors and without the internet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from playwright.sync_api import Page, expect, sync_playwright
+
+from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
+
+expect.set_options(timeout=30_000)
+SINGLE_BOOK = {
+    "quantizer": "single",
+    "block_out_channels": [4, 4, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "attention": False,
+    "global_codebook_size": 0,
+    "global_dim": 0,
+    "local_codebook_size": 20,
+    "local_dim": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory):
+    """`dualcodebook demo` with the embedded checkpoint and a small random model with one book."""
+    folder = tmp_path_factory.mktemp("demo")
+    torch.manual_seed(0)
+    DualCodebookVQModel(**SINGLE_BOOK).save_pretrained(folder / "one-book")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    models = ["--models", default_checkpoint(), str(folder / "one-book")]
+    command = [sys.executable, "-m", "dualcodebook_hf.cli", "demo", "--port", str(port), *models]
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "gradio"), "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    line = server.stdout.readline()
+    assert f"http://127.0.0.1:{port}" in line, line
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert path, "no Chromium: apt-get install -y chromium"
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=sandbox)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """visit(width=..., color_scheme=...) -> a new visitor's page."""
+    errors, contexts = [], []
+
+    def open_page(width: int = 1280, color_scheme: str = "light") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=color_scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: errors.append(request.url) if _is_outside(request.url) else None)
+        page.goto(address)
+        expect(page.locator("#numbers")).to_contain_text("Drop in a picture")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def _is_outside(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"

@@ -1,0 +1,409 @@
+"""The Space's functions and its endpoints: gradio_client gets what the Python interface gives, whatever the picture."""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import re
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf.cli import main
+from dualcodebook_hf.configuration_dualcodebook import config_hash
+from dualcodebook_hf.evaluation.metrics import psnr, ssim
+from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
+from dualcodebook_hf.token_file import TokenFile, TokenizedPicture, load_tokens, save_tokens
+
+pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
+from dualcodebook_hf.demo.inspection import (  # noqa: E402
+    FADED,
+    TABLE_HEADERS,
+    cell_at,
+    cell_patches,
+    code,
+    enlarged,
+    half,
+    read_picture_tokens,
+    read_upload,
+    rival,
+    same_code,
+    swap,
+    usage,
+)
+
+TINY = {
+    "block_out_channels": [4, 4, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "attention": False,
+    "global_dim": 4,
+    "local_dim": 4,
+    "global_codebook_size": 32,
+    "local_codebook_size": 20,
+    "global_transformer_layers": 0,
+    "global_update": "ema",
+    "local_update": "ema",
+}  # f = 4
+
+
+def make_model(seed: int, **changes) -> DualCodebookVQModel:
+    """A random model whose codes are spread, so that pictures use many of them."""
+    torch.manual_seed(seed)
+    model = DualCodebookVQModel(**{**TINY, **changes}).eval()
+    for book in model.quantize.books.values():
+        torch.nn.init.normal_(book.weight, std=0.5)
+    return model
+
+
+def draw(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    make_model(0).save_pretrained(folder / "dual")
+    make_model(1, quantizer="single", global_codebook_size=0, global_dim=0, local_dim=8).save_pretrained(
+        folder / "single"
+    )
+    return [folder / "dual", folder / "single"]
+
+
+@pytest.fixture(scope="module")
+def models(folders) -> list[DualCodebookVQModel]:
+    return [DualCodebookVQModel.from_pretrained(folder).eval() for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def server(folders, tmp_path_factory):
+    """(address, every address that any socket of this process, server included, was asked to connect to)."""
+    from dualcodebook_hf.demo import build_demo, launch_options
+
+    contacted, connect = [], socket.socket.connect
+
+    def record(self, address):
+        contacted.append(address)
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        patch.setattr(socket.socket, "connect", record)
+        demo = build_demo([str(folder) for folder in folders])
+        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
+        yield url, contacted
+        demo.close(verbose=False)
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    return gradio_client.Client(server[0], verbose=False, download_files=tmp_path / "answers")
+
+
+def send(client, path, endpoint, *arguments):
+    return client.predict(gradio_client.handle_file(str(path)), *arguments, api_name=endpoint)
+
+
+def model_labels(client) -> list[str]:
+    """What the dropdown offers."""
+    parameters = client.view_api(return_format="dict")["named_endpoints"]["/tokenize"]["parameters"]
+    return parameters[1]["type"]["enum"]
+
+
+def save_odd_pictures(folder: Path) -> dict[str, Path]:
+    picture, paths = draw(90, 61), {}
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn
+    translucent = picture.convert("RGBA")
+    translucent.putalpha(Image.linear_gradient("L").resize(picture.size))
+    for name, image, options in [
+        ("one.png", Image.new("RGB", (1, 1), (200, 30, 30)), {}),
+        ("line.webp", draw(1, 300), {"lossless": True}),
+        ("grey.tif", Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), {}),
+        ("clear.png", translucent, {}),
+        ("turned.jpg", picture, {"exif": turned}),
+        ("moving.gif", picture, {"save_all": True, "append_images": [draw(90, 61, 1)], "duration": 90}),
+        ("cmyk.jpg", picture.convert("CMYK"), {}),
+        ("<b> ${x} {{y}} ü.png", picture, {}),
+    ]:
+        paths[name] = folder / name
+        image.save(paths[name], **options)
+    return paths
+
+
+def test_reconstruct_answers_with_what_the_model_gives_for_any_kind_of_picture(client, models, tmp_path):
+    for path in save_odd_pictures(tmp_path).values():
+        picture = to_pixels(read_image(path))[None]
+        height, width = picture.shape[-2:]
+        tokens = models[0].tokenize(picture)
+        expected = models[0].detokenize(tokens, size=(height, width))
+
+        image, table = send(client, path, "/reconstruct")
+        assert Image.open(image).tobytes() == to_image(expected[0]).tobytes(), path.name
+        assert table["headers"] == TABLE_HEADERS
+        rows = table["data"]
+        assert [row[0].split(",")[0] for row in rows] == ["Tokens", "JPEG", "WebP", "The file itself"]
+        bits = tokens[0, 0].numel() * np.log2(32 * 20)
+        x, y = (expected + 1) / 2, (picture + 1) / 2
+        quality = [round(psnr(x, y).item(), 2), round(ssim(x, y).item(), 4)]
+        assert rows[0][1:] == [int(np.ceil(bits / 8)), round(bits / (width * height), 4), *quality]
+        assert rows[3][1] == path.stat().st_size
+        assert rows[3][3:] == [None, None]
+
+
+def test_tokens_alone_give_the_picture_back(client, models, tmp_path):
+    draw(50, 31).save(tmp_path / "a.png")
+    file = send(client, tmp_path / "a.png", "/tokenize")
+    content = load_tokens(file)
+    assert [(picture.name, picture.size) for picture in content.pictures] == [("a.png", (31, 50))]
+    assert torch.equal(content.pictures[0].tokens, models[0].tokenize(to_pixels(draw(50, 31))[None])[0])
+    assert content.config_hash == config_hash(models[0].config)
+    restored = send(client, file, "/detokenize")
+    again, _ = send(client, tmp_path / "a.png", "/reconstruct")
+    assert Image.open(restored).tobytes() == Image.open(again).tobytes()
+
+
+def test_another_model_can_be_named_and_its_tokens_fit_no_other(client, models, tmp_path):
+    draw(50, 31).save(tmp_path / "a.png")
+    label = model_labels(client)[1]
+    file = send(client, tmp_path / "a.png", "/tokenize", label)
+    assert load_tokens(file).books == {"codebook": 20}
+    assert Image.open(send(client, file, "/detokenize", label)).size == (50, 31)
+    with pytest.raises(Exception, match="are of a model with config hash"):
+        send(client, file, "/detokenize")
+    with pytest.raises(Exception, match="`model` must be one of"):
+        send(client, tmp_path / "a.png", "/tokenize", "/etc")
+
+
+def test_a_file_of_several_pictures_gives_the_one_asked_for(client, models, tmp_path):
+    tokens = [models[0].tokenize(to_pixels(draw(20, 12, seed))[None])[0] for seed in range(2)]
+    pictures = [TokenizedPicture(f"{index}.png", (12, 20), ids) for index, ids in enumerate(tokens)]
+    books = {"global": 32, "local": 20}
+    save_tokens(tmp_path / "two.safetensors", TokenFile(pictures, 4, books, config_hash(models[0].config)))
+    label = model_labels(client)[0]
+    for number in (1, 2):
+        image = Image.open(send(client, tmp_path / "two.safetensors", "/detokenize", label, number))
+        expected = to_image(models[0].detokenize(tokens[number - 1][None], size=(12, 20))[0])
+        assert image.tobytes() == expected.tobytes()
+    with pytest.raises(Exception, match="`picture` must be a whole number from 1 to 2, got 3"):
+        send(client, tmp_path / "two.safetensors", "/detokenize", label, 3)
+
+
+def test_clients_at_once_each_get_their_own_answer(server, models, tmp_path):
+    def ask(seed: int) -> bytes:
+        draw(40 + seed, 30, seed).save(tmp_path / f"{seed}.png")
+        client = gradio_client.Client(server[0], verbose=False, download_files=tmp_path / f"answers-{seed}")
+        return Image.open(send(client, tmp_path / f"{seed}.png", "/reconstruct")[0]).tobytes()
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, range(6)))
+    for seed, answer in enumerate(answers):
+        pixels = to_pixels(draw(40 + seed, 30, seed))[None]
+        expected = models[0].detokenize(models[0].tokenize(pixels), size=(30, 40 + seed))
+        assert answer == to_image(expected[0]).tobytes()
+
+
+def test_what_cannot_be_read_is_named_without_the_servers_folders(client, tmp_path):
+    draw(300, 200).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    (tmp_path / "note.png").write_text("<img src=x onerror=alert(1)>")
+    Image.new("1", (11_000, 10_000)).save(tmp_path / "vast.png")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    Image.new("RGB", (300_000, 2)).save(tmp_path / "long.png")
+    for name, endpoint, text in [
+        ("cut.png", "/reconstruct", "^cannot read picture 'cut.png': "),
+        ("note.png", "/tokenize", "^cannot read picture 'note.png': not in a picture format that is known here$"),
+        ("vast.png", "/reconstruct", "^'vast.png' is too large for this app, which reads at most 100,000,000 pixels$"),
+        ("bomb.png", "/reconstruct", "^'bomb.png' is too large for this app"),
+        ("long.png", "/reconstruct", "^'long.png' of 300000 x 2 pixels is too long for this app"),
+        ("note.png", "/detokenize", "^cannot read token file 'note.png': "),
+    ]:
+        with pytest.raises(gradio_client.exceptions.AppError, match=text):
+            send(client, tmp_path / name, endpoint)
+
+
+def test_files_too_large_for_an_upload_are_refused_by_the_server(server):
+    import httpx
+
+    for count, status in [(1, 200), (41, 413)]:
+        answer = httpx.post(f"{server[0]}gradio_api/upload", files={"files": ("a.png", bytes(count * 2**20))})
+        assert answer.status_code == status
+
+
+def test_files_of_the_server_are_no_uploads(server, folders):
+    import httpx
+
+    picture = Path(__file__).parents[1] / "docs" / "demo.jpg"
+    file = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
+    call = httpx.post(f"{server[0]}gradio_api/call/tokenize", json={"data": [file, "/".join(folders[0].parts[-2:])]})
+    answer = httpx.get(f"{server[0]}gradio_api/call/tokenize/{call.json()['event_id']}")
+    assert "event: error" in answer.text and "complete" not in answer.text
+
+
+def test_only_the_three_endpoints_can_be_called(client, tmp_path):
+    endpoints = client.view_api(return_format="dict")
+    assert set(endpoints["named_endpoints"]) == {"/reconstruct", "/tokenize", "/detokenize"}
+    assert not endpoints["unnamed_endpoints"]
+    for index in range(len(client.config["dependencies"])):
+        if client.config["dependencies"][index]["api_visibility"] == "private":
+            with pytest.raises(ValueError, match="Invalid function index"):
+                client.predict(None, fn_index=index)
+
+
+def test_addresses_are_not_followed_and_nothing_leaves_the_machine(client, server, tmp_path):
+    outside = {"path": "https://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(gradio_client.exceptions.AppError, match="addresses are not followed"):
+        client.predict(outside, api_name="/reconstruct")
+    draw(20, 20).save(tmp_path / "a.png")
+    send(client, tmp_path / "a.png", "/tokenize")
+    hosts = {address[0] for address in server[1] if isinstance(address, tuple)}
+    assert hosts and all(ipaddress.ip_address(host).is_loopback for host in hosts)
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("dualcodebook_hf.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("pip install 'dualcodebook-hf[space]'")):
+        importlib.import_module("dualcodebook_hf.demo")
+
+
+def test_models_that_cannot_be_loaded_are_named(tmp_path):
+    from dualcodebook_hf.demo import build_demo
+
+    with pytest.raises(ValueError, match=r"cannot load the model '.*nowhere'"):
+        build_demo([str(tmp_path / "nowhere")])
+
+
+def test_models_of_one_name_keep_their_own_labels(folders):
+    from dualcodebook_hf.demo.handlers import EMBEDDED, load_models
+
+    labels = list(load_models([str(folders[0]), str(folders[0])]))
+    assert len(set(labels)) == 2
+    assert not any(str(folders[0].parent) in label for label in labels)
+    assert list(load_models(None)) == [EMBEDDED]
+
+
+def test_large_pictures_are_shrunk_and_the_page_says_so(tmp_path):
+    Image.new("RGB", (2000, 1500)).save(tmp_path / "a.png")
+    upload = read_upload(tmp_path / "a.png")
+    assert upload.image.width * upload.image.height <= 1024 * 1024
+    assert upload.file_size == (2000, 1500)
+    assert upload.notes == [f"shrunk from 2000 x 1500 to {upload.image.width} x {upload.image.height} pixels, "
+                            "this app's limit"]  # fmt: skip
+    paths = save_odd_pictures(tmp_path)
+    assert read_upload(paths["moving.gif"]).notes == ["the first of 2 frames"]
+    assert read_upload(paths["clear.png"]).notes == ["transparency laid over white"]
+    assert read_upload(paths["turned.jpg"]).notes == []
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "WEBP"])
+def test_a_rival_is_the_largest_that_fits_or_the_smallest_there_is(format_):
+    picture = draw(64, 48)
+    smallest = rival(picture, 1, format_)
+    assert smallest.smallest and smallest.setting == {"JPEG": 1, "WEBP": 0}[format_]
+    fitting = rival(picture, smallest.count + 300, format_)
+    assert not fitting.smallest
+    assert fitting.setting > smallest.setting
+    assert smallest.count <= fitting.count <= smallest.count + 300
+    # One byte less than it takes: a lower quality.
+    assert rival(picture, fitting.count - 1, format_).setting < fitting.setting
+    assert rival(picture, 10**6, format_).setting == {"JPEG": 95, "WEBP": 100}[format_]
+
+
+@pytest.fixture
+def coded(models, tmp_path):
+    draw(301, 283).save(tmp_path / "a.png")
+    return code(models[0], read_upload(tmp_path / "a.png"))
+
+
+def test_every_point_belongs_to_the_cell_under_it(models, tmp_path):
+    draw(30, 9).save(tmp_path / "small.png")
+    coded = code(models[0], read_upload(tmp_path / "small.png"))
+    shown = enlarged(coded.upload.image)
+    scale = shown.width // 30
+    assert scale == 8 and shown.size == (240, 72)
+    for y in range(9):
+        for x in range(30):
+            for shift in (0, scale - 1):
+                assert cell_at(models[0], coded, (x * scale + shift, y * scale + shift)) == (y // 4, x // 4)
+    assert cell_at(models[0], coded, (240, 72)) == (2, 7)
+
+
+def test_places_of_a_code_stay_bright_and_all_others_fade(models, coded):
+    cell = (5, 7)
+    before = np.asarray(coded.reconstruction).astype(float)
+    for book in range(2):
+        after = np.asarray(same_code(models[0], coded, book, cell)).astype(float)
+        same = coded.tokens[book] == coded.tokens[book, 5, 7]
+        assert 1 < same.sum() < same.numel()
+        for row, column in np.ndindex(*same.shape):
+            if abs(row - 5) <= 1 and abs(column - 7) <= 1:
+                continue  # the frame
+            part = np.s_[row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
+            expected = before[part] if same[row, column] else 128 + (before[part] - 128) * FADED
+            assert np.abs(after[part] - expected).max() <= 0.5
+
+
+def test_a_cell_shows_the_picture_there_and_its_codes_alone(models, coded):
+    patches = cell_patches(models[0], coded, (5, 7))
+    assert list(patches) == ["original", "reconstruction", "global", "local", "all"]
+    assert patches["original"].tobytes() == coded.upload.image.crop((28, 20, 32, 24)).tobytes()
+    assert patches["reconstruction"].tobytes() == coded.reconstruction.crop((28, 20, 32, 24)).tobytes()
+    constant = coded.tokens[None, :, 5:6, 7:8].expand(1, 2, 3, 3)
+    for name, only in [("global", "global"), ("local", "local"), ("all", None)]:
+        middle = models[0].detokenize(constant, only=only)[0, :, 4:8, 4:8]
+        assert patches[name].tobytes() == to_image(middle).tobytes()
+    # The last row and column reach over the picture's edge.
+    assert cell_patches(models[0], coded, (70, 75))["original"].size == (1, 3)
+
+
+def test_halves_swaps_and_usage_come_from_the_tokens(models, coded, tmp_path):
+    model, size = models[0], (283, 301)
+    for book in ("global", "local"):
+        expected = model.detokenize(coded.tokens[None], size=size, only=book)
+        assert half(model, coded, book).tobytes() == to_image(expected[0]).tobytes()
+    itself = swap(model, coded, coded.upload)
+    assert [image.tobytes() for image in itself] == [coded.reconstruction.tobytes()] * 2
+    draw(301, 283, 9).save(tmp_path / "b.png")
+    other = code(model, read_upload(tmp_path / "b.png"))
+    mixed = torch.stack([coded.tokens[0], other.tokens[1]]), torch.stack([other.tokens[0], coded.tokens[1]])
+    for image, tokens in zip(swap(model, coded, other.upload), mixed, strict=True):
+        assert image.tobytes() == to_image(model.detokenize(tokens[None], size=size)[0]).tobytes()
+    counts = usage(model, coded.tokens)
+    for index, (book, count) in enumerate({"global": 32, "local": 20}.items()):
+        assert counts[book][0] == torch.bincount(coded.tokens[index].flatten(), minlength=count).tolist()
+        assert 1 < counts[book][1] <= count
+
+
+def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_path):
+    tokens = torch.zeros(2, 550, 500, dtype=torch.int64)
+    content = TokenFile([TokenizedPicture("a.png", (2200, 2000), tokens)], 4, {"global": 32, "local": 20},
+                        config_hash(models[0].config))  # fmt: skip
+    save_tokens(tmp_path / "a.safetensors", content)
+    with pytest.raises(ValueError, match="have 4,400,000 pixels together"):
+        read_picture_tokens(models[0], tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--models", "no/such/model"], "`--model.?` must be a folder or a Hub id .* got 'no/such/model'"),
+        (["--port", "0"], "--port: must be a whole number of at least 1, got '0'"),
+        (["--port", "70000"], "`--host` 127.0.0.1 and `--port` 70000 cannot be used"),
+        (["--host", "256.1.1.1"], "`--host` 256.1.1.1 and `--port` 7860 cannot be used"),
+    ],
+)
+def test_the_command_refuses_bad_input(capsys, flags, text):
+    assert main(["demo", *flags]) == 2
+    error = capsys.readouterr().err
+    assert re.search(text, error) and error.count("\n") == 1
