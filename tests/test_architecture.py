@@ -14,7 +14,7 @@ from dualcodebook_hf.training.arguments import RunConfig, parse_run_config
 SOURCES = Path(dualcodebook_hf.__file__).parent
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    "configuration_dualcodebook codebooks image_processing_dualcodebook pipelines token_file presets version hub.space "
+    "configuration_dualcodebook codebooks image_processing_dualcodebook pipelines token_file presets version rival_quantizers hub.space "
     "evaluation.metrics evaluation.frechet training.perceptual training.discriminator",
     "backbone quantizers picture_datasets evaluation.figures evaluation.metric_inputs training.arguments training.losses",
     "core evaluation.patch_linear training.adversary training.data",
@@ -65,7 +65,7 @@ def test_every_file_imports_from_lower_floors_only():
                     assert LEVEL[other] < LEVEL[name], f"{name} imports {other}"
 
 
-HIDDEN = ("datasets", "accelerate", "gradio", "torchmetrics", "tensorboard", "skimage", "evaluate")
+HIDDEN = ("datasets", "accelerate", "gradio", "torchmetrics", "tensorboard", "skimage", "evaluate", "vector_quantize_pytorch")
 BASE_INSTALL = f"""
 import importlib.abc, sys
 class Hide(importlib.abc.MetaPathFinder):

@@ -53,6 +53,26 @@ def test_diffusers_signature_equals_the_fields():
         ({"block_out_channels": [48]}, r"`block_out_channels` must be multiples of norm_num_groups=32, got \[48\]"),
         ({"layers_per_level": [1]}, "`layers_per_level` is for `backbone: dcae`"),
         ({"local_codebook_size": 0}, "`local_codebook_size` must be at least 1, got 0"),
+        ({"local_update": "matrix"}, "`local_update` must be one of gradient, ema, linear, got 'matrix'"),
+        (
+            {"global_update": "linear"},
+            "`global_update: linear` needs a plain table; set global_transformer_layers to 0, got 6",
+        ),
+        ({"quantizer": "vq"}, "`quantizer` must be one of dual, single, residual, fsq, lfq, got 'vq'"),
+        ({"quantizer": "residual", "global_codebook_size": 0}, "`global_codebook_size` must be at least 1, got 0"),
+        ({"fsq_levels": [8, 8]}, r"`fsq_levels` is for `quantizer: fsq`, got \[8, 8\] with 'dual'"),
+        (
+            {"quantizer": "fsq", "fsq_levels": [8, 8, 8], "global_dim": 2, "local_dim": 2},
+            r"`fsq_levels` must be one number of at least 3 for each of .* = 4 channels, got \[8, 8, 8\]",
+        ),
+        (
+            {"quantizer": "fsq", "fsq_levels": [8, 8, 8, 5], "global_dim": 3, "local_dim": 1},
+            "`local_codebook_size` must be 5 = 5, .* with `quantizer: fsq`, got 512",
+        ),
+        (
+            {"quantizer": "lfq", "global_dim": 9, "local_dim": 8},
+            "`local_codebook_size` must be 256 = 2 x 2 x .* with `quantizer: lfq`, got 512",
+        ),
         ({"transformer_dropout": 1.0}, r"`transformer_dropout` must lie in \[0, 1\), got 1.0"),
     ],
 )

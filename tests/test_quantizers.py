@@ -127,6 +127,42 @@ def test_the_single_codebook_is_a_configuration(tiny_config, z):
     assert torch.equal(quantizer(z)[2][2].view(2, 3, 5), out.tokens[:, 0])
 
 
+def test_linear_codes_are_a_fixed_table_times_a_learned_matrix(tiny_config, z):
+    """SimVQ: a gradient to any one used code moves all codes of its book, and only the matrix learns."""
+    plain = {"global_transformer_layers": 0, "global_update": "linear", "local_update": "linear"}
+    quantizer = build(tiny_config, **plain).train()
+    book = quantizer.local_codebook
+    expected = book.weight.detach().numpy() @ book.projection.weight.detach().numpy().T
+    np.testing.assert_allclose(book.codes().detach().numpy(), expected, atol=1e-6)
+    learned = {name for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
+    assert learned == {"global_codebook.projection.weight", "local_codebook.projection.weight"}
+    out = quantizer.quantize_latents(z)
+    error = (z[:, 8:] - out.quantized[:, 8:]).square().mean()
+    torch.testing.assert_close(out.losses["local_codebook"], 1.25 * error)
+    out.losses["local_codebook"].backward()
+    before = book.codes().detach()
+    with torch.no_grad():
+        book.projection.weight -= 0.1 * book.projection.weight.grad
+    assert ((book.codes() - before).abs().amax(1) > 0).all()
+    moved = quantizer.eval().quantize_latents(z)
+    assert torch.equal(quantizer.lookup(moved.tokens), moved.quantized)
+
+
+def test_a_quantizer_leaves_the_global_generator_where_it_was(tiny_config):
+    """And is not drawn from the numbers that the layers after it get."""
+    torch.manual_seed(0)
+    following = torch.rand(32, 8)
+    torch.manual_seed(0)
+    plain = {"global_transformer_layers": 0, "global_codebook_size": 32}
+    first = build_quantizer(DualCodebookConfig(**{**tiny_config, **plain}))
+    assert torch.equal(torch.rand(32, 8), following)
+    torch.manual_seed(0)
+    same = build_quantizer(DualCodebookConfig(**{**tiny_config, **plain}))
+    assert torch.equal(first.global_codebook.weight, same.global_codebook.weight)
+    uniform = (first.global_codebook.weight.detach() * 32 + 1) / 2
+    assert not torch.allclose(uniform, following, atol=0.05)
+
+
 @pytest.mark.parametrize("bad", [torch.zeros(2, 11, 3, 5), torch.zeros(12, 3, 5), torch.zeros(2, 12, 3, 5).long()])
 def test_wrong_latents_are_named(quantizer, bad):
     with pytest.raises(ValueError, match=r"`z` must be floating point of shape \(B, 12, h, w\), got"):

@@ -57,6 +57,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         local_codebook_size: int = 512,
         global_dim: int = 128,
         local_dim: int = 128,
+        fsq_levels: tuple[int, ...] | None = None,
         global_transformer_layers: int = 6,
         local_transformer_layers: int = 0,
         transformer_heads: int = 8,
@@ -106,6 +107,11 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
     def from_preset(cls, name: str, **overrides) -> DualCodebookVQModel:
         """Fresh weights in the shape of the preset `paper`, `base` or `tiny`; `overrides` replace single fields."""
         return cls(**{**load_preset(name)["model"], **overrides})
+
+    def half(self) -> DualCodebookVQModel:
+        """float16 but for the codebooks: a pipeline that upcasts would come back to rounded ones (`force_upcast`)."""
+        self.cast_backbone(torch.float16)
+        return self
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DualCodebookOutput | tuple:
         """Pictures (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.

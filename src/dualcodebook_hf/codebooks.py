@@ -30,16 +30,17 @@ def nearest_codes(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 
 class Codebook(nn.Module):
-    """N code vectors of D numbers: a table, or a table seen through a transformer.
+    """N code vectors of D numbers: a table, or a table seen through a transformer or a matrix.
 
     Args:
         size: N. dim: D.
         transformer_layers: depth of the TransformerEncoder whose outputs are the codes; 0 = the table itself.
         heads, feed_forward, dropout: its shape. ReLU, post-norm, no positions (paper: "global codebook").
         scale_to_latents: the codes are mean + std x transformer output, with the running statistics of the latents.
-        update: "gradient" (the codebook loss moves the table) or "ema" (a moving average of each code's vectors;
-            only for a table). An EMA table is a parameter without gradient, so that weight averaging and distributed
-            wrappers carry it along.
+        update: "gradient" (the codebook loss moves the table), "ema" (a moving average of each code's vectors) or
+            "linear" (the codes are a fixed random table times a learned D x D matrix: SimVQ, arXiv 2411.02038); the
+            last two without a transformer. A table that no gradient moves is a parameter without gradient, so that
+            weight averaging and distributed wrappers carry it along.
         ema_decay: of the EMA table and of the latents' statistics.
         revival_threshold: EMA codes used less than this share of uniform use are put on live vectors; 0 = never.
     """
@@ -61,8 +62,9 @@ class Codebook(nn.Module):
         super().__init__()
         self.size, self.dim, self.update = size, dim, update
         self.ema_decay, self.revival_threshold = ema_decay, revival_threshold
-        self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=update != "ema")
+        self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=update == "gradient")
         self.transformer = None
+        self.projection = nn.Linear(dim, dim, bias=False) if update == "linear" else None
         if transformer_layers:
             layer = nn.TransformerEncoderLayer(dim, heads, feed_forward, dropout, batch_first=True)
             self.transformer = nn.TransformerEncoder(layer, transformer_layers, enable_nested_tensor=False)
@@ -76,9 +78,11 @@ class Codebook(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """N(0, 1) before a transformer, U(-1/N, 1/N) for a plain table (paper)."""
+        """N(0, 1) before a transformer, U(-1/N, 1/N) for a plain table (paper), N(0, 1/D) before a matrix (SimVQ)."""
         if self.transformer is not None:
             nn.init.normal_(self.weight)
+        elif self.projection is not None:
+            nn.init.normal_(self.weight, std=self.dim**-0.5)
         else:
             nn.init.uniform_(self.weight, -1 / self.size, 1 / self.size)
         if self.update == "ema":
@@ -107,9 +111,11 @@ class Codebook(nn.Module):
         return self._cache[1]
 
     def _compute_codes(self) -> torch.Tensor:
-        if self.transformer is None:
+        if self.transformer is None and self.projection is None:
             return self.weight.float()
         with torch.autocast(self.weight.device.type, enabled=False):
+            if self.transformer is None:
+                return self.projection(self.weight).float()
             codes = self.transformer(self.weight[None])[0].float()
             if self.scale_to_latents:  # clones: the next forward pass moves the statistics in place
                 codes = self.latent_mean.float().clone() + self.latent_std.float().clone() * codes

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedConfig
 
 BACKBONES = ("vqgan", "dcae")
-QUANTIZERS = ("dual", "single")
-UPDATES = ("gradient", "ema")
+QUANTIZERS = ("dual", "single", "residual", "fsq", "lfq")
+UPDATES = ("gradient", "ema", "linear")
 
 
 @dataclass(kw_only=True)
@@ -46,7 +47,11 @@ class DualCodebookFields:
     latent_channels: int | None = field(default=None, metadata={"help": "channels of the latents (= vq_embed_dim)"})
     vq_embed_dim: int | None = field(default=None, metadata={"help": "global_dim + local_dim (derived when None)"})
     quantizer: str = field(
-        default="dual", metadata={"help": "dual, or single: VQGAN's one table, local_codebook_size x local_dim"}
+        default="dual",
+        metadata={
+            "help": "dual, or a rival; single: VQGAN's one table, local_codebook_size x local_dim; residual: two "
+            "stages of the books' sizes over all channels; fsq, lfq: finite scalar and lookup-free quantization"
+        },
     )
     global_codebook_size: int = field(default=512, metadata={"help": "entries of the global codebook"})
     local_codebook_size: int = field(default=512, metadata={"help": "entries of the local codebook"})
@@ -54,6 +59,9 @@ class DualCodebookFields:
         default=128, metadata={"help": "channels quantized by the global codebook (the first ones)"}
     )
     local_dim: int = field(default=128, metadata={"help": "channels quantized by the local codebook"})
+    fsq_levels: list[int] | None = field(
+        default=None, metadata={"help": "fsq: levels of each channel; their products are the books' sizes"}
+    )
     global_transformer_layers: int = field(default=6, metadata={"help": "layers over the global codes; 0: plain table"})
     local_transformer_layers: int = field(default=0, metadata={"help": "layers over the local codes; 0: plain table"})
     transformer_heads: int = field(default=8, metadata={"help": "attention heads of the codebook transformer"})
@@ -62,7 +70,10 @@ class DualCodebookFields:
     scale_codes_to_latents: bool = field(
         default=False, metadata={"help": "rescale a transformer's codes to the running mean and std of the latents"}
     )
-    global_update: str = field(default="gradient", metadata={"help": f"how the global book learns, one of {UPDATES}"})
+    global_update: str = field(
+        default="gradient",
+        metadata={"help": f"how the global book learns, one of {UPDATES}; linear: a matrix times a fixed table"},
+    )
     local_update: str = field(default="gradient", metadata={"help": f"how the local book learns, one of {UPDATES}"})
     codebook_ema_decay: float = field(
         default=0.99, metadata={"help": "decay of ema books and of the latents' statistics"}
@@ -107,6 +118,9 @@ class DualCodebookFields:
             _at_least(name, getattr(self, name), 0)
         self._check_backbone()
         self._check_books()
+        if self.quantizer in ("dual", "single"):
+            self._check_updates()
+        self._check_scalars()
 
     def _check_backbone(self) -> None:
         if self.layers_per_level is not None:
@@ -128,7 +142,7 @@ class DualCodebookFields:
                 )
 
     def _check_books(self) -> None:
-        if self.quantizer == "dual":
+        if self.quantizer != "single":
             _at_least("global_codebook_size", self.global_codebook_size, 1)
             _at_least("global_dim", self.global_dim, 1)
         elif self.global_codebook_size or self.global_dim:
@@ -145,20 +159,45 @@ class DualCodebookFields:
                     f"`{name}` must equal global_dim + local_dim = {self.global_dim} + {self.local_dim} = {width}, "
                     f"got {getattr(self, name)}"
                 )
+        if not 0 <= self.transformer_dropout < 1:
+            raise ValueError(f"`transformer_dropout` must lie in [0, 1), got {self.transformer_dropout}")
+        if not 0 < self.codebook_ema_decay < 1:
+            raise ValueError(f"`codebook_ema_decay` must lie in (0, 1), got {self.codebook_ema_decay}")
+
+    def _check_updates(self) -> None:
         for book in ("global", "local") if self.quantizer == "dual" else ("local",):
             layers, dim = getattr(self, f"{book}_transformer_layers"), getattr(self, f"{book}_dim")
             if layers and dim % self.transformer_heads:
                 raise ValueError(
                     f"`{book}_dim` must be a multiple of transformer_heads={self.transformer_heads}, got {dim}"
                 )
-            if layers and getattr(self, f"{book}_update") == "ema":
+            update = getattr(self, f"{book}_update")
+            if layers and update != "gradient":
                 raise ValueError(
-                    f"`{book}_update: ema` needs a plain table; set {book}_transformer_layers to 0, got {layers}"
+                    f"`{book}_update: {update}` needs a plain table; set {book}_transformer_layers to 0, got {layers}"
                 )
-        if not 0 <= self.transformer_dropout < 1:
-            raise ValueError(f"`transformer_dropout` must lie in [0, 1), got {self.transformer_dropout}")
-        if not 0 < self.codebook_ema_decay < 1:
-            raise ValueError(f"`codebook_ema_decay` must lie in (0, 1), got {self.codebook_ema_decay}")
+
+    def _check_scalars(self) -> None:
+        """fsq and lfq: a book's size follows from the channels that it quantizes one by one."""
+        if self.quantizer != "fsq" and self.fsq_levels is not None:
+            raise ValueError(f"`fsq_levels` is for `quantizer: fsq`, got {self.fsq_levels} with {self.quantizer!r}")
+        if self.quantizer not in ("fsq", "lfq"):
+            return
+        width, levels = self.vq_embed_dim, [2] * self.vq_embed_dim
+        if self.quantizer == "fsq":
+            levels = self.fsq_levels = list(self.fsq_levels or [])
+            if len(levels) != width or min(levels) < 3:
+                raise ValueError(
+                    f"`fsq_levels` must be one number of at least 3 for each of the global_dim + local_dim = {width} "
+                    f"channels, got {levels}"
+                )
+        for book, part in (("global", levels[: self.global_dim]), ("local", levels[self.global_dim :])):
+            size, count = getattr(self, f"{book}_codebook_size"), math.prod(part)
+            if size != count:
+                raise ValueError(
+                    f"`{book}_codebook_size` must be {count} = {' x '.join(map(str, part))}, its channels' levels, "
+                    f"with `quantizer: {self.quantizer}`, got {size}"
+                )
 
     def fields_dict(self) -> dict:
         """The hyper-parameters alone, JSON-ready."""

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_dualcodebook import DualCodebookConfig
 from .core import DualCodebookCore
+from .quantizers import QUANTIZERS
 
 
 @dataclass
@@ -82,7 +83,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["Encoder", "Decoder", "DCEncoder", "DCDecoder"]
-    _no_split_modules += ["DualCodebookQuantizer", "SingleCodebookQuantizer"]
+    _no_split_modules += [kind.__name__ for kind in QUANTIZERS.values()]
     _keep_in_fp32_modules_strict = ["quantize"]
 
     def __init__(self, config: DualCodebookConfig) -> None:

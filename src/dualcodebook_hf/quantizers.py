@@ -49,9 +49,14 @@ class Quantizer(nn.Module):
         return [book.size for book in self.books.values()]
 
     @property
+    def slices(self) -> dict[str, int]:
+        """Width of each part of the channels that is quantized by itself, in order: one for each book."""
+        return {name: book.dim for name, book in self.books.items()}
+
+    @property
     def dims(self) -> list[int]:
-        """Channels of each book's slice."""
-        return [book.dim for book in self.books.values()]
+        """The widths of `slices`."""
+        return list(self.slices.values())
 
     @property
     def bits_per_position(self) -> float:
@@ -70,17 +75,20 @@ class Quantizer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             for (name, book), part in zip(self.books.items(), z.float().split(self.dims, dim=1), strict=True):
                 vectors = part.movedim(1, -1)
-                nearest, ids, _ = book(vectors.reshape(-1, book.dim))
-                nearest = nearest.view(vectors.shape)
-                loss = self.commitment_cost * F.mse_loss(vectors, nearest.detach())
-                if book.update != "ema":
-                    loss = loss + F.mse_loss(nearest, vectors.detach())
+                codes, ids, loss = self._quantize_slice(book, vectors.reshape(-1, book.dim))
                 losses[f"{name}_codebook" if name != "codebook" else name] = loss
-                quantized.append(nearest.detach().movedim(-1, 1))
+                quantized.append(codes.view(vectors.shape).movedim(-1, 1))
                 tokens.append(ids.view(vectors.shape[:-1]))
-        # z - sg(z) is zero: the value is exactly the code, the gradient exactly the latents'.
-        straight_through = torch.cat(quantized, dim=1).to(z.dtype) + (z - z.detach())
-        return QuantizerOutput(straight_through.contiguous(), torch.stack(tokens, dim=1), losses)
+        quantized = torch.cat(quantized, dim=1).to(z.dtype)
+        return QuantizerOutput(quantized.contiguous(), torch.stack(tokens, dim=1), losses)
+
+    def _quantize_slice(self, book: Codebook, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Vectors (M, D) float32 -> codes (M, D) with the vectors' gradient, ids int64 (M,), loss."""
+        nearest, ids, _ = book(vectors)
+        loss = self.commitment_cost * F.mse_loss(vectors, nearest.detach())
+        if book.update != "ema":
+            loss = loss + F.mse_loss(nearest, vectors.detach())
+        return with_gradient_of(vectors, nearest), ids, loss
 
     def lookup(self, tokens: torch.Tensor, only: str | None = None) -> torch.Tensor:
         """Tokens (B, books, h, w) -> codes (B, C, h, w) float32.
@@ -175,12 +183,110 @@ class SingleCodebookQuantizer(Quantizer):
         )
 
 
-QUANTIZERS = {"dual": DualCodebookQuantizer, "single": SingleCodebookQuantizer}
+class ScalarQuantizer(Quantizer):
+    """FSQ and LFQ: each channel is rounded by itself; the first `global_dim` channels make one token, the rest another.
+
+    Two tokens instead of one of 2^18 codes, so that histograms and token files hold them. Gradient and losses are those
+    of the library `vector-quantize-pytorch`; its commitment term has the weight `commitment_cost` (LFQ).
+    """
+
+    book_names = {"first": "first_book", "second": "second_book"}
+
+    def __init__(self, config: DualCodebookConfig) -> None:
+        from .rival_quantizers import FSQBook, LFQBook
+
+        super().__init__(config.commitment_cost)
+        if config.quantizer == "fsq":
+            self.first_book = FSQBook(config.fsq_levels[: config.global_dim])
+            self.second_book = FSQBook(config.fsq_levels[config.global_dim :])
+        else:
+            self.first_book = LFQBook(config.global_dim, config.commitment_cost)
+            self.second_book = LFQBook(config.local_dim, config.commitment_cost)
+
+    def _quantize_slice(
+        self, book: nn.Module, vectors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        quantized, ids, loss = book(vectors)
+        return with_gradient_of(quantized, F.embedding(ids, book.codes())), ids, loss
+
+
+class ResidualQuantizer(Quantizer):
+    """Residual VQ: the second book quantizes, over all channels, what the first one left; the codes are added.
+
+    EMA books from the library `vector-quantize-pytorch`; losses: commitment_cost * mean|z - sg(e)|^2 of each stage. The
+    gradient passes straight through once (the library's own sum of stages would pass it once a stage).
+    """
+
+    def __init__(self, config: DualCodebookConfig) -> None:
+        from .rival_quantizers import ResidualStages
+
+        super().__init__(config.commitment_cost)
+        self.stages = ResidualStages(
+            [config.global_codebook_size, config.local_codebook_size],
+            config.vq_embed_dim,
+            commitment_cost=config.commitment_cost,
+            ema_decay=config.codebook_ema_decay,
+            revival_threshold=config.revival_threshold,
+        )
+
+    @property
+    def books(self) -> dict[str, object]:
+        """The stages, each with `size`, `dim` (all channels) and `codes()`."""
+        return dict(zip(("first", "second"), self.stages.books(), strict=True))
+
+    @property
+    def slices(self) -> dict[str, int]:
+        """All channels together: every stage quantizes all of them."""
+        return {"latents": self.stages.dim}
+
+    def quantize_latents(self, z: torch.Tensor) -> QuantizerOutput:
+        """Latents (B, C, h, w) -> QuantizerOutput, in float32 with autocast off."""
+        self._check_latents(z)
+        with torch.autocast(z.device.type, enabled=False):
+            vectors = z.float().movedim(1, -1)
+            codes, ids, losses = self.stages(vectors.reshape(-1, self.stages.dim))
+            tokens = ids.view(*vectors.shape[:-1], -1).movedim(-1, 1)
+            quantized = with_gradient_of(z.float(), codes.view(vectors.shape).movedim(-1, 1))
+        named = {f"{name}_codebook": loss for name, loss in zip(self.books, losses, strict=True)}
+        return QuantizerOutput(quantized.to(z.dtype).contiguous(), tokens, named)
+
+    def lookup(self, tokens: torch.Tensor, only: str | None = None) -> torch.Tensor:
+        """Tokens (B, books, h, w) -> the sum of the stages' codes (B, C, h, w) float32.
+
+        With `only` (a stage's name) every other stage adds the mean of its codes.
+        """
+        total = 0.0
+        for index, (name, book) in enumerate(self.books.items()):
+            codes = book.codes()
+            ids = tokens[:, index].to(codes.device)
+            total = total + (F.embedding(ids, codes) if only in (None, name) else codes.mean(0))
+        return total.movedim(-1, 1).contiguous()
+
+
+QUANTIZERS = {
+    "dual": DualCodebookQuantizer,
+    "single": SingleCodebookQuantizer,
+    "residual": ResidualQuantizer,
+    "fsq": ScalarQuantizer,
+    "lfq": ScalarQuantizer,
+}
 
 
 def build_quantizer(config: DualCodebookConfig) -> Quantizer:
-    """The quantizer that `config.quantizer` names."""
-    return QUANTIZERS[config.quantizer](config)
+    """The quantizer that `config.quantizer` names.
+
+    It draws its random numbers from a generator of its own, seeded by the global one, which stays where it was: the
+    rest of the model starts with the same weights whatever the quantizer. Raises ValueError, naming the extra to
+    install, when the quantizer needs a package that is not there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch.randint(2**62, (), device="cpu").item())
+        return QUANTIZERS[config.quantizer](config)
+
+
+def with_gradient_of(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Exactly `value`, with exactly the gradient of `source` (straight-through): source - sg(source) is zero."""
+    return value.detach() + (source - source.detach())
 
 
 def _book_options(config: DualCodebookConfig, update: str) -> dict:

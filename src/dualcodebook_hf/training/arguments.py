@@ -213,6 +213,10 @@ class RunConfig:
             )
         if self.training.data_initialization and not self.model.linear_shortcut:
             raise ValueError("`data_initialization` needs `linear_shortcut: true`")
+        if self.training.data_initialization and self.model.quantizer not in ("dual", "single"):
+            raise ValueError(
+                f"`data_initialization` is for the quantizers dual and single, got {self.model.quantizer!r}"
+            )
 
     def to_dict(self) -> dict[str, dict]:
         """The three sections, JSON- and YAML-ready."""

@@ -51,7 +51,7 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
         nn.init.zeros_(layer.bias)
     latents = (patches @ kernels.T).split(model.quantize.dims, dim=1)
     for book, vectors in zip(books.values(), latents, strict=True):
-        if book.transformer is None:
+        if book.transformer is None and book.update != "linear":
             book.weight.copy_(kmeans(vectors, book.size, generator))
         if book.update == "ema":
             counts = torch.bincount(nearest_codes(vectors, book.weight), minlength=book.size)

@@ -22,7 +22,7 @@ def validate(model: DualCodebookVQModel, batches: Iterable[torch.Tensor]) -> tup
     """
     books = model.quantize.books
     tokens = TokenStatistics({name: book.size for name, book in books.items()})
-    error = QuantizationError({name: book.dim for name, book in books.items()})
+    error = QuantizationError(model.quantize.slices)
     values: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
     for batch in batches:

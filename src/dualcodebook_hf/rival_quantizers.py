@@ -1,0 +1,162 @@
+"""Quantizers of other papers, as books for `quantizers.py`: adapters of the library `vector-quantize-pytorch`.
+
+It is imported only when one of them is built (extra `benchmarks`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import nn
+
+
+def library() -> ModuleType:
+    """The package vector_quantize_pytorch. Raises ValueError naming the extra to install when it is missing."""
+    try:
+        return importlib.import_module("vector_quantize_pytorch")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "`quantizer: fsq`, `lfq` and `residual` need the package vector-quantize-pytorch: "
+            "pip install 'dualcodebook-hf[benchmarks]'"
+        ) from error
+
+
+class _ScalarBook(nn.Module):
+    """A book without weights: its codes are a grid, and the library's module is no part of the state.
+
+    That module is made where it is first needed: its tables are in no checkpoint, and a model that is built on the meta
+    device and then filled would leave them empty.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        library()
+        self.size, self.dim = size, dim
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # holds nothing but the device
+        self._made: dict[torch.device, nn.Module] = {}
+
+    def _make(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _module(self) -> nn.Module:
+        device = self._place.device
+        if device not in self._made:
+            with torch.device("cpu"):
+                module = self._make()
+            self._made = {device: module.to(device)}
+        return self._made[device].train(self.training)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_made": {}}
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, {self.dim}"
+
+
+class FSQBook(_ScalarBook):
+    """Finite scalar quantization (arXiv 2309.15505): channel i is bounded by a tanh and rounded to levels[i] values.
+
+    Args:
+        levels: of each channel, at least 3; N is their product.
+    """
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__(math.prod(levels), len(levels))
+        self.levels = list(levels)
+
+    def _make(self) -> nn.Module:
+        return library().FSQ(self.levels)
+
+    def codes(self) -> torch.Tensor:
+        """(N, D) float32 in [-1, 1]."""
+        return self._module().implicit_codebook.float()
+
+    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Vectors (M, D) float32 -> codes (M, D) with the library's gradient, ids int64 (M,), the loss 0."""
+        quantized, ids = self._module()(vectors[None])
+        return quantized[0], ids[0].long(), vectors.new_zeros(())
+
+
+class LFQBook(_ScalarBook):
+    """Lookup-free quantization (MAGVIT-v2, arXiv 2310.05737): the signs of D channels, N = 2^D codes of -1 and 1.
+
+    The loss is the library's, with its weights: 0.1 x (entropy of a position - entropy of the batch), taken over this
+    book's N codes, + commitment_cost x mean|z - sg(e)|^2; 0 outside training.
+    """
+
+    def __init__(self, dim: int, commitment_cost: float) -> None:
+        super().__init__(2**dim, dim)
+        self.commitment_cost = commitment_cost
+
+    def _make(self) -> nn.Module:
+        return library().LFQ(codebook_size=self.size, commitment_loss_weight=self.commitment_cost)
+
+    def codes(self) -> torch.Tensor:
+        """(N, D) float32, -1 and 1."""
+        return self._module().codebook
+
+    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Vectors (M, D) float32 -> codes (M, D) with the library's gradient, ids int64 (M,), loss."""
+        quantized, ids, loss = self._module()(vectors[None])
+        return quantized[0], ids[0].long(), loss
+
+
+class ResidualStages(nn.Module):
+    """Residual VQ's stages (SoundStream, arXiv 2107.03312): tables of N_i x D, each for what the ones before it left.
+
+    Kept by EMA; the first batch, even outside training, starts them by k-means. A code whose moving count falls under
+    `revival_threshold` of uniform use is put on a live vector (0: never), as the other EMA books of this package do.
+    The tables are buffers: averaging of the weights leaves them as they are.
+
+    Args:
+        sizes: N_i of each stage. dim: D.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], dim: int, *, commitment_cost: float, ema_decay: float, revival_threshold: float
+    ) -> None:
+        super().__init__()
+        self.sizes, self.dim, self.revival_threshold = list(sizes), dim, revival_threshold
+        self.residual = library().ResidualVQ(
+            dim=dim,
+            codebook_size=tuple(sizes),
+            decay=ema_decay,
+            commitment_weight=commitment_cost,
+            kmeans_init=True,
+            threshold_ema_dead_code=revival_threshold,
+            rotation_trick=False,
+        )
+        # Constants that the library keeps out of the state: transformers would leave them empty when it loads a model.
+        for module in self.residual.modules():
+            module._non_persistent_buffers_set.clear()
+
+    def books(self) -> list[Stage]:
+        """A view of each stage's table."""
+        return [Stage(layer) for layer in self.residual.layers]
+
+    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Vectors (M, D) float32 -> sum of codes (M, D), ids int64 (M, stages), commitment loss of each stage.
+
+        The losses are 0 outside training.
+        """
+        for layer, size in zip(self.residual.layers, self.sizes, strict=True):
+            floor = self.revival_threshold * len(vectors) / size  # the library counts vectors of a batch
+            layer._codebook.threshold_ema_dead_code = floor
+            layer._codebook.reset_cluster_size = 2 * floor
+        quantized, ids, losses = self.residual(vectors[None])
+        return quantized[0], ids[0], list(losses.flatten().unbind())
+
+
+class Stage:
+    """One stage's table: size N, dim D, codes() (N, D) float32."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self.size, self.dim = layer.codebook_size, layer.dim
+
+    def codes(self) -> torch.Tensor:
+        return self._layer.codebook.float()

@@ -1,0 +1,262 @@
+"""benchmarks/quality.py on drawn pictures: equal conditions, exact resume, and a report that can be checked by hand."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from safetensors.torch import load_file
+
+from dualcodebook_hf.training.trainer import StopRequest, build_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+quality, quality_report = (importlib.import_module(name) for name in ("quality", "quality_report"))
+
+BACKBONE = """
+model: {backbone: dcae, block_out_channels: [8, 16], layers_per_block: 1}
+data: {resolution: 24, num_workers: 0}
+training:
+  {max_train_steps: 4, train_batch_size: 2, perceptual: none, perceptual_weight: 0.0, adversarial_weight: 0.0,
+   lr_schedule: cosine, lr_warmup_steps: 100, num_threads: 1, adam_beta1: 0.9}
+"""
+ROW = """
+include: paper
+model:
+  {global_codebook_size: 16, local_codebook_size: 8, global_dim: 8, local_dim: 4, global_transformer_layers: 1,
+   transformer_heads: 2, transformer_feed_forward: 16, local_update: ema}
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder with eight drawn pictures a split, a backbone and a row."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        (tmp_path / "drawn" / split).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.full((28, 32, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+            pixels[4:18, number : number + 13] = rng.integers(0, 256, 3)
+            Image.fromarray(pixels).save(tmp_path / "drawn" / split / f"{number}.png")
+    (tmp_path / "backbone.yaml").write_text(BACKBONE)
+    (tmp_path / "small-pair.yaml").write_text(ROW)
+    return tmp_path
+
+
+def arguments(work, output="out", **changes):
+    flags = {"dataset": work / "drawn", "backbone": work / "backbone.yaml", "output": work / output}
+    flags |= {"rows": work / "small-pair.yaml", **changes}
+    argv = []
+    for name, value in flags.items():
+        argv += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
+
+
+def parsed(work, output="out", **changes):
+    found = quality._parser().parse_args(arguments(work, output, **changes))
+    found.eval_datasets = found.eval_datasets or [found.dataset]
+    return found
+
+
+class StopAfter(StopRequest):
+    """Asks to stop when it is looked at for the n-th time, which the trainer does before each update."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    @property
+    def requested(self):
+        self.looks -= 1
+        return self.looks < 0
+
+
+def results(folder):
+    return [{key: line[key] for key in ("row", "seed", "key", "metrics")} for line in quality.read_lines(folder)]
+
+
+def test_an_interrupted_run_ends_in_the_numbers_of_an_uninterrupted_one(work):
+    assert quality.main(arguments(work, "whole")) == 0
+    cut = parsed(work, "cut")
+    job = quality.build_job(quality.read_row(str(work / "small-pair.yaml")), 0, cut)
+    (work / "cut").mkdir()
+    assert not quality.run_jobs([job], cut, StopAfter(3))  # once before the job, then before each update
+    assert [path.name for path in job.folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (work / "cut" / "results.jsonl").exists()
+    torch.manual_seed(9)
+    assert quality.main(arguments(work, "cut")) == 0
+    whole, again = work / "whole" / "results.jsonl", work / "cut" / "results.jsonl"
+    assert results(whole) == results(again)
+    finals = [load_file(next(work.glob(f"{name}/runs/*/final/*.safetensors"))) for name in ("whole", "cut")]
+    assert all(torch.equal(value, finals[1][key]) for key, value in finals[0].items())
+    record = json.loads(job.record.read_text())
+    assert (record["steps"], record["timed_steps"]) == (4, 4)
+    assert not list(job.folder.glob("checkpoint-*"))
+
+    before = again.read_bytes()
+    assert quality.main(arguments(work, "cut")) == 0
+    assert again.read_bytes() == before
+    line = quality.read_lines(again)[0]
+    assert line["protocol"]["size"] == line["run"]["data"]["resolution"] == 24
+    assert str(work) not in json.dumps(line)
+    assert {path.name for path in (work / "cut").glob("*.png")} == {
+        "psnr.png",
+        "error.png",
+        "usage.png",
+        "entropy.png",
+    }
+
+
+def test_a_line_that_a_killed_run_left_unfinished_costs_that_line_alone(work):
+    path = work / "results.jsonl"
+    quality._append(path, {"a": 1})
+    path.write_text(path.read_text() + '{"b": 2, "c')
+    quality._append(path, {"d": 3})
+    assert quality.read_lines(path) == [{"a": 1}, {"d": 3}]
+
+
+def test_the_linear_codec_spends_the_pairs_bits_on_the_same_positions(work):
+    assert quality.main(arguments(work, rows="patch-linear-32")) == 0
+    line = quality.read_lines(work / "out" / "results.jsonl")[0]
+    assert line["metrics"]["bits_per_position"] == 10
+    assert line["metrics"]["bits_per_pixel"] == 10 / 4  # f = 2
+
+
+def test_rows_differ_in_what_their_files_say_and_in_nothing_else(work):
+    found = parsed(work)
+    rows = [quality.read_row(name) for name in quality.DEFAULT_ROWS]
+    jobs = [quality.build_job(row, 0, found) for row in rows]
+    assert len({job.key for job in jobs}) == len(jobs)
+    shared = [quality.conditions(job, found) for job in jobs]
+    assert all(conditions == shared[0] for conditions in shared)
+    paper = jobs[quality.DEFAULT_ROWS.index("paper-quantizer")]
+    assert (paper.row.model, paper.row.training) == ({}, {})
+    for job in jobs:
+        for section, changed in (("model", job.row.model), ("training", job.row.training)):
+            mine, reference = (dataclasses.asdict(getattr(one.run, section)) for one in (job, paper))
+            derived = {"output_dir", "vq_embed_dim", "latent_channels"}
+            assert {key for key in mine if mine[key] != reference[key]} - derived <= set(changed), job.row.name
+            assert {key: mine[key] for key in changed} == changed
+    base = jobs[quality.DEFAULT_ROWS.index("base")]
+    assert "adam_beta1" not in base.row.training
+    assert base.run.training.codebook_learning_rate == base.row.training["codebook_learning_rate"] > 0
+    # at most a tenth of the steps is warm-up; the crop is to the shorter side as 256 to 272
+    assert (paper.run.training.lr_warmup_steps, paper.run.data.resize) == (0, 25)
+
+
+def test_the_rates_are_those_that_the_rows_promise(work):
+    promised = {"vqgan-1024": 10, "pair-32": 10, "pair-256": 16}
+    for name in quality.DEFAULT_ROWS:
+        if name not in quality.CODECS:
+            job = quality.build_job(quality.read_row(name), 0, parsed(work))
+            if job.run.model.quantizer in ("fsq", "lfq", "residual"):
+                pytest.importorskip("vector_quantize_pytorch")
+            with torch.device("meta"):
+                model = build_model(job.run)
+            assert model.quantize.bits_per_position == promised.get(name, 18), name
+
+
+def test_rows_start_from_the_same_network(work):
+    states = []
+    for name in ("paper-quantizer", "both-ema", "pair-32"):
+        job = quality.build_job(quality.read_row(name), 1, parsed(work))
+        torch.manual_seed(job.run.training.seed)
+        states.append(build_model(job.run).state_dict())
+    keys = [key for key in states[0] if not key.startswith("quantize.")]
+    assert all(torch.equal(states[0][key], other[key]) for other in states[1:] for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": "paper"}, "use paper-quantizer, got 'paper'"),
+        ({"rows": "nothing"}, "`--rows` must be YAML files or of base, both-ema"),
+        ({"rows": ["both-ema", "both-ema"]}, "must name every run once"),
+        ({"backbone": "tiny"}, "must leave the quantizer to the rows: global_dim, local_dim"),
+        ({"eval_split": "holdout"}, "`split` must be one of"),
+        ({"steps": 7}, "has results of another training: name another folder"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(work, capsys, changes, message):
+    found = parsed(work)
+    job = quality.build_job(quality.read_row(str(work / "small-pair.yaml")), 0, found)
+    quality._check([job], found)
+    capsys.readouterr()
+    assert quality.main(arguments(work, **changes)) == 2
+    error = [text for text in capsys.readouterr().err.splitlines() if text.startswith("quality.py: error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert [path.name for path in (work / "out").iterdir()] == ["conditions.json"]
+
+
+def line(row, seed, psnr, bits=18, dataset="drawn", quantizer="dual", **extra):
+    """A result with the numbers that the report reads."""
+    book = {"size": 512, "usage": 0.5, "perplexity": 100.0, "normalized_entropy": 0.74}
+    metrics = {"psnr": psnr, "ssim": 0.5, "ms_ssim": 0.6, "quantization_error": 0.1, "pair_entropy": 9.0}
+    metrics |= {"bits_per_position": bits, "bits_per_pixel": bits / 64, "codebooks": {"global": book, "local": book}}
+    data = {"resolution": 64, "dataset": "drawn", "train_split": "train"}
+    training = {"max_train_steps": 10, "train_batch_size": 2, "mixed_precision": "no"}
+    run = {"model": {"quantizer": quantizer}, "data": data, "training": training}
+    done = {"steps": 10, "seconds_per_step": 0.5, "parameters": {"quantizer": 2_000_000, "codebook_bytes": 524288}}
+    protocol = {"split": "test", "pictures": 8, "size": 64, "resample": "lanczos"}
+    head = {"row": row, "seed": seed, "evaluated_on": dataset, "differences": {"model": {}, "training": {}}}
+    return {**head, "run": run, "training": done, "protocol": protocol, "metrics": metrics, **extra}
+
+
+def test_the_table_by_hand():
+    lines = [
+        line("b", 0, 20.0),
+        line("a", 0, 21.5),
+        line("b", 1, 23.0),
+        line("c", 0, 15.0, bits=10),
+        line("b", 1, 22.0),
+    ]
+    lines += [line("d", 0, 19.0, quantizer="fsq"), {"row": "e", "seed": 0, "evaluated_on": None, "failed": "NaN"}]
+    lines[1]["differences"]["training"] = {"ema_decay": 0.9}
+    text = quality_report.table(lines, "small")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("| ")]
+    columns = dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
+    assert columns["row"] == ("c", "a", "b", "d")  # by rate, then by PSNR
+    assert columns["PSNR"] == ("15.00", "21.50", "21.00 ± 1.41", "19.00")  # the later line of a seed counts
+    assert columns["seeds"] == ("1", "1", "2", "1")
+    assert columns["recipe"] == ("", "ema_decay 0.9", "", "")
+    assert columns["error"] == ("0.100", "0.100", "0.100 ± 0.000", "-")
+    assert columns["bits/pixel"] == ("0.1562", "0.2812", "0.2812", "0.2812")
+    assert columns["codes used"] == ("50% / 50%",) * 4
+    assert columns["MB of codes"] == ("0.52",) * 4
+    assert "e, seed 0, diverged: NaN" in text
+
+
+def test_dots_stand_where_their_values_are():
+    lines = [line("low", 0, 10.0), line("middle", 0, 15.0), line("high", 0, 20.0)]
+    picture = quality_report.chart(
+        "t", "n", quality_report.groups(lines), {"": lambda one: one["metrics"]["psnr"]}, "{:.1f}"
+    )
+    pixels = np.asarray(picture)
+    colour = (pixels == quality_report.COLOURS[0]).all(-1)
+    scale, places = quality_report.SCALE, []
+    for row in range(3):  # from the best down
+        top = (quality_report.TOP + quality_report.STEP * row) * scale
+        places.append(np.nonzero(colour[top : top + quality_report.STEP * scale].any(0))[0].mean())
+    assert places[0] - places[2] == pytest.approx(quality_report.PANEL * scale, abs=2)  # the ends of the axis
+    assert places[1] == pytest.approx((places[0] + places[2]) / 2, abs=2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (13.7, 21.53), (0.53, 0.53), (-3.0, 400.0), (0.0, 0.0)])
+def test_ticks_are_even_and_reach_around_the_values(low, high):
+    ticks = quality_report.nice_ticks(low, high)
+    assert ticks[0] <= low + 1e-9
+    assert ticks[-1] >= high - 1e-9
+    assert 2 <= len(ticks) <= 8
+    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0], rtol=1e-6)
