@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from assertions import assert_alike
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
@@ -148,7 +149,7 @@ def test_reconstruct_answers_with_what_the_model_gives_for_any_kind_of_picture(c
         expected = models[0].detokenize(tokens, size=(height, width))
 
         image, table = send(client, path, "/reconstruct")
-        assert Image.open(image).tobytes() == to_image(expected[0]).tobytes(), path.name
+        assert_alike(Image.open(image), to_image(expected[0]))
         assert table["headers"] == TABLE_HEADERS
         rows = table["data"]
         assert [row[0].split(",")[0] for row in rows] == ["Tokens", "JPEG", "WebP", "The file itself"]
@@ -169,7 +170,7 @@ def test_tokens_alone_give_the_picture_back(client, models, tmp_path):
     assert content.config_hash == config_hash(models[0].config)
     restored = send(client, file, "/detokenize")
     again, _ = send(client, tmp_path / "a.png", "/reconstruct")
-    assert Image.open(restored).tobytes() == Image.open(again).tobytes()
+    assert_alike(Image.open(restored), Image.open(again))
 
 
 def test_another_model_can_be_named_and_its_tokens_fit_no_other(client, models, tmp_path):
@@ -192,24 +193,23 @@ def test_a_file_of_several_pictures_gives_the_one_asked_for(client, models, tmp_
     label = model_labels(client)[0]
     for number in (1, 2):
         image = Image.open(send(client, tmp_path / "two.safetensors", "/detokenize", label, number))
-        expected = to_image(models[0].detokenize(tokens[number - 1][None], size=(12, 20))[0])
-        assert image.tobytes() == expected.tobytes()
+        assert_alike(image, to_image(models[0].detokenize(tokens[number - 1][None], size=(12, 20))[0]))
     with pytest.raises(Exception, match="`picture` must be a whole number from 1 to 2, got 3"):
         send(client, tmp_path / "two.safetensors", "/detokenize", label, 3)
 
 
 def test_clients_at_once_each_get_their_own_answer(server, models, tmp_path):
-    def ask(seed: int) -> bytes:
+    def ask(seed: int) -> Image.Image:
         draw(40 + seed, 30, seed).save(tmp_path / f"{seed}.png")
         client = gradio_client.Client(server[0], verbose=False, download_files=tmp_path / f"answers-{seed}")
-        return Image.open(send(client, tmp_path / f"{seed}.png", "/reconstruct")[0]).tobytes()
+        return Image.open(send(client, tmp_path / f"{seed}.png", "/reconstruct")[0])
 
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(ask, range(6)))
     for seed, answer in enumerate(answers):
         pixels = to_pixels(draw(40 + seed, 30, seed))[None]
         expected = models[0].detokenize(models[0].tokenize(pixels), size=(30, 40 + seed))
-        assert answer == to_image(expected[0]).tobytes()
+        assert_alike(answer, to_image(expected[0]))
 
 
 def test_what_cannot_be_read_is_named_without_the_servers_folders(client, tmp_path):
