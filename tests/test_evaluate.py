@@ -1,5 +1,6 @@
 """The protocol: what is measured, on what, and how it is written down."""
 
+import importlib.util
 import json
 import math
 
@@ -8,15 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
+from dualcodebook_hf.evaluation import frechet as frechet_module
 from dualcodebook_hf.evaluation.evaluate import (
     evaluate_model,
     evaluate_patch_linear,
     fit_patch_linear,
     format_table,
 )
+from dualcodebook_hf.evaluation.frechet import FrechetDistance
 from dualcodebook_hf.evaluation.metrics import QuantizationError, TokenStatistics, psnr, ssim
 from dualcodebook_hf.evaluation.patch_linear import PatchLinearCodec
+from dualcodebook_hf.evaluation.wasserstein import SlicedWasserstein
 from dualcodebook_hf.image_processing_dualcodebook import center_crop, resize_shorter_side, to_pixels
+from dualcodebook_hf.training.perceptual import LPIPS
 
 datasets = pytest.importorskip("datasets")
 
@@ -172,3 +177,56 @@ def test_an_unreadable_picture_is_named_by_its_place(tmp_path, folder):
     (broken / "1.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="picture 1 of the data set"):
         evaluate_model(fit_patch_linear(folder, size=SIZE, sizes=(4,), components=4), broken, split="train", size=SIZE)
+
+
+def colour_moments(pictures):
+    """Features for a Frechet distance without a network: (B, 3, H, W) in [0, 1] -> (B, 6)."""
+    return torch.cat([pictures.mean((2, 3)), pictures.std((2, 3))], dim=1)
+
+
+def test_metrics_by_networks_and_of_sets_are_those_of_their_modules(tiny_model, folder):
+    """LPIPS per picture of clamped values and then the mean; rFID and SWD over the whole split, in batches or not."""
+    lpips = LPIPS()
+    with pytest.warns(UserWarning, match="5 pictures with 6 features"):
+        result = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2, lpips=lpips, rfid=colour_moments)
+    x = crops()
+    with torch.no_grad():
+        out = tiny_model(x).sample
+        expected = lpips(out.clamp(-1, 1), x)
+    pair = (out + 1) / 2, (x + 1) / 2
+    assert result["metrics"]["lpips"] == pytest.approx(expected.mean().item(), rel=1e-3)
+    frechet, swd = FrechetDistance(colour_moments), SlicedWasserstein()
+    for metric in (frechet, swd):
+        metric.update(*pair)
+    with pytest.warns(UserWarning, match="5 pictures with 6 features"):
+        assert result["metrics"]["rfid"] == pytest.approx(frechet.compute(), rel=1e-3)
+    assert result["metrics"]["swd"] == pytest.approx(swd.compute()["swd"], rel=1e-3)
+    definitions = result["protocol"]["definitions"]
+    assert definitions["rfid"].endswith("colour_moments") and "VGG16" in definitions["lpips"]
+
+
+def test_what_was_not_asked_for_is_neither_measured_nor_defined_and_the_table_says_so(tiny_model, folder):
+    options = {"size": SIZE, "limit": 2}
+    plain = evaluate_model(tiny_model, folder, **options)
+    assert not {"lpips", "rfid"} & (set(plain["metrics"]) | set(plain["protocol"]["definitions"]))
+    assert "LPIPS" not in format_table([("plain", plain)])
+    full = evaluate_model(tiny_model, folder, **options, lpips=LPIPS())
+    lines = format_table([("plain", plain), ("full", full)]).splitlines()
+    place = [cell.strip() for cell in lines[0].split("|")].index("LPIPS")
+    cells = [line.split("|")[place].strip() for line in lines[2:]]
+    assert cells == ["not measured", f"{full['metrics']['lpips']:.4f}"]
+    del plain["metrics"]["swd"]  # results written before it was measured
+    assert "SWD" not in format_table([("plain", plain)])
+
+
+def test_networks_that_are_not_to_be_had_are_named_before_any_picture_is_read(tiny_model, folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "torch" in name else real(name, *rest))
+    monkeypatch.setattr(frechet_module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"`lpips` cannot be measured: .*torchmetrics"):
+        evaluate_model(tiny_model, folder, size=SIZE, lpips=True)
+    with pytest.raises(ValueError, match=r"`rfid` cannot be measured: .*torch_fidelity"):
+        evaluate_model(tiny_model, folder, size=SIZE, rfid=True)
+    with pytest.raises(ValueError, match="`size` must be at least 16 for `lpips`, got 8"):
+        evaluate_model(tiny_model, folder, size=8, lpips=LPIPS())

@@ -14,6 +14,7 @@ from dualcodebook_hf.evaluation.metrics import (
     psnr,
     ssim,
 )
+from dualcodebook_hf.evaluation.wasserstein import SlicedWasserstein, laplacian_pyramid
 
 
 def photograph_pair(height=192, width=180):
@@ -264,3 +265,82 @@ def test_quantization_error_refuses_other_shapes_and_is_nan_before_any_latents()
     assert math.isnan(error.compute()["all"])
     with pytest.raises(ValueError, match=r"must both be \(B, 4, h, w\)"):
         error.update(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
+
+
+def distances(reconstruction, original, **options):
+    metric = SlicedWasserstein(**options)
+    metric.update(reconstruction, original)
+    return metric.compute()
+
+
+def test_the_laplacian_pyramid_adds_up_to_the_picture_again():
+    """Each level is the picture less the enlarged next one: enlarging and adding from the coarsest on restores it."""
+    pictures = random_pictures(2, 3, 70, 64)
+    levels = laplacian_pyramid(pictures)
+    assert [tuple(level.shape[-2:]) for level in levels] == [(70, 64), (35, 32), (18, 16)]
+    restored = levels[-1]
+    binomial = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    for level in levels[-2::-1]:
+        spread = torch.zeros_like(level)
+        spread[..., ::2, ::2] = restored
+        padded = torch.nn.functional.pad(spread, (2, 2, 2, 2), mode="reflect")
+        kernel = torch.outer(binomial, binomial).expand(3, 1, 5, 5)
+        restored = level + 4 * torch.nn.functional.conv2d(padded, kernel, groups=3)
+    torch.testing.assert_close(restored, pictures)
+
+
+def test_sliced_wasserstein_of_equal_pictures_is_0_and_grows_with_blur():
+    original = photograph_pair(64, 64)[1]
+    blurred = [torch.nn.functional.avg_pool2d(original, side, 1, side // 2) for side in (1, 3, 5)]
+    found = [distances(picture, original)["swd"] for picture in blurred]
+    assert found[0] == 0 and 0 < found[1] < found[2]
+
+
+def test_sliced_wasserstein_of_a_level_by_brute_force():
+    """One level (below 32 pixels), every position drawn: sorted projections of patches normalised by the originals."""
+    original = random_pictures(2, 3, 20, 20)
+    reconstruction = (0.5 * original + 0.1).clamp(0, 1)
+    found = distances(reconstruction, original, patches=50, directions=8, repeats=1)
+    generator = torch.Generator().manual_seed(0)
+    places = [[torch.randint(14, (50,), generator=generator) for _ in range(2)] for _ in range(2)]
+    sets = []
+    for pictures in (original, reconstruction):
+        rows = [
+            picture[:, top : top + 7, left : left + 7]
+            for picture, (tops, lefts) in zip(pictures, places, strict=True)
+            for top, left in zip(tops, lefts, strict=True)
+        ]
+        sets.append(torch.stack(rows))
+    mean, std = sets[0].mean((0, 2, 3)), sets[0].std((0, 2, 3), correction=0)
+    points = [((part - mean.view(3, 1, 1)) / std.view(3, 1, 1)).flatten(1) for part in sets]
+    directions = torch.randn(147, 8, generator=torch.Generator().manual_seed(0))
+    directions = directions / directions.norm(dim=0)
+    first, second = ((part @ directions).sort(dim=0).values for part in points)
+    assert found["swd"] == pytest.approx(1000 * (first - second).abs().mean().item(), rel=1e-4)
+    assert found["swd_levels"] == {"20": found["swd"]}
+
+
+def test_sliced_wasserstein_sees_a_loss_of_contrast_which_own_normalisation_would_hide():
+    original = random_pictures(2, 3, 20, 20)
+    halved = 0.5 + 0.5 * (original - 0.5)
+    # Directions of unit length, channels of unit variance: half of each projection is lost, E|N(0, 1)| / 2 = 0.4.
+    assert distances(halved, original)["swd"] == pytest.approx(400, rel=0.1)
+
+
+def test_sliced_wasserstein_does_not_depend_on_batches_and_counts_the_first_pictures_only():
+    original, reconstruction = random_pictures(5, 3, 40, 36), random_pictures(5, 3, 40, 36, seed=1)
+    whole = distances(reconstruction, original)
+    parts, first = SlicedWasserstein(), SlicedWasserstein(pictures=2)
+    for one, other in zip(reconstruction.split(2), original.split(2), strict=True):
+        parts.update(one, other)
+        first.update(one, other)
+    assert parts.compute() == whole
+    assert first.compute() == distances(reconstruction[:2], original[:2])
+
+
+def test_sliced_wasserstein_has_no_value_below_a_patch_and_refuses_other_shapes():
+    assert distances(torch.zeros(1, 3, 6, 20), torch.zeros(1, 3, 6, 20)) == {"swd": None, "swd_levels": {}}
+    with pytest.raises(ValueError, match="`reconstruction` and `original`"):
+        distances(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+    with pytest.raises(ValueError, match="`patches`"):
+        SlicedWasserstein(patches=0)

@@ -6,8 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from ..evaluation.protocols import PROTOCOLS, get_protocol
 from .inputs import add_model, check_file, check_model_name, complete, load_model, need, positive, public_name
+
+# What a flag of the data that was not given stands for without --protocol.
+DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "lanczos", "streaming": False}
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -15,27 +20,38 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="measure tokenizers on a split of a data set")
     command.set_defaults(run=_evaluate)
     add_model(command, action="append", also="may be repeated; ")
-    data = command.add_argument_group("data")
-    data.add_argument("--dataset", required=True, help="Hub id, folder of pictures or parquet files, or a parquet file")
-    data.add_argument("--config", help="configuration of a Hub data set that has several")
-    data.add_argument("--split", default="test", help="(default: %(default)s)")
-    data.add_argument("--image-column", default="image", help="column of the pictures (default: %(default)s)")
-    data.add_argument("--streaming", action="store_true", help="read the data set as it arrives, without storing it")
+    data = command.add_argument_group("data: --protocol or --dataset")
     data.add_argument(
-        "--size", type=positive, default=256, help="side of the centre crop that is measured (default: 256)"
+        "--protocol",
+        choices=sorted(PROTOCOLS),
+        help="a public data set with its split, crop and number of pictures, streamed from the Hub",
+    )
+    data.add_argument("--dataset", help="Hub id, folder of pictures or parquet files, or a parquet file")
+    data.add_argument("--config", help="configuration of a Hub data set that has several")
+    data.add_argument("--split", help=f"(default: {DEFAULTS['split']})")
+    data.add_argument("--image-column", help=f"column of the pictures (default: {DEFAULTS['image_column']})")
+    data.add_argument(
+        "--streaming",
+        action=argparse.BooleanOptionalAction,
+        help="read the data set as it arrives, without storing it (default: with --protocol only)",
+    )
+    data.add_argument(
+        "--size", type=positive, help=f"side of the centre crop that is measured (default: {DEFAULTS['size']})"
     )
     data.add_argument(
         "--resample",
         choices=("bilinear", "bicubic", "lanczos"),
-        default="lanczos",
-        help="filter that resizes the shorter side (default: %(default)s)",
+        help=f"filter that resizes the shorter side (default: {DEFAULTS['resample']})",
     )
     data.add_argument("--limit", type=positive, help="measure the first so many pictures only")
     data.add_argument("--batch-size", type=positive, default=8, help="pictures at a time (default: %(default)s)")
+    networks = command.add_argument_group("metrics by pretrained networks, which are downloaded")
+    networks.add_argument("--lpips", action="store_true", help="LPIPS, by VGG16 (needs torchmetrics)")
+    networks.add_argument("--rfid", action="store_true", help="rFID, by Inception (needs torchmetrics, torch-fidelity)")
     rival = command.add_argument_group("patch-linear codec: the rival without a network, at the first model's bits")
     rival.add_argument("--patch-linear", action="store_true", help="fit and measure it as well")
-    rival.add_argument("--fit-dataset", help="data set that it is fitted to (default: that of --dataset)")
-    rival.add_argument("--fit-split", default="train", help="split that it is fitted to (default: %(default)s)")
+    rival.add_argument("--fit-dataset", help="data set that it is fitted to (default: --dataset's, --protocol's)")
+    rival.add_argument("--fit-split", help="split that it is fitted to (default: train)")
     rival.add_argument(
         "--fit-pictures", type=positive, default=400, help="so many of its pictures (default: %(default)s)"
     )
@@ -48,16 +64,70 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         check_model_name(model)
     if arguments.output:
         check_file(arguments.output, "--output", ".json")
+    data = _data(arguments)
     need("datasets", "eval")
-    fit_dataset = arguments.fit_dataset or arguments.dataset
-    _check_data(arguments, arguments.dataset, arguments.split)
+    fit_source = _fit_source(arguments, data)
+    _check_data(data, data["dataset"], data["config"], data["split"])
     if arguments.patch_linear:
-        _check_data(arguments, fit_dataset, arguments.fit_split)
-    from ..evaluation.evaluate import evaluate_model, evaluate_patch_linear, format_table
+        _check_data(data, *fit_source)
+    results = _measure(arguments, models, data, fit_source)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with complete(arguments.output) as temporary:
+            temporary.write_text(json.dumps({"results": results}, indent=2) + "\n")
+    from ..evaluation.evaluate import format_table
 
-    shared = ("image_column", "streaming", "size", "resample", "limit", "batch_size")
-    options = {name: getattr(arguments, name) for name in shared} | {"progress": sys.stderr.isatty()}
-    source = (arguments.dataset, arguments.config, arguments.split)
+    print(format_table((result["model"]["name"], result) for result in results))
+    if arguments.protocol and not results[0]["protocol"]["complete"]:
+        measured, expected = (results[0]["protocol"][key] for key in ("pictures", "expected_pictures"))
+        print(f"{measured} of the {expected} pictures of {arguments.protocol}: not to be compared with the whole split")
+    if arguments.output:
+        print(f"results written to {arguments.output}")
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is measured: the named protocol's data, which no flag may contradict, or what the flags say."""
+    keys = ("dataset", "config", *DEFAULTS)
+    given = {key: getattr(arguments, key) for key in keys}
+    if arguments.protocol:
+        streaming = True if arguments.streaming is None else arguments.streaming
+        return get_protocol(arguments.protocol).options(given) | {"streaming": streaming}
+    if arguments.dataset is None:
+        raise ValueError("one of the following arguments is required: --dataset, --protocol")
+    return {key: DEFAULTS.get(key) if value is None else value for key, value in given.items()}
+
+
+def _fit_source(arguments: argparse.Namespace, data: dict[str, Any]) -> tuple[str, str | None, str]:
+    """Data set, configuration and split that the linear codec is fitted to."""
+    if arguments.fit_dataset:
+        # A configuration belongs to a data set; another data set is fitted in its own default one.
+        return arguments.fit_dataset, None, arguments.fit_split or "train"
+    if arguments.protocol:
+        protocol = get_protocol(arguments.protocol)
+        config = protocol.config if protocol.train_dataset == protocol.dataset else None
+        return protocol.train_dataset, config, arguments.fit_split or protocol.train_split
+    return data["dataset"], data["config"], arguments.fit_split or "train"
+
+
+def _check_data(data: dict[str, Any], dataset: str, config: str | None, split: str) -> None:
+    """Opens a split, so that a wrong name is known before any work."""
+    from ..picture_datasets import load_pictures
+
+    load_pictures(dataset, config, split, data["image_column"], data["streaming"])
+
+
+def _measure(
+    arguments: argparse.Namespace, models: list[str | None], data: dict[str, Any], fit_source: tuple
+) -> list[dict[str, Any]]:
+    """One result a model, and the linear codec's."""
+    from ..evaluation.evaluate import evaluate_model, evaluate_patch_linear, load_metric_networks
+
+    source = tuple(data.pop(key) for key in ("dataset", "config", "split"))
+    options = data | {name: getattr(arguments, name) for name in ("limit", "batch_size")}
+    options |= {"progress": sys.stderr.isatty(), "lpips": arguments.lpips, "rfid": arguments.rfid}
+    # Loaded once here, so that what is missing is known before the first model has been measured.
+    load_metric_networks(arguments.lpips, arguments.rfid, "cpu")
     results, sizes = [], None
     for model in models:
         loaded = load_model(argparse.Namespace(**{**vars(arguments), "model": model}))
@@ -65,23 +135,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         results.append(evaluate_model(loaded, *source, name=public_name(model), **options))
         del loaded
     if arguments.patch_linear:
-        fit = {"train_split": arguments.fit_split, "train_pictures": arguments.fit_pictures, "sizes": sizes}
-        # A configuration belongs to a data set; another data set is fitted in its own default one.
-        fit["train_config"] = None if arguments.fit_dataset else arguments.config
-        results.append(evaluate_patch_linear(fit_dataset, *source, **fit, **options))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with complete(arguments.output) as temporary:
-            temporary.write_text(json.dumps({"results": results}, indent=2) + "\n")
-    print(format_table((result["model"]["name"], result) for result in results))
-    if arguments.output:
-        print(f"results written to {arguments.output}")
-    return 0
-
-
-def _check_data(arguments: argparse.Namespace, dataset: str, split: str) -> None:
-    """Opens a split, so that a wrong name is known before any work."""
-    from ..picture_datasets import load_pictures
-
-    config = arguments.config if dataset == arguments.dataset else None
-    load_pictures(dataset, config, split, arguments.image_column, arguments.streaming)
+        train_dataset, train_config, train_split = fit_source
+        fit = {"train_config": train_config, "train_split": train_split, "train_pictures": arguments.fit_pictures}
+        results.append(evaluate_patch_linear(train_dataset, *source, **fit, sizes=sizes, **options))
+    if arguments.protocol:
+        for result in results:
+            record = get_protocol(arguments.protocol).record(result["protocol"]["pictures"])
+            result["protocol"] = record | result["protocol"]
+    return results

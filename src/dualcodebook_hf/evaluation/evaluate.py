@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
@@ -22,14 +22,20 @@ from ..image_processing_dualcodebook import (
     to_pixels,
 )
 from ..picture_datasets import load_pictures, picture_source
+from ..training.perceptual import INSTEAD, LPIPS, SMALLEST_SIDE
 from ..version import __version__
+from .frechet import FeatureExtractor, FrechetDistance, inception_extractor
 from .metrics import QuantizationError, TokenStatistics, bits_per_pixel, l1, ms_ssim, psnr, ssim
 from .patch_linear import PatchLinearCodec
+from .protocols import Protocol, get_protocol
+from .wasserstein import SlicedWasserstein
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-PICTURE_METRICS = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim, "l1": l1}
+# Reconstructions and originals (B, 3, H, W) in [0, 1] -> (B,).
+PictureMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+PICTURE_METRICS: dict[str, PictureMetric] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim, "l1": l1}
 DEFINITIONS = {
     "crop": "shorter side resized to `size`, up or down, by PIL's filter `resample`; then the centre, size x size",
     "values": "colours in [0, 1]; reconstructions clamped to it, not rounded to 8 bits, never through JPEG",
@@ -38,12 +44,22 @@ DEFINITIONS = {
     "ssim": "Gaussian window 11, sigma 1.5, population covariance, data_range 1, windows inside the picture only",
     "ms_ssim": "5 scales, weights .0448 .2856 .3001 .2363 .1333 (fewer scales below 176 pixels), SSIM as above",
     "l1": "mean absolute error",
+    "swd": "sliced Wasserstein distance of 7 x 7 patches, mean over the levels of a Laplacian pyramid, x 1000; 64 "
+    "positions a picture and level, the same in both sets, the first 4096 pictures; channels normalised by the "
+    "originals' mean and deviation (Karras et al. 2018: by each set's own); 4 x 128 directions, seed 0",
     "quantization_error": "E|z - z_q|^2 / Var z, sums over channels of moments over all pictures and positions",
     "bits_per_position": "sum of log2 of the codebooks' sizes",
     "bits_per_pixel": "positions x bits_per_position over the pixels of the crop",
     "codebooks": "usage (share of codes used), perplexity and entropy / log2 size over all tokens of the split",
     "pair_entropy": "bits, of the books' tokens together; a split of P positions cannot show more than log2 P",
 }
+OPTIONAL_DEFINITIONS = {
+    "lpips": "VGG16, version 0.1 (Zhang et al. 2018), on values clamped to [0, 1] and then scaled to [-1, 1]",
+    "rfid": "squared Frechet distance of features of reconstructions and originals, unbiased covariances, "
+    "of all pictures; features: ",
+}
+OPTIONAL_COLUMNS = {"swd": ("SWD", 1), "lpips": ("LPIPS", 4), "rfid": ("rFID", 2)}
+INCEPTION = "2048 of torch-fidelity's TensorFlow Inception, pictures rounded to 8 bits, resized to 299 x 299 as by it"
 
 
 def evaluate_model(
@@ -61,6 +77,8 @@ def evaluate_model(
     device: str | torch.device | None = None,
     name: str | None = None,
     progress: bool = False,
+    lpips: bool | LPIPS = False,
+    rfid: bool | FeatureExtractor = False,
 ) -> dict[str, Any]:
     """Measures a tokenizer on the pictures of one split; what `dualcodebook evaluate` writes as JSON.
 
@@ -70,30 +88,76 @@ def evaluate_model(
         model: either face of the model, or the linear codec; it is moved to `device` (None: it stays where it is).
         dataset, config, split, image_column, streaming: see `load_pictures`.
         limit: measure the first so many pictures only. name: of the model, for the record. progress: show a bar.
+        lpips: measure LPIPS too; True: with weights from the Hub. rfid: measure rFID too; True: with Inception's
+            features, whose weights torch-fidelity downloads; or any other (B, 3, H, W) in [0, 1] -> (B, D).
 
     Returns {"protocol": what was measured, how and where; "model": what the model is; "metrics": {"psnr", "ssim",
-    "ms_ssim", "l1", "quantization_error", "bits_per_position", "bits_per_pixel", "pair_entropy", "codebooks": {book:
-    {"size", "usage", "perplexity", "normalized_entropy", "quantization_error" (None for the codec's stages)}}}}.
-    Raises ValueError for wrong arguments, before any work, for a split without pictures, and for an unreadable picture.
+    "ms_ssim", "l1", "swd", "swd_levels", "lpips" and "rfid" where asked for, "quantization_error", "bits_per_position",
+    "bits_per_pixel", "pair_entropy", "codebooks": {book: {"size", "usage", "perplexity", "normalized_entropy",
+    "quantization_error" (None for the codec's stages)}}}}.
+    Raises ValueError for wrong arguments and for networks that are not to be had, before any work, for a split without
+    pictures, and for an unreadable picture.
     """
     _check_model(model)
     _check_positive(size=size, batch_size=batch_size, limit=1 if limit is None else limit)
     resampling_filter(resample)
+    if lpips and size < SMALLEST_SIDE:
+        raise ValueError(f"`size` must be at least {SMALLEST_SIDE} for `lpips`, got {size}")
     rows = load_pictures(dataset, config, split, image_column, streaming)
-    pixels = _crops(rows, image_column, size, resample, limit)
+    pixels = picture_crops(rows, image_column, size, resample, limit)
     if progress:
         pixels = _with_bar(pixels, limit if streaming else min(limit or len(rows), len(rows)))
     if device is not None:
         model.to(device)
+    networks = load_metric_networks(lpips, rfid, _placement(model)[0])
     with _eval_mode(model):
-        count, metrics = _measure(model, _batches(pixels, batch_size))
+        count, metrics = _measure(model, _batches(pixels, batch_size), *networks)
     if not count:
         raise ValueError(f"`split` must hold pictures, got none in {split!r} of {str(dataset)!r}")
     source = {"dataset": _public_name(dataset), "config": config, "split": split, "image_column": image_column}
     steps = {"pictures": count, "limit": limit, "size": size, "resample": resample, "batch_size": batch_size}
     where = {"versions": _versions(), "hardware": _hardware(_placement(model)[0])}
-    protocol = {**source, **steps, "definitions": DEFINITIONS, **where}
+    definitions = DEFINITIONS | {key: text for key, text in OPTIONAL_DEFINITIONS.items() if key in metrics}
+    if rfid:
+        definitions["rfid"] += INCEPTION if rfid is True else getattr(rfid, "__name__", type(rfid).__name__)
+    protocol = {**source, **steps, "definitions": definitions, **where}
     return {"protocol": protocol, "model": _describe(model, name), "metrics": metrics}
+
+
+def evaluate_protocol(
+    model: DualCodebookCore | PatchLinearCodec, protocol: str | Protocol, **options: Any
+) -> dict[str, Any]:
+    """`evaluate_model` by a named protocol, streamed unless `streaming=False`; the JSON's protocol carries its name.
+
+    Raises ValueError for an unknown name, and where an option contradicts the protocol.
+    """
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    fixed = protocol.options(options)
+    result = evaluate_model(model, **{"streaming": True, **options, **fixed})
+    result["protocol"] = protocol.record(result["protocol"]["pictures"]) | result["protocol"]
+    return result
+
+
+def load_metric_networks(
+    lpips: bool | LPIPS, rfid: bool | FeatureExtractor, device: str | torch.device
+) -> tuple[LPIPS | None, FeatureExtractor | None]:
+    """The networks that `evaluate_model`'s two options ask for, None where they do not.
+
+    Raises ValueError that says what is missing, when a package or the weights are not to be had.
+    """
+    if lpips is True:
+        try:
+            lpips = LPIPS.from_pretrained()
+        except ValueError as error:
+            reason = str(error).removesuffix(f"; {INSTEAD}")
+            raise ValueError(f"`lpips` cannot be measured: {reason}") from error
+    if rfid is True:
+        try:
+            rfid = inception_extractor(device)
+        # A missing package, or whatever the download of the weights raises.
+        except Exception as error:
+            raise ValueError(f"`rfid` cannot be measured: {type(error).__name__}: {error}") from error
+    return lpips.to(device) if lpips else None, rfid or None
 
 
 def fit_patch_linear(
@@ -118,7 +182,7 @@ def fit_patch_linear(
     resampling_filter(resample)
     codec = PatchLinearCodec(sizes, components)
     rows = load_pictures(dataset, config, split, image_column, streaming).shuffle(seed=seed)
-    return codec.fit(_crops(rows, image_column, size, resample, pictures), seed=seed)
+    return codec.fit(picture_crops(rows, image_column, size, resample, pictures), seed=seed)
 
 
 def evaluate_patch_linear(
@@ -151,9 +215,13 @@ def evaluate_patch_linear(
 
 def format_table(results: Iterable[tuple[str, dict[str, Any]]]) -> str:
     """(name, result of `evaluate_model`) pairs -> a Markdown table, a line each, aligned for the terminal as well."""
-    header = ["model", "data", "N", "bits/position", "bits/pixel", "PSNR", "SSIM", "MS-SSIM", "L1", "quant. error"]
-    header += ["codes used", "perplexity", "norm. entropy", "pair entropy"]
-    rows = [header, *(_table_row(name, result) for name, result in results)]
+    results = list(results)
+    # Columns of what was measured anywhere; where it was not, the cell says so.
+    optional = [key for key in OPTIONAL_COLUMNS if any(result["metrics"].get(key) is not None for _, result in results)]
+    header = ["model", "data", "N", "bits/position", "bits/pixel", "PSNR", "SSIM", "MS-SSIM", "L1"]
+    header += [OPTIONAL_COLUMNS[key][0] for key in optional]
+    header += ["quant. error", "codes used", "perplexity", "norm. entropy", "pair entropy"]
+    rows = [header, *(_table_row(name, result, optional) for name, result in results)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -162,7 +230,7 @@ def format_table(results: Iterable[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def _table_row(name: str, result: dict[str, Any]) -> list[str]:
+def _table_row(name: str, result: dict[str, Any], optional: Sequence[str]) -> list[str]:
     protocol, metrics = result["protocol"], result["metrics"]
     books = metrics["codebooks"].values()
     return [
@@ -175,12 +243,17 @@ def _table_row(name: str, result: dict[str, Any]) -> list[str]:
         f"{metrics['ssim']:.4f}",
         f"{metrics['ms_ssim']:.4f}",
         f"{metrics['l1']:.4f}",
+        *(_optional_cell(metrics.get(key), OPTIONAL_COLUMNS[key][1]) for key in optional),
         f"{metrics['quantization_error']:.4f}",
         " / ".join(f"{book['usage']:.1%}" for book in books),
         " / ".join(f"{book['perplexity']:.0f}" for book in books),
         " / ".join(f"{book['normalized_entropy']:.3f}" for book in books),
         f"{metrics['pair_entropy']:.2f}",
     ]
+
+
+def _optional_cell(value: float | None, digits: int) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"
 
 
 @contextmanager
@@ -194,19 +267,28 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _measure(model: DualCodebookCore | PatchLinearCodec, batches: Iterable[torch.Tensor]) -> tuple[int, dict[str, Any]]:
+def _measure(
+    model: DualCodebookCore | PatchLinearCodec,
+    batches: Iterable[torch.Tensor],
+    lpips: LPIPS | None,
+    features: FeatureExtractor | None,
+) -> tuple[int, dict[str, Any]]:
     """Batches (B, 3, H, W) in [-1, 1] -> number of pictures, metrics."""
     sizes, dims, bits = _books(model)
-    statistics, error = TokenStatistics(sizes), QuantizationError(dims)
-    values: dict[str, list[torch.Tensor]] = {key: [] for key in PICTURE_METRICS}
+    statistics, error, swd = TokenStatistics(sizes), QuantizationError(dims), SlicedWasserstein()
+    frechet = FrechetDistance(features) if features else None
+    picture_metrics = PICTURE_METRICS | ({"lpips": _in_unit_range(lpips)} if lpips else {})
+    values: dict[str, list[torch.Tensor]] = {key: [] for key in picture_metrics}
     device, dtype = _placement(model)
     forward = model if isinstance(model, PatchLinearCodec) else model.autoencode
     for batch in batches:
         batch = batch.to(device)
         out = forward(batch.to(dtype))
         original, reconstruction = (batch + 1) / 2, (out.sample.float() + 1) / 2
-        for key, metric in PICTURE_METRICS.items():
+        for key, metric in picture_metrics.items():
             values[key].append(metric(reconstruction, original).cpu())
+        for sets in filter(None, (swd, frechet)):
+            sets.update(reconstruction, original)
         statistics.update(out.tokens)
         error.update(out.latents, out.quantized)
     count = sum(map(len, values["psnr"]))
@@ -214,6 +296,7 @@ def _measure(model: DualCodebookCore | PatchLinearCodec, batches: Iterable[torch
         return 0, {}
     errors = error.compute()
     metrics: dict[str, Any] = {key: torch.cat(value).double().mean().item() for key, value in values.items()}
+    metrics |= swd.compute() | ({"rfid": frechet.compute()} if frechet else {})
     metrics["quantization_error"] = errors["all"]
     metrics["bits_per_position"] = bits
     metrics["bits_per_pixel"] = bits_per_pixel(statistics.positions // count, bits, *batch.shape[-2:])
@@ -228,9 +311,13 @@ def _books(model: DualCodebookCore | PatchLinearCodec) -> tuple[dict[str, int], 
     """Sizes of the books, widths of the slices whose error is measured, bits a position."""
     if isinstance(model, PatchLinearCodec):  # its books do not divide the channels: only the whole has an error
         return model.codebook_sizes, {"components": model.components}, model.bits_per_position
-    books = model.quantize.books
-    sizes, dims = {key: book.size for key, book in books.items()}, {key: book.dim for key, book in books.items()}
-    return sizes, dims, model.quantize.bits_per_position
+    sizes = {key: book.size for key, book in model.quantize.books.items()}
+    return sizes, model.quantize.slices, model.quantize.bits_per_position
+
+
+def _in_unit_range(lpips: LPIPS) -> PictureMetric:
+    """LPIPS of pictures in [0, 1], clamped: the network takes [-1, 1]."""
+    return lambda reconstruction, original: lpips(reconstruction.clamp(0, 1) * 2 - 1, original * 2 - 1)
 
 
 def _placement(model: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -264,7 +351,7 @@ def _check_positive(**arguments: int) -> None:
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
 
 
-def _crops(
+def picture_crops(
     rows: Dataset | IterableDataset, image_column: str, size: int, resample: str, limit: int | None
 ) -> Iterator[torch.Tensor]:
     """The first `limit` rows of `load_pictures` -> (3, size, size) in [-1, 1], one after the other."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..image_processing_dualcodebook import to_image
+from .charts import FAINT_INK, INK, PAPER, font, text_width
 
 ERROR_SCALE = 0.25  # mean absolute difference of the channels, of 1, that gets the brightest colour
 LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller pictures are enlarged by whole factors
 # Text and spaces for a panel of 340 pixels and less; they grow with larger ones.
 MARGIN, GAP, TITLE_SIZE, CAPTION_SIZE, NOTE_SIZE, SCALE_WIDTH = 16, 12, 17, 15, 12, 110
-paper, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
 
 # Dark to light with monotone lightness: black, indigo, purple, crimson, orange, cream.
 ERROR_COLOURS = [
@@ -75,7 +74,7 @@ def comparison_sheet(rows: Sequence[Image.Image]) -> Image.Image:
     """Stacks comparisons, one a row. Raises ValueError for none."""
     if not rows:
         raise ValueError("`rows` must hold at least one picture, got none")
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), paper)
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))
@@ -98,7 +97,7 @@ def grid(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 
     columns, gap = min(columns, count), 2
     pairs = -(-count // columns)
     sheet = Image.new(
-        "RGB", (columns * (width + gap) - gap, pairs * 2 * (height + gap) + (pairs - 1) * gap * 2 - gap), paper
+        "RGB", (columns * (width + gap) - gap, pairs * 2 * (height + gap) + (pairs - 1) * gap * 2 - gap), PAPER
     )
     for index in range(count):
         left, top = index % columns * (width + gap), index // columns * (2 * (height + gap) + gap * 2)
@@ -166,12 +165,12 @@ def _panel(caption: str, note: str | None, picture: Image.Image, filter_: Image.
     """A picture under its caption; without a note there is the error map's colour scale."""
     size = _fitted_size(picture.size)
     picture = picture.resize(size, filter_ if max(size) < max(picture.size) else Image.Resampling.NEAREST)
-    caption_font, note_font = _font(CAPTION_SIZE * unit), _font(NOTE_SIZE * unit)
+    caption_font, note_font = font(CAPTION_SIZE * unit), font(NOTE_SIZE * unit)
     legend = _legend(unit) if note is None else None
-    second_width = legend.width if legend else _width(note, note_font)
+    second_width = legend.width if legend else text_width(note, note_font)
     second_top, top = round((CAPTION_SIZE + 4) * unit), round((CAPTION_SIZE + NOTE_SIZE + 14) * unit)
-    width = max(picture.width, _width(caption, caption_font), second_width)
-    panel = Image.new("RGB", (width, top + picture.height), paper)
+    width = max(picture.width, text_width(caption, caption_font), second_width)
+    panel = Image.new("RGB", (width, top + picture.height), PAPER)
     draw = ImageDraw.Draw(panel)
     draw.text((0, 0), caption, INK, caption_font)
     if legend:
@@ -184,22 +183,22 @@ def _panel(caption: str, note: str | None, picture: Image.Image, filter_: Image.
 
 def _legend(unit: float) -> Image.Image:
     """0 [black ... cream] 0.25, the scale of the error map."""
-    legend = Image.new("RGB", (round(SCALE_WIDTH * unit), round((NOTE_SIZE + 4) * unit)), paper)
-    draw, font = ImageDraw.Draw(legend), _font(NOTE_SIZE * unit)
-    left, width = _width("0", font) + round(5 * unit), round(60 * unit)
-    draw.text((0, 0), "0", FAINT_INK, font)
+    legend = Image.new("RGB", (round(SCALE_WIDTH * unit), round((NOTE_SIZE + 4) * unit)), PAPER)
+    draw, face = ImageDraw.Draw(legend), font(NOTE_SIZE * unit)
+    left, width = text_width("0", face) + round(5 * unit), round(60 * unit)
+    draw.text((0, 0), "0", FAINT_INK, face)
     legend.paste(_error_colours(np.tile(np.linspace(0, 1, width), (round(8 * unit), 1))), (left, round(4 * unit)))
-    draw.text((left + width + round(5 * unit), 0), f"{ERROR_SCALE:g}", FAINT_INK, font)
+    draw.text((left + width + round(5 * unit), 0), f"{ERROR_SCALE:g}", FAINT_INK, face)
     return legend
 
 
 def _row(panels: Sequence[Image.Image], title: str | None, unit: float) -> Image.Image:
-    margin, gap, font = round(MARGIN * unit), round(GAP * unit), _font(TITLE_SIZE * unit)
+    margin, gap, face = round(MARGIN * unit), round(GAP * unit), font(TITLE_SIZE * unit)
     top = margin + (round((TITLE_SIZE + GAP) * unit) if title else 0)
-    width = max(sum(panel.width + gap for panel in panels) - gap, _width(title or "", font))
-    row = Image.new("RGB", (width + 2 * margin, top + max(panel.height for panel in panels) + margin), paper)
+    width = max(sum(panel.width + gap for panel in panels) - gap, text_width(title or "", face))
+    row = Image.new("RGB", (width + 2 * margin, top + max(panel.height for panel in panels) + margin), PAPER)
     if title:
-        ImageDraw.Draw(row).text((margin, round((MARGIN - 4) * unit)), title, INK, font)
+        ImageDraw.Draw(row).text((margin, round((MARGIN - 4) * unit)), title, INK, face)
     left = margin
     for panel in panels:
         row.paste(panel, (left, top))
@@ -214,12 +213,3 @@ def _fitted_size(size: tuple[int, int]) -> tuple[int, int]:
         return tuple(max(1, round(side * LARGEST_PANEL / longer)) for side in size)
     factor = max(1, SMALLEST_PANEL // longer)
     return tuple(side * factor for side in size)
-
-
-@functools.cache
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=round(size))
-
-
-def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    return int(np.ceil(font.getlength(text)))

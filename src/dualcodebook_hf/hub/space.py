@@ -10,7 +10,7 @@ from huggingface_hub import SpaceCardData
 
 PACKAGE = Path(__file__).parents[1]
 SDK_VERSION = "6.31.0"
-# The base install's, as in pyproject.toml, and the examples'; the Space brings gradio itself, in the version of `SDK_VERSION`.
+# The base install's, as in pyproject.toml, and the examples'; the Space itself brings gradio of `SDK_VERSION`.
 REQUIREMENTS = (
     "torch>=2.6",
     "diffusers>=0.35",
