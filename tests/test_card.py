@@ -184,3 +184,25 @@ def test_the_examples_with_the_package_run(tmp_path, monkeypatch):
         exec(compile(block, "model_card.md", "exec"), scope)
     assert Image.open("restored.png").size == (40, 33)
     assert scope["tokens"].shape == scope["out"].image_tokens.shape == (1, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", {"results": [{}]}),
+        ("metrics.json", {"results": [1]}),
+        ("train_config.json", {"data": 3}),
+        ("train_config.json", {"data": {}, "training": {}, "model": {}}),
+    ],
+    ids=str,
+)
+def test_incomplete_records_are_named(folder, name, content):
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"`metrics`: every result|metrics\.json or conversion\.json is incomplete"):
+        model_card(Records.read(folder))
+
+
+def test_weights_that_started_from_others_are_not_called_apache_licensed(folder):
+    change(folder / "train_config.json", "training", init_from="lab/converted")
+    text = model_card(Records.read(folder), "me/tok")
+    assert ModelCard(text).data.license == "other" and "`lab/converted`: its licence holds" in text

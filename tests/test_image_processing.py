@@ -281,3 +281,16 @@ def test_options_survive_saving(tmp_path, max_pixels: int | None) -> None:
     assert loaded.max_pixels == max_pixels
     assert loaded.to_dict() == saved.to_dict()
     assert loaded(noise(90, 80), return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 9)
+
+
+@pytest.mark.parametrize(
+    "options", [{"image_mean": [0.0] * 3, "image_std": [1.0] * 3}, {"do_normalize": False}], ids=str
+)
+def test_postprocess_undoes_the_processors_own_normalisation(options):
+    picture = Image.effect_mandelbrot((20, 10), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    processor = DualCodebookImageProcessor(**options)
+    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    assert pixels.min() >= 0 and pixels.max() <= 1
+    assert processor.postprocess(pixels)[0].tobytes() == picture.tobytes()
+    with pytest.raises(ValueError, match="do_rescale"):
+        DualCodebookImageProcessor(do_rescale=False).postprocess(pixels)

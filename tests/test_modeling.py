@@ -75,10 +75,13 @@ def test_the_embedded_checkpoint_loads_by_the_auto_classes(picture):
 
 def test_a_folder_of_transformers_own_loads_again(folder, pictures, tmp_path):
     model = AutoModel.from_pretrained(folder)
-    model.save_pretrained(tmp_path / "again")
-    again = AutoModel.from_pretrained(tmp_path / "again")
-    with torch.no_grad():
-        assert torch.equal(again(pictures).decoded_pixel_values, model(pictures).decoded_pixel_values)
+    for place in (tmp_path / "again", folder):  # the second: beside the weights that diffusers' face saved
+        model.save_pretrained(place)
+        again = AutoModel.from_pretrained(place)
+        with torch.no_grad():
+            assert torch.equal(again(pictures).decoded_pixel_values, model(pictures).decoded_pixel_values)
+        with pytest.raises(OSError, match="was saved by transformers"):
+            DualCodebookVQModel.from_pretrained(place)
 
 
 def test_the_loss_is_l1_and_the_books_and_only_on_demand(tiny_config, pictures):
@@ -131,6 +134,9 @@ def test_reconstruction_pipeline_gives_picture_and_tokens(folder, tiny_model, pi
         assert torch.equal(result["image_tokens"], tokens[0])
     with pytest.raises(ValueError, match="image_processor_kwargs"):
         reconstruct(picture, size=8)
+    reconstruct.save_pretrained(tmp_path / "saved")
+    again = pipeline("image-reconstruction", model=str(tmp_path / "saved"))
+    assert torch.equal(again(picture)["image_tokens"], tokens[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -146,7 +152,7 @@ def test_the_books_stay_in_float32_under_any_dtype(folder, dtype):
 def test_device_map_does_not_change_the_result(folder, tiny_model, pictures, tmp_path, device_map):
     options = {"device_map": device_map}
     if device_map == "offloaded":
-        places = {"encoder": "disk", "quant_conv": "cpu", "quantize": "cpu", "post_quant_conv": "cpu"}
+        places = {"encoder": "disk", "quant_conv": "cpu", "quantize": "disk", "post_quant_conv": "cpu"}
         options = {"device_map": {**places, "decoder": "disk"}, "offload_folder": str(tmp_path / "offload")}
     model = AutoModel.from_pretrained(folder, **options)
     with torch.no_grad():

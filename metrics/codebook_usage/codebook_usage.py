@@ -37,6 +37,8 @@ class CodebookUsage(evaluate.Metric):
     def _compute(self, predictions, sizes=None):
         if not isinstance(sizes, dict):
             raise ValueError(f'`sizes` must name the books, such as {{"global": 512, "local": 512}}, got {sizes!r}')
+        if not predictions:
+            raise ValueError("`predictions` must hold grids of tokens, got none")
         statistics = TokenStatistics(sizes)
         for prediction in predictions:
             statistics.update(token_grid(prediction)[None])

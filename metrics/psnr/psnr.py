@@ -32,6 +32,8 @@ class Psnr(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
+        if not predictions:
+            raise ValueError("`predictions` must hold pictures, got none")
         pairs = (picture_pair(*pair) for pair in zip(predictions, references, strict=True))
         values = [psnr(prediction[None], reference[None]).item() for prediction, reference in pairs]
         return {"psnr": sum(values) / len(values)}

@@ -33,6 +33,9 @@ AutoImageProcessor.register(
 )
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=ImageReconstructionPipeline, pt_model=AutoModel, type="image")
 
+# Without it a saved pipeline would carry a copy of its code, and want trust_remote_code where the package is there.
+del ImageReconstructionPipeline._registered_impl
+
 
 def default_checkpoint() -> str:
     """Folder of the embedded checkpoint, inside the package; `from_pretrained` takes it like any other."""

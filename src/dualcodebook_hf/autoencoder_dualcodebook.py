@@ -17,6 +17,8 @@ from .presets import load_preset
 
 # Keys that transformers writes into the shared config.json; they are no arguments of ours.
 TRANSFORMERS_KEYS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "transformers_weights"}
+# What finds a config.json; the other arguments of `from_pretrained` are for the weights.
+LOADING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Where transformers finds the classes when the code files lie in the folder (`trust_remote_code=True`).
 AUTO_MAP = {
     "AutoConfig": "configuration_dualcodebook.DualCodebookConfig",
@@ -94,7 +96,17 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> DualCodebookVQModel:
-        """diffusers' method (folder or Hub id, eval mode); the codebooks stay in float32 under any `dtype`."""
+        """diffusers' method (folder or Hub id, eval mode); the codebooks stay in float32 under any `dtype`.
+
+        Raises OSError for a folder that transformers saved last: its weights lie in another file, beside stale ones.
+        """
+        where = {key: kwargs[key] for key in LOADING if key in kwargs}
+        config = cls.load_config(pretrained_model_name_or_path, **where)
+        if "transformers_version" in config and "transformers_weights" not in config:
+            raise OSError(
+                f"'{pretrained_model_name_or_path}' was saved by transformers, as model.safetensors: load it by "
+                "DualCodebookModel and give its state_dict() to DualCodebookVQModel(**config.fields_dict())"
+            )
         if cls._keep_in_fp32_modules is not None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)

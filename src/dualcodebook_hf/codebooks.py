@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -96,9 +99,16 @@ class Codebook(nn.Module):
 
         In training mode they carry the graph. In eval mode the transformer runs once: its output is kept, without a
         graph, for as long as the parameters hold the same values (they are compared, because weight swaps such as
-        `EMAModel.copy_to` leave no other trace). A compiled or exported graph computes them in place.
+        `EMAModel.copy_to` leave no other trace). A compiled or exported graph computes them in place. Parameters that
+        accelerate has offloaded are brought back meanwhile.
         """
-        if self.transformer is None or self.training or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self._compute_codes()
+        with _in_memory(self):
+            return self._codes()
+
+    def _codes(self) -> torch.Tensor:
+        if self.transformer is None or self.training:
             return self._compute_codes()
         if self.weight.is_meta:
             return self._compute_codes()
@@ -203,6 +213,17 @@ class LocalCodebook(Codebook):
 
     def __init__(self, size: int = 512, dim: int = 128, *, transformer_layers: int = 0, **kwargs) -> None:
         super().__init__(size, dim, transformer_layers=transformer_layers, **kwargs)
+
+
+@contextlib.contextmanager
+def _in_memory(module: nn.Module):
+    """Codes are read without a forward pass too, where accelerate's hooks do not load what they offloaded."""
+    with contextlib.ExitStack() as stack:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            hooked = [part for part in module.modules() if hasattr(part, "_hf_hook")]
+            for part in hooked:
+                stack.enter_context(importlib.import_module("accelerate.utils").align_module_device(part))
+        yield
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

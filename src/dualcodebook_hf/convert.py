@@ -172,7 +172,10 @@ def convert_checkpoint(
             )
         state = _read_state(path)
         conversion = Conversion(_check_kind(state, kind, path.name), path.name, {path.name: _sha256(path)})
-        config = _taming_config(state, conversion.kind, path.name)
+        try:
+            config = _taming_config(state, conversion.kind, path.name)
+        except (IndexError, TypeError) as error:
+            raise ValueError(f"`source` {path.name!r} has tensors of unexpected shapes: {error}") from error
     else:
         if kind not in (None, "vqmodel"):
             raise ValueError(f"`source` of kind {kind!r} must be a file, got {str(source)!r}")
@@ -274,7 +277,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             raise ValueError(f"`source` {path.name!r} cannot be read as safetensors: {error}") from error
     content = _read_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    tensors = isinstance(state, Mapping) and all(isinstance(value, torch.Tensor) for value in state.values())
+    tensors = isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
     if not state or not tensors:
         raise ValueError(
             f"`source` {path.name!r} must hold a state dict (name -> tensor), got {type(content).__name__}"

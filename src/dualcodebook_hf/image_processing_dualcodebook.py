@@ -262,7 +262,17 @@ class DualCodebookImageProcessor(PilBackend):
         return self.resize(image, SizeDict(height=new_height, width=new_width), resample=resample)
 
     def postprocess(self, pixel_values: torch.Tensor) -> list[Image.Image]:
-        """(B, 3, H, W) in [-1, 1] -> B pictures, clamped and rounded. Raises ValueError for another shape."""
+        """(B, 3, H, W), by default in [-1, 1] -> B pictures, clamped and rounded.
+
+        Undoes this processor's normalisation. Raises ValueError for another shape, and when it does not rescale.
+        """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"`pixel_values` must be of shape (B, 3, H, W), got {tuple(pixel_values.shape)}")
+        if not self.do_rescale:
+            raise ValueError("`postprocess` needs a processor with `do_rescale`, got one without")
+        mean, std = (self.image_mean, self.image_std) if self.do_normalize else ([0.0] * 3, [1.0] * 3)
+        if list(mean) != [0.5] * 3 or list(std) != [0.5] * 3:
+            shape = {"dtype": torch.float32, "device": pixel_values.device}
+            mean, std = (torch.tensor(values, **shape)[:, None, None] for values in (mean, std))
+            pixel_values = (pixel_values.float() * std + mean) * 2 - 1
         return [to_image(pixels) for pixels in pixel_values]

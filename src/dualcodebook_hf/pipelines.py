@@ -18,6 +18,7 @@ class ImageReconstructionPipeline(Pipeline):
     """
 
     _load_processor = False
+    _load_video_processor = False
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
 from ..evaluation.evaluate import format_table
-from .records import Records
+from .records import Records, complete_records
 
 MARK = "<!-- Written by `dualcodebook card`; a new one replaces it. -->"
 PAPER = "https://arxiv.org/abs/2503.10832"
@@ -43,10 +43,17 @@ def model_card(
 
     Args:
         repo_id: where the model is published; None: the checkpoint inside the package.
-        license: identifier of the Hub for the weights' licence; None: apache-2.0, or "other" for converted weights.
+        license: identifier of the Hub for the weights' licence; None: apache-2.0, or "other" where others' weights
+            were converted or started from.
         figure: file name of a picture beside the card, originals above reconstructions.
+
+    Raises ValueError when one of the records lacks something.
     """
-    license = license or ("other" if records.conversion else "apache-2.0")
+    with complete_records():
+        return _model_card(records, repo_id, license or ("other" if _origin(records) else "apache-2.0"), figure)
+
+
+def _model_card(records: Records, repo_id: str | None, license: str, figure: str | None) -> str:
     name = repo_id.split("/")[-1] if repo_id else "embedded checkpoint"
     title = name if repo_id else f"dualcodebook_hf, {name}"
     data = ModelCardData(license=license, library_name="diffusers", pipeline_tag=TASK, tags=TAGS)
@@ -283,10 +290,15 @@ def _limits(records: Records) -> str:
     return "## Limits\n\n" + _list(*items)
 
 
+def _origin(records: Records) -> str | None:
+    """What was converted, or what training started from."""
+    return (records.conversion or {}).get("source") or (records.train or {}).get("training", {}).get("init_from")
+
+
 def _licence(records: Records, license: str) -> str:
     source = ""
-    if records.conversion and license == "other":
-        source = f"The weights come from `{records.conversion['source']}`: its licence holds."
+    if license == "other" and _origin(records):
+        source = f"The weights come from `{_origin(records)}`: its licence holds."
     text = _text(f"Weights: `{license}`.", source, "Code: Apache-2.0. Please cite the paper:")
     return f"## Licence and citation\n\n{text}\n\n" + _code("bibtex", BIBTEX)
 

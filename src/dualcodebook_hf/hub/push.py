@@ -56,7 +56,7 @@ def push_model(
     def prepare(folder: Path) -> None:
         prepare_folder(run, folder, repo_id, license=license, metrics=metrics, samples=samples)
 
-    optional = {SAMPLES, *RECORDS.values()}
+    optional = {SAMPLES, *RECORDS.values(), "model.safetensors"}  # the last: transformers' own, stale beside ours
     return _push(prepare, repo_id, "model", optional.__contains__, token=token, private=private, overwrite=overwrite)
 
 

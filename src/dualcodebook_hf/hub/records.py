@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +49,15 @@ class Records:
             raise ValueError(f"there is no config.json of a dual codebook tokenizer in '{folder}'")
         if metrics is not None and not isinstance(metrics.get("results"), list):
             raise ValueError("`metrics` must be a file written by `dualcodebook evaluate`, with a list of `results`")
-        train = found["train"] and public_record(found["train"])
-        records = cls(config, train, metrics["results"] if metrics else [], found["conversion"])
-        records.check()
+        results = metrics["results"] if metrics else []
+        if not all(
+            isinstance(result, dict) and result.keys() >= {"model", "protocol", "metrics"} for result in results
+        ):
+            raise ValueError("`metrics`: every result must have a model, a protocol and metrics, as `evaluate` writes")
+        with complete_records():
+            train = found["train"] and public_record(found["train"])
+            records = cls(config, train, results, found["conversion"])
+            records.check()
         return records
 
     @property
@@ -83,6 +91,16 @@ class Records:
                     f"`metrics` are of another model: it has {described['parameters']} parameters and books "
                     f"{described['codebook_sizes']}, this one {parameters} and {sizes}"
                 )
+
+
+@contextmanager
+def complete_records() -> Iterator[None]:
+    """What is missing in a JSON file of another version or hand, as ValueError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        files = "the model's train_config.json, metrics.json or conversion.json"
+        raise ValueError(f"{files} is incomplete: {type(error).__name__} {error}") from error
 
 
 def read_json(path: Path) -> dict | None:
