@@ -35,7 +35,6 @@ from dualcodebook_hf.demo.inspection import (  # noqa: E402
     half,
     read_picture_tokens,
     read_upload,
-    rival,
     same_code,
     swap,
     usage,
@@ -304,20 +303,6 @@ def test_large_pictures_are_shrunk_and_the_page_says_so(tmp_path):
     assert read_upload(paths["moving.gif"]).notes == ["the first of 2 frames"]
     assert read_upload(paths["clear.png"]).notes == ["transparency laid over white"]
     assert read_upload(paths["turned.jpg"]).notes == []
-
-
-@pytest.mark.parametrize("format_", ["JPEG", "WEBP"])
-def test_a_rival_is_the_largest_that_fits_or_the_smallest_there_is(format_):
-    picture = draw(64, 48)
-    smallest = rival(picture, 1, format_)
-    assert smallest.smallest and smallest.setting == {"JPEG": 1, "WEBP": 0}[format_]
-    fitting = rival(picture, smallest.count + 300, format_)
-    assert not fitting.smallest
-    assert fitting.setting > smallest.setting
-    assert smallest.count <= fitting.count <= smallest.count + 300
-    # One byte less than it takes: a lower quality.
-    assert rival(picture, fitting.count - 1, format_).setting < fitting.setting
-    assert rival(picture, 10**6, format_).setting == {"JPEG": 95, "WEBP": 100}[format_]
 
 
 @pytest.fixture

@@ -160,6 +160,9 @@ def test_device_map_does_not_change_the_result(folder, tiny_model, pictures, tmp
     assert torch.equal(out.decoded_pixel_values, tiny_model(pictures).sample)
     restored = model.detokenize(out.image_tokens, size=pictures.shape[-2:])
     assert torch.equal(restored, tiny_model.detokenize(out.image_tokens, size=pictures.shape[-2:]))
+    if device_map == "auto":
+        theirs = DualCodebookVQModel.from_pretrained(folder, device_map=device_map)
+        assert torch.equal(theirs.tokenize(pictures), out.image_tokens)
 
 
 def test_parameters_that_a_file_lacks_are_drawn_as_in_a_fresh_model(folder, tiny_config):

@@ -12,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 
 from .configuration_dualcodebook import DualCodebookConfig
-from .core import DualCodebookCore, DualCodebookOutput
+from .core import UNDIVIDED, DualCodebookCore, DualCodebookOutput
 from .presets import load_preset
 
 # Keys that transformers writes into the shared config.json; they are no arguments of ours.
@@ -35,6 +35,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
+    _no_split_modules = UNDIVIDED
     _skip_layerwise_casting_patterns = ["quantize"]
     # Through accelerate, which the base install lacks; see `from_pretrained`.
     _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None

@@ -13,10 +13,12 @@ from torch import nn
 
 from .backbone import build_decoder, build_encoder, pad_to_multiple
 from .configuration_dualcodebook import DualCodebookConfig
-from .quantizers import build_quantizer
+from .quantizers import QUANTIZERS, build_quantizer
 
 # bfloat16 rounds values near 1 by up to 2**-9; what lies further out has another range (0..255, ...).
 RANGE_TOLERANCE = 1e-2
+# What `device_map` keeps on one device: classes within which tensors meet without a hooked forward pass.
+UNDIVIDED = ["Encoder", "Decoder", "DCEncoder", "DCDecoder", *(kind.__name__ for kind in QUANTIZERS.values())]
 
 
 @dataclass

@@ -17,8 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_dualcodebook import DualCodebookConfig
-from .core import DualCodebookCore
-from .quantizers import QUANTIZERS
+from .core import UNDIVIDED, DualCodebookCore
 
 
 @dataclass
@@ -82,8 +81,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Encoder", "Decoder", "DCEncoder", "DCDecoder"]
-    _no_split_modules += [kind.__name__ for kind in QUANTIZERS.values()]
+    _no_split_modules = UNDIVIDED
     _keep_in_fp32_modules_strict = ["quantize"]
 
     def __init__(self, config: DualCodebookConfig) -> None:

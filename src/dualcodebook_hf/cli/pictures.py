@@ -77,6 +77,7 @@ class _Coded:
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     from ..evaluation.figures import comparison, comparison_sheet
+    from ..evaluation.metrics import picture_quality
     from ..image_processing_dualcodebook import to_image, to_pixels
 
     paths = find_pictures(arguments)
@@ -90,7 +91,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for index, coded in enumerate(_encode(model, paths, arguments.max_pixels)):
         pixels = model.detokenize(coded.tokens[None], size=coded.original.size[::-1])
-        coded.quality = _quality(pixels, to_pixels(coded.original)[None])
+        coded.quality = picture_quality(pixels, to_pixels(coded.original)[None])
         table.add(coded)
         image, ids = to_image(pixels[0]), coded.tokens.cpu()
         figure = comparison(
@@ -156,14 +157,6 @@ def _encode(model: DualCodebookVQModel, paths: Sequence[Path], max_pixels: int) 
         original = resize_to_max_pixels(picture, max_pixels or None)
         tokens = model.tokenize(to_pixels(original)[None].to(model.device, model.dtype))[0]
         yield _Coded(path.name, picture.size, original, tokens)
-
-
-def _quality(reconstruction: torch.Tensor, original: torch.Tensor) -> tuple[float, float]:
-    """PSNR and SSIM of (1, 3, H, W) in [-1, 1], by the protocol of `evaluate`: clamped, not rounded to 8 bits."""
-    from ..evaluation.metrics import psnr, ssim
-
-    x, y = (reconstruction.cpu().float() + 1) / 2, (original + 1) / 2
-    return psnr(x, y).item(), ssim(x, y).item()
 
 
 class _Table:

@@ -101,7 +101,7 @@ class Handlers:
             inspection.enlarged(error_map(upload.image, coded.reconstruction)),
             *(
                 gr.Image(inspection.enlarged(rival.image), label=row[0])
-                for rival, row in zip(rivals, rows[1:], strict=False)
+                for rival, row in zip(rivals.values(), rows[1:], strict=False)
             ),
             fragments.about_file(upload.name, upload.file_size, upload.file_bytes, upload.notes),
             *self._token_file(model, coded),

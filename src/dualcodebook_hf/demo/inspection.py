@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import config_hash
-from ..evaluation.metrics import TokenStatistics, bits_per_pixel, psnr, ssim
+from ..evaluation import codecs
+from ..evaluation.metrics import TokenStatistics, bits_per_pixel, picture_quality
 from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, read_image, resize_to_max_pixels, to_image, to_pixels
 from ..token_file import TokenFile, TokenizedPicture, load_tokens, save_tokens, token_bytes
 
@@ -24,7 +24,7 @@ LONGEST_SIDE = 16_000  # pixels after shrinking: WebP ends at 16,383, and a line
 LARGEST_FILE = 4 * DEFAULT_MAX_PIXELS  # pixels of all pictures of a token file together
 SMALLEST_SHOWN = 256  # smaller pictures are enlarged by whole factors
 HIGHLIGHT, FADED = (255, 140, 0), 0.25
-RIVALS = {"JPEG": (1, 95, {"optimize": True}), "WEBP": (0, 100, {"method": 6})}
+RIVALS = ("JPEG", "WebP")
 TABLE_HEADERS = ["What", "Bytes", "Bits per pixel", "PSNR (dB)", "SSIM"]
 
 
@@ -47,17 +47,6 @@ class CodedPicture:
     tokens: torch.Tensor
     reconstruction: Image.Image
     quality: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A picture in another format. smallest: even its lowest quality takes more bytes than the tokens."""
-
-    format: str
-    image: Image.Image
-    count: int
-    setting: int
-    smallest: bool
 
 
 def read_upload(path: str | Path) -> Upload:
@@ -93,13 +82,7 @@ def code(model: DualCodebookVQModel, upload: Upload) -> CodedPicture:
     """Tokenizes, detokenizes and measures a picture, by the protocol of `evaluate`."""
     tokens = tokenize(model, upload)
     pixels = model.detokenize(tokens[None].to(model.device), size=upload.image.size[::-1])
-    return CodedPicture(upload, tokens, to_image(pixels[0]), quality(pixels, to_pixels(upload.image)[None]))
-
-
-def quality(reconstruction: torch.Tensor, original: torch.Tensor) -> tuple[float, float]:
-    """PSNR in dB and SSIM of (1, 3, H, W) in [-1, 1]: clamped, not rounded to 8 bits."""
-    x, y = (reconstruction.cpu().float() + 1) / 2, (original.cpu().float() + 1) / 2
-    return psnr(x, y).item(), ssim(x, y).item()
+    return CodedPicture(upload, tokens, to_image(pixels[0]), picture_quality(pixels, to_pixels(upload.image)[None]))
 
 
 def packed_bytes(model: DualCodebookVQModel, coded: CodedPicture) -> int:
@@ -107,44 +90,24 @@ def packed_bytes(model: DualCodebookVQModel, coded: CodedPicture) -> int:
     return token_bytes(tuple(coded.tokens.shape[1:]), model.quantize.bits_per_position)
 
 
-def rival(image: Image.Image, budget: int, format_: str) -> Rival:
-    """The best JPEG or WebP (`format_` of `RIVALS`) of at most `budget` bytes, or the smallest there is."""
-    low, high, options = RIVALS[format_]
-
-    def encode(setting: int) -> bytes:
-        buffer = io.BytesIO()
-        image.save(buffer, format_, quality=setting, **options)
-        return buffer.getvalue()
-
-    best = encode(low)
-    smallest = len(best) > budget
-    while low < high and not smallest:
-        middle = (low + high + 1) // 2
-        attempt = encode(middle)
-        if len(attempt) <= budget:
-            best, low = attempt, middle
-        else:
-            high = middle - 1
-    with Image.open(io.BytesIO(best)) as decoded:
-        return Rival(format_, decoded.convert("RGB"), len(best), low, smallest)
-
-
-def rivals(model: DualCodebookVQModel, coded: CodedPicture) -> list[Rival]:
+def rivals(model: DualCodebookVQModel, coded: CodedPicture) -> dict[str, codecs.CodedPicture]:
     """A JPEG and a WebP of the tokens' bytes, or their smallest possible."""
-    return [rival(coded.upload.image, packed_bytes(model, coded), format_) for format_ in RIVALS]
+    count = packed_bytes(model, coded)
+    return {name: codecs.coded_within(codecs.CODECS[name], coded.upload.image, count) for name in RIVALS}
 
 
-def table(model: DualCodebookVQModel, coded: CodedPicture, others: Sequence[Rival]) -> list[list[object]]:
+def table(
+    model: DualCodebookVQModel, coded: CodedPicture, others: Mapping[str, codecs.CodedPicture]
+) -> list[list[object]]:
     """Rows under `TABLE_HEADERS`: the tokens, their rivals and the file itself, which has no quality (None)."""
     upload, count = coded.upload, packed_bytes(model, coded)
     width, height = upload.image.size
     rate = bits_per_pixel(coded.tokens[0].numel(), model.quantize.bits_per_position, height, width)
     rows = [_row("Tokens", count, rate, coded.quality)]
     original = to_pixels(upload.image)[None]
-    for other in others:
-        note = "smallest possible" if other.smallest else f"quality {other.setting}"
-        measured = quality(to_pixels(other.image)[None], original)
-        label = {"JPEG": "JPEG", "WEBP": "WebP"}[other.format]
+    for label, other in others.items():
+        note = "smallest possible" if other.smallest else f"quality {other.quality}"
+        measured = picture_quality(to_pixels(other.image)[None], original)
         rows.append(_row(f"{label}, {note}", other.count, other.count * 8 / (width * height), measured))
     pixels = upload.file_size[0] * upload.file_size[1]
     return [*rows, _row("The file itself", upload.file_bytes, upload.file_bytes * 8 / pixels, (None, None))]

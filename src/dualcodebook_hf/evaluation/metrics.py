@@ -72,6 +72,12 @@ def ms_ssim(reconstruction: torch.Tensor, original: torch.Tensor, clamp: bool = 
     return product
 
 
+def picture_quality(reconstruction: torch.Tensor, original: torch.Tensor) -> tuple[float, float]:
+    """PSNR in dB and SSIM of one picture: (1, 3, H, W) in [-1, 1], any floating type and device."""
+    x, y = ((pixels.cpu().float() + 1) / 2 for pixels in (reconstruction, original))
+    return psnr(x, y).item(), ssim(x, y).item()
+
+
 def bits_per_pixel(positions: int, bits_per_position: float, height: int, width: int) -> float:
     """Bits of the `positions` (h x w) of a token grid over the pixels of the original H x W picture."""
     return positions * bits_per_position / (height * width)
