@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 from huggingface_hub.utils import validate_repo_id
 
 from ..version import __version__
-from .export import PACKAGE, RECORDS, SAMPLES, export_pipeline, prepare_folder
+from .export import PACKAGE, RECORDS, SAMPLES, TrainedModel, export_pipeline, prepare_folder
 from .space import write_space
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def push_model(
         private: of a new repository. token: None: that of HF_TOKEN or of `hf auth login`.
         overwrite: publish into a repository that holds something else; its other files stay.
     """
+    TrainedModel.find(run, metrics)  # before the Hub is asked anything
 
     def prepare(folder: Path) -> None:
         prepare_folder(run, folder, repo_id, license=license, metrics=metrics, samples=samples)
