@@ -15,10 +15,10 @@ SOURCES = Path(dualcodebook_hf.__file__).parent
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     "configuration_dualcodebook codebooks rival_quantizers image_processing_dualcodebook pipelines token_file presets "
-    "version hub.space evaluation.metrics evaluation.frechet evaluation.protocols evaluation.wasserstein "
+    "version hub.space evaluation.metrics evaluation.protocols evaluation.wasserstein "
     "evaluation.charts training.perceptual training.discriminator",
     "backbone quantizers picture_datasets evaluation.figures evaluation.metric_inputs evaluation.codecs "
-    "training.arguments training.losses",
+    "evaluation.frechet training.arguments training.losses",
     "core evaluation.patch_linear training.adversary training.data",
     "autoencoder_dualcodebook modeling_dualcodebook evaluation.paper_figures",
     "demo.inspection demo.fragments",

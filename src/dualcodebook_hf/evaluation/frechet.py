@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
+from .metrics import checked_pictures
+
 # Pictures (B, 3, H, W) float32 in [0, 1] -> features (B, D).
 FeatureExtractor = Callable[[torch.Tensor], torch.Tensor]
 
@@ -90,14 +92,9 @@ class FrechetDistance:
     @torch.no_grad()
     def update(self, reconstruction: torch.Tensor, original: torch.Tensor) -> None:
         """Adds pictures, both (B, 3, H, W) in [0, 1], clamped. Raises ValueError when a shape or type is wrong."""
-        if reconstruction.shape != original.shape or original.ndim != 4 or 0 in original.shape:
-            shapes = f"{tuple(reconstruction.shape)} and {tuple(original.shape)}"
-            raise ValueError(f"`reconstruction` and `original` must have one shape (B, 3, H, W), got {shapes}")
-        if not (reconstruction.is_floating_point() and original.is_floating_point()):
-            types = f"{reconstruction.dtype} and {original.dtype}"
-            raise ValueError(f"`reconstruction` and `original` must be floating point in [0, 1], got {types}")
+        reconstruction, original = checked_pictures(reconstruction, original)
         for moments, pictures in ((self.reconstructions, reconstruction), (self.originals, original)):
-            features = self.extractor(pictures.float().clamp(0, 1))
+            features = self.extractor(pictures)
             if len(features) != len(pictures):
                 raise ValueError(f"`extractor` must give {len(pictures)} rows, got features {tuple(features.shape)}")
             moments.update(features)

@@ -23,7 +23,7 @@ MS_SSIM_FLOOR = 1e-4
 
 def l1(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     """Mean absolute error of each picture: (B, C, H, W) in [0, 1], clamped -> (B,) float32."""
-    reconstruction, original = _prepare(reconstruction, original)
+    reconstruction, original = checked_pictures(reconstruction, original)
     return (reconstruction - original).abs().mean(dim=(1, 2, 3))
 
 
@@ -32,7 +32,7 @@ def psnr(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 
     -10 log10(MSE over channels and pixels); the MSE is at least 1e-10, so equal pictures have 100 dB.
     """
-    reconstruction, original = _prepare(reconstruction, original)
+    reconstruction, original = checked_pictures(reconstruction, original)
     mse = (reconstruction - original).square().mean(dim=(1, 2, 3))
     return -10 * torch.log10(mse.clamp_min(MSE_FLOOR))
 
@@ -45,7 +45,7 @@ def ssim(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     over a reflected border too, about .002 of difference at 256 x 256). Along a side below 11 pixels the window is cut
     to the largest odd number that fits and normalised again.
     """
-    similarity, _ = _ssim_terms(*_prepare(reconstruction, original))
+    similarity, _ = _ssim_terms(*checked_pictures(reconstruction, original))
     return similarity
 
 
@@ -58,7 +58,7 @@ def ms_ssim(reconstruction: torch.Tensor, original: torch.Tensor, clamp: bool = 
     their sum. Terms below 1e-4 count as 1e-4, which keeps the gradient finite everywhere. `clamp=False`: values outside
     [0, 1] stay, and so does their gradient.
     """
-    reconstruction, original = _prepare(reconstruction, original, clamp)
+    reconstruction, original = checked_pictures(reconstruction, original, clamp)
     side = min(original.shape[-2:])
     scales = sum(side // 2**scale >= SSIM_WINDOW for scale in range(1, len(MS_SSIM_WEIGHTS))) + 1
     weights = MS_SSIM_WEIGHTS[:scales]
@@ -210,9 +210,13 @@ def entropy_bits(counts: torch.Tensor) -> float:
     return abs(-(share * share.log2()).sum().item())
 
 
-def _prepare(
+def checked_pictures(
     reconstruction: torch.Tensor, original: torch.Tensor, clamp: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """What every measure takes: two (B, C, H, W) floating point in [0, 1] -> float32, clamped.
+
+    Raises ValueError when they differ in shape, are empty, or are not floating point.
+    """
     if reconstruction.shape != original.shape or original.ndim != 4 or 0 in original.shape:
         shapes = f"{tuple(reconstruction.shape)} and {tuple(original.shape)}"
         raise ValueError(f"`reconstruction` and `original` must have one shape (B, C, H, W), got {shapes}")
