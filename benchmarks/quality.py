@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from quality_report import read_lines, write_report
 
 from dualcodebook_hf import DualCodebookVQModel
@@ -225,7 +226,8 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
         head = {"row": job.row.name, "seed": job.seed, "evaluated_on": _public_name(dataset), "key": job.key}
         line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
         line |= {"run": _public_run(job.run), "training": json.loads(job.record.read_text()), **result}
-        _append(path, line)
+        with _sole_writer(arguments):
+            _append(path, line)
     del model
     _free()
     for checkpoint in list_checkpoints(job.folder):
@@ -250,27 +252,42 @@ def count_parameters(model: DualCodebookVQModel) -> dict[str, int]:
 
 
 def run_jobs(jobs: Iterable[Job], arguments: argparse.Namespace, stop: StopRequest) -> bool:
-    """Trains and measures what is missing, the report after each; False when it was asked to stop or time was up."""
-    limit = arguments.max_minutes * 60
+    """Trains and measures what is missing, the report after each.
+
+    A job that another process has begun is left to it. False when one was, when it was asked to stop or time was up.
+    """
+    limit, complete = arguments.max_minutes * 60, True
     deadline = time.monotonic() + limit if limit else None
-    failed = {line["key"] for line in read_lines(Path(arguments.output) / "results.jsonl") if "failed" in line}
     for job in jobs:
         left = (deadline - time.monotonic()) / 60 if deadline else 0.0
         if stop.requested or left < 0:
             return False
-        if job.key in failed:
-            continue
-        print(f"{job.row.name}, seed {job.seed}", file=sys.stderr)
+        job.folder.mkdir(parents=True, exist_ok=True)
         try:
-            done = train(job, stop, left) and evaluate(job, arguments.eval_datasets, arguments, stop)
-        except RuntimeError as error:
-            if "non_finite_limit" not in str(error):
-                raise
-            done = _append_failure(job, str(error), arguments)  # to diverge is a result, too
+            with FileLock(job.folder / ".lock", blocking=False):
+                done = _run_job(job, arguments, stop, left)
+        except Timeout:
+            print(f"{job.row.name}, seed {job.seed}: another process is at it", file=sys.stderr)
+            complete = False
+            continue
         if not done:
             return False
-        write_report(Path(arguments.output))
-    return True
+        with _sole_writer(arguments):
+            write_report(Path(arguments.output))
+    return complete
+
+
+def _run_job(job: Job, arguments: argparse.Namespace, stop: StopRequest, minutes: float) -> bool:
+    lines = read_lines(Path(arguments.output) / "results.jsonl")
+    if any(line["key"] == job.key and "failed" in line for line in lines):
+        return True
+    print(f"{job.row.name}, seed {job.seed}", file=sys.stderr)
+    try:
+        return train(job, stop, minutes) and evaluate(job, arguments.eval_datasets, arguments, stop)
+    except RuntimeError as error:
+        if "non_finite_limit" not in str(error):
+            raise
+        return _append_failure(job, str(error), arguments)  # to diverge is a result, too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -287,7 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"quality.py: error: {error}", file=sys.stderr)
             return 2
     output = Path(arguments.output)
-    write_report(output)
+    with _sole_writer(arguments):
+        write_report(output)
     if (output / "table.md").is_file():
         print((output / "table.md").read_text())
     if not finished:
@@ -308,13 +326,18 @@ def _check(jobs: list[Job], arguments: argparse.Namespace) -> None:
                 DualCodebookVQModel(**dataclasses.asdict(job.run.model))
     output = Path(arguments.output)
     path, here = output / "conditions.json", conditions(jobs[0], arguments)
-    if path.is_file():
-        there = json.loads(path.read_text())
+    output.mkdir(parents=True, exist_ok=True)
+    with _sole_writer(arguments):
+        there = json.loads(path.read_text()) if path.is_file() else here
         different = [key for key in here if here[key] != there.get(key)]
         if different:
             raise ValueError(f"`--output` {output} has results of another {', '.join(different)}: name another folder")
-    output.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(here, indent=2))
+        _write(path, json.dumps(here, indent=2))
+
+
+def _sole_writer(arguments: argparse.Namespace) -> FileLock:
+    """Held by whoever writes what several processes share: conditions, results and the report."""
+    return FileLock(Path(arguments.output) / ".lock")
 
 
 def _fit_codec(job: Job) -> bool:
@@ -335,7 +358,8 @@ def _fit_codec(job: Job) -> bool:
 
 def _append_failure(job: Job, message: str, arguments: argparse.Namespace) -> bool:
     line = {"row": job.row.name, "seed": job.seed, "evaluated_on": None, "key": job.key, "failed": message}
-    _append(Path(arguments.output) / "results.jsonl", line)
+    with _sole_writer(arguments):
+        _append(Path(arguments.output) / "results.jsonl", line)
     print(f"{job.row.name}, seed {job.seed}: {message}", file=sys.stderr)
     return True
 

@@ -15,11 +15,16 @@ def test_nearest_codes_equal_brute_force_in_float64():
     assert np.array_equal(nearest_codes(vectors, codes).numpy(), distances.argmin(1))
 
 
-def test_search_in_chunks_gives_the_same_ids(monkeypatch):
+def test_search_in_tiles_gives_the_same_ids(monkeypatch):
     vectors, codes = torch.randn(101, 6), torch.randn(40, 6)
+    codes[33] = codes[5]
+    vectors[:5] = codes[5]
     whole = nearest_codes(vectors, codes)
     monkeypatch.setattr(codebooks, "SEARCH_ENTRIES", 40 * 7)
     assert torch.equal(nearest_codes(vectors, codes), whole)
+    monkeypatch.setattr(codebooks, "SEARCH_CODES", 16)  # three tiles, the last one smaller
+    assert torch.equal(nearest_codes(vectors, codes), whole)
+    assert (whole[:5] == 5).all()  # the first one in a tie, within a tile and across tiles
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -197,7 +197,7 @@ def test_bad_input_is_named_before_any_work(work, capsys, changes, message):
     error = [text for text in capsys.readouterr().err.splitlines() if text.startswith("quality.py: error: ")]
     assert len(error) == 1
     assert message in error[0]
-    assert [path.name for path in (work / "out").iterdir()] == ["conditions.json"]
+    assert {path.name for path in (work / "out").iterdir()} == {".lock", "conditions.json"}
 
 
 def line(row, seed, psnr, bits=18, dataset="drawn", quantizer="dual", **extra):

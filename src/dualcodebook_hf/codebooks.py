@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-# Rows of the distance matrix that are held at a time: 2**22 float32 numbers, 16 MiB.
-SEARCH_ENTRIES = 2**22
+# The distance matrix is made in tiles of at most so many codes and so many numbers (16 MiB in float32).
+SEARCH_CODES, SEARCH_ENTRIES = 2**13, 2**22
 
 
 def nearest_codes(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -25,11 +25,20 @@ def nearest_codes(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         # |v - e|^2 = |v|^2 - 2 (v.e - |e|^2 / 2), and |v|^2 is the same for every code. Around the codes' mean, because
         # a common offset would eat the digits that tell the codes apart.
         centre = codes.mean(0)
-        vectors, codes = vectors - centre, codes - centre
-        offsets = codes.square().sum(1) / 2
-        rows = max(1, SEARCH_ENTRIES // codes.shape[0])
-        parts = [torch.argmin(offsets - part @ codes.T, dim=1) for part in vectors.split(rows)]
-    return torch.cat(parts)
+        vectors, tiles = vectors - centre, [tile - centre for tile in codes.split(SEARCH_CODES)]
+        rows = max(1, SEARCH_ENTRIES // len(tiles[0]))
+        return torch.cat([_nearest_of_tiles(part, tiles) for part in vectors.split(rows)])
+
+
+def _nearest_of_tiles(vectors: torch.Tensor, tiles: list[torch.Tensor]) -> torch.Tensor:
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for number, tile in enumerate(tiles):
+        least, ids = (tile.square().sum(1) / 2 - vectors @ tile.T).min(dim=1)
+        found.append((least, ids + number * SEARCH_CODES))
+    if len(found) == 1:
+        return found[0][1]
+    distances, ids = (torch.stack(column, dim=1) for column in zip(*found, strict=True))
+    return ids.gather(1, distances.argmin(dim=1, keepdim=True))[:, 0]
 
 
 class Codebook(nn.Module):
