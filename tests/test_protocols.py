@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dualcodebook_hf.cli.main import _build_parser
 from dualcodebook_hf.evaluation.evaluate import evaluate_model, evaluate_protocol
 from dualcodebook_hf.evaluation.protocols import FIXED, PROTOCOLS, Protocol, get_protocol
 from dualcodebook_hf.training.arguments import parse_run_config
+from dualcodebook_hf.training.perceptual import LPIPS
 
 datasets = pytest.importorskip("datasets")
 
@@ -78,7 +80,7 @@ def test_a_protocol_gives_the_numbers_of_its_options_and_its_name(tiny_model, dr
 
 def test_the_command_line_takes_a_name_for_everything_and_refuses_contradictions(checkpoint, drawn, tmp_path, capsys):
     output = tmp_path / "out.json"
-    command = ["evaluate", "--model", checkpoint, "--protocol", "drawn"]
+    command = ["evaluate", "--model", checkpoint, "--protocol", "drawn", "--no-lpips", "--no-rfid"]
     assert main([*command, "--limit", "2", "--output", str(output)]) == 0
     (result,) = json.loads(output.read_text())["results"]
     assert (result["protocol"]["name"], result["protocol"]["pictures"]) == ("drawn", 2)
@@ -91,7 +93,8 @@ def test_the_command_line_takes_a_name_for_everything_and_refuses_contradictions
 
 def test_the_linear_codec_is_fitted_to_the_protocols_training_split(checkpoint, drawn, tmp_path):
     output = tmp_path / "out.json"
-    command = ["evaluate", "--model", checkpoint, "--protocol", "drawn", "--patch-linear", "--output", str(output)]
+    command = ["evaluate", "--model", checkpoint, "--protocol", "drawn", "--no-lpips", "--no-rfid"]
+    command += ["--patch-linear", "--output", str(output)]
     # Two pictures of 32 pixels have 8 patches: too few for the model's 32 codes, and the error comes from the fit.
     assert main(command) == 2
     more = Protocol("drawn", drawn.dataset, "validation", 3, drawn.dataset, "train", "", size=96, resample="bilinear")
@@ -101,6 +104,26 @@ def test_the_linear_codec_is_fitted_to_the_protocols_training_split(checkpoint, 
     assert codec["model"]["fitted_to"]["split"] == "train"
     assert codec["model"]["fitted_to"]["sizes"] == [32, 16]
     assert codec["protocol"]["name"] == model["protocol"]["name"] == "drawn"
+
+
+def test_a_protocol_measures_by_networks_where_they_are_to_be_had_and_says_why_not(
+    checkpoint, drawn, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    monkeypatch.setattr(LPIPS, "from_pretrained", classmethod(lambda cls: LPIPS()))  # random weights for the Hub's
+    output = tmp_path / "out.json"
+    command = ["evaluate", "--model", checkpoint, "--protocol", "drawn", "--output", str(output)]
+    assert main(command) == 0
+    (result,) = json.loads(output.read_text())["results"]
+    assert "lpips" in result["metrics"] and "rfid" not in result["metrics"]
+    assert list(result["protocol"]["not_measured"]) == ["rfid"]
+    assert "`rfid` cannot be measured: " in capsys.readouterr().out
+
+    assert main([*command, "--no-lpips", "--no-rfid"]) == 0
+    (result,) = json.loads(output.read_text())["results"]
+    assert "lpips" not in result["metrics"] and "not_measured" not in result["protocol"]
+    assert main([*command, "--rfid"]) == 2
+    assert "`rfid` cannot be measured: " in capsys.readouterr().err
 
 
 def test_one_of_data_set_and_protocol_is_needed(checkpoint, capsys):

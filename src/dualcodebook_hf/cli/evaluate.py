@@ -14,6 +14,11 @@ from .inputs import add_model, check_file, check_model_name, complete, load_mode
 # What a flag of the data that was not given stands for without --protocol.
 DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "lanczos", "streaming": False}
 
+NETWORKS = {
+    "lpips": "LPIPS, by VGG16: needs torchmetrics",
+    "rfid": "rFID, by Inception: needs torchmetrics, torch-fidelity",
+}
+
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the parser."""
@@ -46,8 +51,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     data.add_argument("--limit", type=positive, help="measure the first so many pictures only")
     data.add_argument("--batch-size", type=positive, default=8, help="pictures at a time (default: %(default)s)")
     networks = command.add_argument_group("metrics by pretrained networks, which are downloaded")
-    networks.add_argument("--lpips", action="store_true", help="LPIPS, by VGG16 (needs torchmetrics)")
-    networks.add_argument("--rfid", action="store_true", help="rFID, by Inception (needs torchmetrics, torch-fidelity)")
+    for name, what in NETWORKS.items():
+        default = "(default: with --protocol, where they are to be had)"
+        networks.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} {default}")
     rival = command.add_argument_group("patch-linear codec: the rival without a network, at the first model's bits")
     rival.add_argument("--patch-linear", action="store_true", help="fit and measure it as well")
     rival.add_argument("--fit-dataset", help="data set that it is fitted to (default: --dataset's, --protocol's)")
@@ -81,6 +87,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.protocol and not results[0]["protocol"]["complete"]:
         measured, expected = (results[0]["protocol"][key] for key in ("pictures", "expected_pictures"))
         print(f"{measured} of the {expected} pictures of {arguments.protocol}: not to be compared with the whole split")
+    for reason in results[0]["protocol"].get("not_measured", {}).values():
+        print(reason)
     if arguments.output:
         print(f"results written to {arguments.output}")
     return 0
@@ -121,13 +129,12 @@ def _measure(
     arguments: argparse.Namespace, models: list[str | None], data: dict[str, Any], fit_source: tuple
 ) -> list[dict[str, Any]]:
     """One result a model, and the linear codec's."""
-    from ..evaluation.evaluate import evaluate_model, evaluate_patch_linear, load_metric_networks
+    from ..evaluation.evaluate import evaluate_model, evaluate_patch_linear
 
     source = tuple(data.pop(key) for key in ("dataset", "config", "split"))
     options = data | {name: getattr(arguments, name) for name in ("limit", "batch_size")}
-    options |= {"progress": sys.stderr.isatty(), "lpips": arguments.lpips, "rfid": arguments.rfid}
-    # Loaded once here, so that what is missing is known before the first model has been measured.
-    load_metric_networks(arguments.lpips, arguments.rfid, "cpu")
+    networks, not_measured = _networks(arguments)
+    options |= {"progress": sys.stderr.isatty(), **networks}
     results, sizes = [], None
     for model in models:
         loaded = load_model(argparse.Namespace(**{**vars(arguments), "model": model}))
@@ -141,5 +148,26 @@ def _measure(
     if arguments.protocol:
         for result in results:
             record = get_protocol(arguments.protocol).record(result["protocol"]["pictures"])
-            result["protocol"] = record | result["protocol"]
+            result["protocol"] = record | result["protocol"] | ({"not_measured": not_measured} if not_measured else {})
     return results
+
+
+def _networks(arguments: argparse.Namespace) -> tuple[dict[str, bool], dict[str, str]]:
+    """Which metrics by networks are measured, and why a named protocol goes without one that nobody asked for.
+
+    They are loaded once here, so that what is missing is known before the first model has been measured. Raises
+    ValueError for one that was asked for and is not to be had.
+    """
+    from ..evaluation.evaluate import load_metric_networks
+
+    wanted = {name: getattr(arguments, name) for name in NETWORKS}
+    found, reasons = {}, {}
+    for name, asked in wanted.items():
+        found[name] = bool(arguments.protocol) if asked is None else asked
+        try:
+            load_metric_networks(**dict.fromkeys(NETWORKS, False) | {name: found[name]}, device="cpu")
+        except ValueError as error:
+            if asked:
+                raise
+            found[name], reasons[name] = False, str(error)
+    return found, reasons
