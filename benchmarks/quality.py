@@ -12,7 +12,8 @@ same encoder up to its last convolution).
 
 Interrupt it at any time (SIGTERM, --max-minutes): the same command goes on from the last checkpoint, and the numbers
 are those of an uninterrupted run. `--output` gets results.jsonl (a line for each row, seed and data set, with all that
-is needed to repeat it), table.md, psnr.png, error.png, usage.png, entropy.png, and runs/ with the trained models.
+is needed to repeat it), table.md, psnr.png, error.png, usage.png, entropy.png, and runs/ with the trained models and
+the pictures that were measured.
 """
 
 from __future__ import annotations
@@ -214,6 +215,8 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
     for dataset in missing:
         if stop.requested:
             return False
+        pictures = job.folder / "pictures" / _public_name(dataset).replace("/", "-")
+        shutil.rmtree(pictures, ignore_errors=True)  # of an interrupted measurement
         result = evaluate_model(
             model,
             dataset,
@@ -222,6 +225,7 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
             limit=arguments.eval_limit or None,
             batch_size=arguments.eval_batch_size,
             name=job.row.name,
+            save_pictures=pictures,
         )
         head = {"row": job.row.name, "seed": job.seed, "evaluated_on": _public_name(dataset), "key": job.key}
         line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}

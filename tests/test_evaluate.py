@@ -100,6 +100,21 @@ def test_the_result_is_json_and_holds_its_protocol_but_no_folder_of_this_machine
     assert result["model"]["codebook_sizes"] == {"global": 32, "local": 16}
 
 
+def test_the_saved_pictures_give_the_numbers_again(tiny_model, folder, tmp_path):
+    target = tmp_path / "pictures"
+    metrics = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2, save_pictures=target)["metrics"]
+    pairs = []
+    for name in ("original", "reconstruction"):
+        paths = sorted((target / name).iterdir())
+        assert [path.name for path in paths] == [f"{index:05}.png" for index in range(5)]
+        pairs.append(np.stack([np.asarray(Image.open(path)) for path in paths]))
+    assert np.array_equal(pairs[0], ((crops() + 1) / 2 * 255).round().numpy().transpose(0, 2, 3, 1))
+    by_hand = -10 * np.log10((((pairs[0] - 1.0 * pairs[1]) / 255) ** 2).mean((1, 2, 3))).mean()
+    assert metrics["psnr"] == pytest.approx(by_hand, abs=0.01)  # of 8 bits
+    with pytest.raises(ValueError, match="`save_pictures` must be an empty folder or none yet, got"):
+        evaluate_model(tiny_model, folder, size=SIZE, save_pictures=target)
+
+
 def test_the_filter_matters_and_streaming_and_batches_do_not(tiny_model, folder):
     metrics = evaluate_model(tiny_model, folder, size=SIZE)["metrics"]
     for same in ({"streaming": True}, {"batch_size": 1}, {"limit": 99}):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -103,6 +104,7 @@ def test_an_interrupted_run_ends_in_the_numbers_of_an_uninterrupted_one(work):
     record = json.loads(job.record.read_text())
     assert (record["steps"], record["timed_steps"]) == (4, 4)
     assert not list(job.folder.glob("checkpoint-*"))
+    assert len(list(job.folder.glob("pictures/drawn/reconstruction/*.png"))) == 8
 
     before = again.read_bytes()
     assert quality.main(arguments(work, "cut")) == 0
@@ -116,6 +118,19 @@ def test_an_interrupted_run_ends_in_the_numbers_of_an_uninterrupted_one(work):
         "usage.png",
         "entropy.png",
     }
+
+
+def test_a_job_that_another_process_has_begun_is_left_to_it(work, capsys):
+    found = parsed(work)
+    job = quality.build_job(quality.read_row(found.rows[0]), 0, found)
+    job.folder.mkdir(parents=True)
+    with FileLock(job.folder / ".lock"):
+        assert quality.main(arguments(work)) == 0
+    said = capsys.readouterr()
+    assert "another process is at it" in said.err and "the same command goes on" in said.out
+    assert quality.read_lines(work / "out" / "results.jsonl") == []
+    assert quality.main(arguments(work)) == 0
+    assert len(quality.read_lines(work / "out" / "results.jsonl")) == 1
 
 
 def test_a_line_that_a_killed_run_left_unfinished_costs_that_line_alone(work):

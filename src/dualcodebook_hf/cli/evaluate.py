@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.protocols import PROTOCOLS, get_protocol
-from .inputs import add_model, check_file, check_model_name, complete, load_model, need, positive, public_name
+from .inputs import (
+    add_model,
+    check_file,
+    check_folder,
+    check_model_name,
+    complete,
+    load_model,
+    need,
+    positive,
+    public_name,
+)
 
 # What a flag of the data that was not given stands for without --protocol.
 DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "lanczos", "streaming": False}
@@ -61,6 +71,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     rival.add_argument(
         "--fit-pictures", type=positive, default=400, help="so many of its pictures (default: %(default)s)"
     )
+    command.add_argument(
+        "--save-pictures",
+        type=Path,
+        metavar="DIR",
+        help="write what was measured as PNG, DIR/0-MODEL/original and DIR/0-MODEL/reconstruction, for other tools",
+    )
     command.add_argument("--output", type=Path, metavar="FILE.json", help="write the results, with their protocol")
 
 
@@ -70,6 +86,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         check_model_name(model)
     if arguments.output:
         check_file(arguments.output, "--output", ".json")
+    if arguments.save_pictures:
+        check_folder(arguments.save_pictures, "--save-pictures")
+        if arguments.save_pictures.exists() and any(arguments.save_pictures.iterdir()):
+            raise ValueError(f"`--save-pictures` must be an empty folder, '{arguments.save_pictures}' is not")
     data = _data(arguments)
     need("datasets", "eval")
     fit_source = _fit_source(arguments, data)
@@ -139,17 +159,26 @@ def _measure(
     for model in models:
         loaded = load_model(argparse.Namespace(**{**vars(arguments), "model": model}))
         sizes = sizes or [book.size for book in loaded.quantize.books.values()]
+        options["save_pictures"] = _pictures_of(arguments, public_name(model), len(results))
         results.append(evaluate_model(loaded, *source, name=public_name(model), **options))
         del loaded
     if arguments.patch_linear:
         train_dataset, train_config, train_split = fit_source
         fit = {"train_config": train_config, "train_split": train_split, "train_pictures": arguments.fit_pictures}
+        options["save_pictures"] = _pictures_of(arguments, "patch-linear", len(results))
         results.append(evaluate_patch_linear(train_dataset, *source, **fit, sizes=sizes, **options))
     if arguments.protocol:
         for result in results:
             record = get_protocol(arguments.protocol).record(result["protocol"]["pictures"])
             result["protocol"] = record | result["protocol"] | ({"not_measured": not_measured} if not_measured else {})
     return results
+
+
+def _pictures_of(arguments: argparse.Namespace, name: str, place: int) -> Path | None:
+    """The folder of one model's pictures; its place tells models of one name apart."""
+    if arguments.save_pictures is None:
+        return None
+    return arguments.save_pictures / f"{place}-{name.replace('/', '-').replace(' ', '-')}"
 
 
 def _networks(arguments: argparse.Namespace) -> tuple[dict[str, bool], dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from ..image_processing_dualcodebook import (
     read_image,
     resampling_filter,
     resize_shorter_side,
+    to_image,
     to_pixels,
 )
 from ..picture_datasets import load_pictures, picture_source
@@ -79,6 +81,7 @@ def evaluate_model(
     progress: bool = False,
     lpips: bool | LPIPS = False,
     rfid: bool | FeatureExtractor = False,
+    save_pictures: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measures a tokenizer on the pictures of one split; what `dualcodebook evaluate` writes as JSON.
 
@@ -90,6 +93,8 @@ def evaluate_model(
         limit: measure the first so many pictures only. name: of the model, for the record. progress: show a bar.
         lpips: measure LPIPS too; True: with weights from the Hub. rfid: measure rFID too; True: with Inception's
             features, whose weights torch-fidelity downloads; or any other (B, 3, H, W) in [0, 1] -> (B, D).
+        save_pictures: empty folder for the measured pictures, as PNG: original/ and reconstruction/00000.png and so on,
+            for other tools. The metrics see the values before they are rounded to these 8 bits.
 
     Returns {"protocol": what was measured, how and where; "model": what the model is; "metrics": {"psnr", "ssim",
     "ms_ssim", "l1", "swd", "swd_levels", "lpips" and "rfid" where asked for, "quantization_error", "bits_per_position",
@@ -103,6 +108,8 @@ def evaluate_model(
     resampling_filter(resample)
     if lpips and size < SMALLEST_SIDE:
         raise ValueError(f"`size` must be at least {SMALLEST_SIDE} for `lpips`, got {size}")
+    if save_pictures is not None and Path(save_pictures).exists() and any(Path(save_pictures).iterdir()):
+        raise ValueError(f"`save_pictures` must be an empty folder or none yet, got '{save_pictures}'")
     rows = load_pictures(dataset, config, split, image_column, streaming)
     pixels = picture_crops(rows, image_column, size, resample, limit)
     if progress:
@@ -111,7 +118,7 @@ def evaluate_model(
         model.to(device)
     networks = load_metric_networks(lpips, rfid, _placement(model)[0])
     with _eval_mode(model):
-        count, metrics = _measure(model, _batches(pixels, batch_size), *networks)
+        count, metrics = _measure(model, _batches(pixels, batch_size), *networks, _picture_saver(save_pictures))
     if not count:
         raise ValueError(f"`split` must hold pictures, got none in {split!r} of {str(dataset)!r}")
     source = {"dataset": _public_name(dataset), "config": config, "split": split, "image_column": image_column}
@@ -272,6 +279,7 @@ def _measure(
     batches: Iterable[torch.Tensor],
     lpips: LPIPS | None,
     features: FeatureExtractor | None,
+    save: Callable[..., None] | None,
 ) -> tuple[int, dict[str, Any]]:
     """Batches (B, 3, H, W) in [-1, 1] -> number of pictures, metrics."""
     sizes, dims, bits = _books(model)
@@ -291,6 +299,8 @@ def _measure(
             sets.update(reconstruction, original)
         statistics.update(out.tokens)
         error.update(out.latents, out.quantized)
+        if save:
+            save(original=batch, reconstruction=out.sample)
     count = sum(map(len, values["psnr"]))
     if not count:
         return 0, {}
@@ -313,6 +323,22 @@ def _books(model: DualCodebookCore | PatchLinearCodec) -> tuple[dict[str, int], 
         return model.codebook_sizes, {"components": model.components}, model.bits_per_position
     sizes = {key: book.size for key, book in model.quantize.books.items()}
     return sizes, model.quantize.slices, model.quantize.bits_per_position
+
+
+def _picture_saver(folder: str | Path | None) -> Callable[..., None] | None:
+    """Saves batches (B, 3, H, W) in [-1, 1], named by keywords, as PNG: folder/keyword/00000.png, counting on."""
+    if folder is None:
+        return None
+    counts: Counter[str] = Counter()
+
+    def save(**batches: torch.Tensor) -> None:
+        for name, batch in batches.items():
+            (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+            for pixels in batch.float().cpu():
+                to_image(pixels).save(Path(folder) / name / f"{counts[name]:05}.png")
+                counts[name] += 1
+
+    return save
 
 
 def _in_unit_range(lpips: LPIPS) -> PictureMetric:
