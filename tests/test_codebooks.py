@@ -17,14 +17,17 @@ def test_nearest_codes_equal_brute_force_in_float64():
 
 def test_search_in_tiles_gives_the_same_ids(monkeypatch):
     vectors, codes = torch.randn(101, 6), torch.randn(40, 6)
-    codes[33] = codes[5]
-    vectors[:5] = codes[5]
     whole = nearest_codes(vectors, codes)
     monkeypatch.setattr(codebooks, "SEARCH_ENTRIES", 40 * 7)
     assert torch.equal(nearest_codes(vectors, codes), whole)
     monkeypatch.setattr(codebooks, "SEARCH_CODES", 16)  # three tiles, the last one smaller
     assert torch.equal(nearest_codes(vectors, codes), whole)
-    assert (whole[:5] == 5).all()  # the first one in a tie, within a tile and across tiles
+
+
+def test_the_first_code_wins_a_tie():
+    codes = torch.randn(40, 6)
+    codes[33] = codes[5]
+    assert nearest_codes(codes[33:34].expand(9, -1), codes).tolist() == [5] * 9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -173,18 +176,35 @@ def test_ema_table_is_a_parameter_without_gradient():
     assert not any(parameter.requires_grad for parameter in book.parameters())
 
 
-def test_dead_codes_are_revived_on_live_vectors():
+def test_codes_of_a_fresh_book_start_on_live_vectors():
     book = ema_book(8, revival_threshold=0.1)
     with torch.no_grad():
         book.weight.fill_(100.0)
-        book.weight[0] = 0.0
-        book.cluster_size[0] = 50.0
     vectors = torch.rand(64, 2)
     book(vectors)
-    distances = torch.cdist(book.weight.data[1:], vectors).min(1).values
-    assert distances.max() == 0
+    # but for the one that was the nearest of all vectors by chance, and the one that was split from it
+    assert (torch.cdist(book.weight.data, vectors).min(1).values == 0).sum() == 6
     book(vectors)
     assert nearest_codes(vectors, book.codes()).unique().numel() > 4
+
+
+def test_a_dead_code_takes_half_the_work_of_the_most_used_one():
+    book = ema_book(4, revival_threshold=0.1)
+    with torch.no_grad():
+        book.weight.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 0.0], [50.0, 50.0]]))
+        book.cluster_size.copy_(torch.tensor([0.60, 0.0, 0.40, 0.0]))
+    vectors = torch.cat([torch.randn(60, 2) * 0.1, torch.randn(40, 2) * 0.1 + torch.tensor([3.0, 0.0])])
+    book(vectors)
+    # the first dead code splits the first cluster, the second one the other, which are the two largest
+    for new, donor, share in ((1, 0, 0.30), (3, 2, 0.20)):
+        assert (book.weight[new] - book.weight[donor]).norm() < 0.2
+        assert book.cluster_size[new].item() == pytest.approx(share, abs=0.01)
+        assert book.cluster_size[donor].item() == pytest.approx(share, abs=0.01)
+    assert book.cluster_size.sum().item() == pytest.approx(1, abs=0.01)
+    for _ in range(200):
+        book(vectors)
+    counts = torch.bincount(nearest_codes(vectors, book.codes()), minlength=4)
+    assert counts.min() >= 5  # all four work; k-means' own optimum need not be even
 
 
 def test_a_larger_batch_revives_no_more_codes_than_a_small_one():

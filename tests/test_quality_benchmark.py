@@ -165,13 +165,13 @@ def test_rows_differ_in_what_their_files_say_and_in_nothing_else(work):
             assert {key: mine[key] for key in changed} == changed
     base = jobs[quality.DEFAULT_ROWS.index("base")]
     assert "adam_beta1" not in base.row.training
-    assert base.run.training.codebook_learning_rate == base.row.training["codebook_learning_rate"] > 0
+    assert base.run.training.data_initialization == base.row.training["data_initialization"] > 0
     # at most a tenth of the steps is warm-up; the crop is to the shorter side as 256 to 272
     assert (paper.run.training.lr_warmup_steps, paper.run.data.resize) == (0, 25)
 
 
 def test_the_rates_are_those_that_the_rows_promise(work):
-    promised = {"vqgan-1024": 10, "pair-32": 10, "pair-256": 16}
+    promised = {"vqgan-1024": 10, "pair-32": 10, "pair-256": 16, "base-32": 10, "base-1024": 10}
     for name in quality.DEFAULT_ROWS:
         if name not in quality.CODECS:
             job = quality.build_job(quality.read_row(name), 0, parsed(work))

@@ -12,6 +12,8 @@ from torch import nn
 
 # The distance matrix is made in tiles of at most so many codes and so many numbers (16 MiB in float32).
 SEARCH_CODES, SEARCH_ENTRIES = 2**13, 2**22
+# How far a code that is split from another starts from it, as a share of the way to a random latent.
+SPLIT_DISTANCE = 0.02
 
 
 def nearest_codes(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -171,14 +173,27 @@ class Codebook(nn.Module):
             self.weight + (1 - self.ema_decay) * (sums - counts[:, None] * self.weight) / size.clamp_min(1e-9)[:, None]
         )
         if self.revival_threshold:
-            floor = self.revival_threshold / self.size
-            dead = size < floor
-            moved = torch.where(dead[:, None], self._live_vectors(vectors), moved)
-            size = torch.where(dead, 2 * floor, size)
+            moved, size = self._revive(moved, size, self._live_vectors(vectors))
         # A batch with a NaN or an infinity must not spoil the table (the trainer then skips the step as well).
         finite = torch.isfinite(sums).all()
         self.weight.copy_(torch.where(finite, moved, self.weight))
         self.cluster_size.copy_(torch.where(finite, size, self.cluster_size))
+
+    def _revive(self, codes: torch.Tensor, size: torch.Tensor, live: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes (N, D) and their shares (N,), after those below the floor have been given work.
+
+        The k-th dead code takes half the work of the k-th most used one, by standing beside it (the split of Linde, Buzo
+        and Gray 1980); where that one has too little to share, it goes to one of the `live` vectors (N, D).
+        """
+        floor = self.revival_threshold / self.size
+        dead = size < floor
+        donors = size.argsort(descending=True)[(dead.cumsum(0) - 1).clamp_min(0)]
+        split = dead & (size[donors] >= 4 * floor)
+        beside = torch.lerp(codes[donors], live, SPLIT_DISTANCE)
+        codes = torch.where(dead[:, None], torch.where(split[:, None], beside, live), codes)
+        shared = torch.zeros_like(size).index_add_(0, donors, split.to(size.dtype)) > 0
+        size = torch.where(dead, torch.where(split, size[donors] / 2, 2 * floor), size)
+        return codes, torch.where(shared, size / 2, size)
 
     def _live_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
         """N of the vectors of all processes, the same ones on each: drawn on rank 0, filled in by their owners."""
