@@ -102,7 +102,7 @@ def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-HEADER = ["row", "recipe", "bits/position", "bits/pixel", "seeds", "PSNR", "SSIM", "MS-SSIM", "error", "codes used"]
+HEADER = ["row", "recipe", "bits/position", "bits/pixel", "seeds", "PSNR", "SSIM", "MS-SSIM", "SWD", "error", "codes used"]
 HEADER += ["perplexity", "norm. entropy", "pair entropy", "M param. in quantizer", "MB of codes", "s/step"]
 
 
@@ -270,6 +270,7 @@ def _cells(group: Group) -> list[str]:
         mean("psnr", "{:.2f}"),
         mean("ssim", "{:.4f}"),
         mean("ms_ssim", "{:.4f}"),
+        mean("swd", "{:.0f}"),
         mean("quantization_error", "{:.3f}") if _has_error(first) else "-",
         each("usage", "{:.3g}%", 100),
         each("perplexity", "{:.0f}"),

@@ -196,7 +196,7 @@ def test_rows_start_from_the_same_network(work):
     ("changes", "message"),
     [
         ({"rows": "paper"}, "use paper-quantizer, got 'paper'"),
-        ({"rows": "nothing"}, "`--rows` must be YAML files or of base, both-ema"),
+        ({"rows": "nothing"}, "`--rows` must be YAML files or of base, base-1024"),
         ({"rows": ["both-ema", "both-ema"]}, "must name every run once"),
         ({"backbone": "tiny"}, "must leave the quantizer to the rows: global_dim, local_dim"),
         ({"eval_split": "holdout"}, "`split` must be one of"),
@@ -218,7 +218,7 @@ def test_bad_input_is_named_before_any_work(work, capsys, changes, message):
 def line(row, seed, psnr, bits=18, dataset="drawn", quantizer="dual", **extra):
     """A result with the numbers that the report reads."""
     book = {"size": 512, "usage": 0.5, "perplexity": 100.0, "normalized_entropy": 0.74}
-    metrics = {"psnr": psnr, "ssim": 0.5, "ms_ssim": 0.6, "quantization_error": 0.1, "pair_entropy": 9.0}
+    metrics = {"psnr": psnr, "ssim": 0.5, "ms_ssim": 0.6, "swd": 100.0, "quantization_error": 0.1, "pair_entropy": 9.0}
     metrics |= {"bits_per_position": bits, "bits_per_pixel": bits / 64, "codebooks": {"global": book, "local": book}}
     data = {"resolution": 64, "dataset": "drawn", "train_split": "train"}
     training = {"max_train_steps": 10, "train_batch_size": 2, "mixed_precision": "no"}

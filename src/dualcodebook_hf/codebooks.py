@@ -182,8 +182,8 @@ class Codebook(nn.Module):
     def _revive(self, codes: torch.Tensor, size: torch.Tensor, live: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (N, D) and their shares (N,), after those below the floor have been given work.
 
-        The k-th dead code takes half the work of the k-th most used one, by standing beside it (the split of Linde, Buzo
-        and Gray 1980); where that one has too little to share, it goes to one of the `live` vectors (N, D).
+        The k-th dead code takes half the work of the k-th most used one, by standing beside it (the split of Linde,
+        Buzo and Gray 1980); where that one has too little to share, it goes to one of the `live` vectors (N, D).
         """
         floor = self.revival_threshold / self.size
         dead = size < floor
