@@ -29,7 +29,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
 CODECS = {"patch-linear": (512, 512), "patch-linear-32": (32, 32)}  # sizes of the linear codec's two stages
 CODEC_PICTURES, CODEC_COMPONENTS = 400, 48
+DRAWN = "+dropout"  # of a row's name, where its codes are one draw with the transformer's dropout on
 # fmt: off
 DEFAULT_ROWS = [
     "patch-linear", "patch-linear-32", "vqgan-1024", "pair-32", "pair-256", "paper-quantizer", "both-plain",
@@ -120,7 +121,7 @@ def read_row(name: str) -> Row:
     parts = []
     kinds = (("model", MODEL_FIELDS, DualCodebookFields), ("training", RECIPE_FIELDS, TrainArguments))
     for section, fields, kind in kinds:
-        defaults = {**dataclasses.asdict(kind()), **paper[section]}
+        defaults = {**asdict(kind()), **paper[section]}
         changed = {key: value for key, value in sections[section].items() if key in fields and value != defaults[key]}
         parts.append(changed)
     return Row(Path(name).stem, *parts)
@@ -132,11 +133,11 @@ def build_job(row: Row, seed: int, arguments: argparse.Namespace) -> Job:
     Raises ValueError for a backbone that has a quantizer of its own, and for wrong fields.
     """
     backbone = load_preset(str(arguments.backbone))
-    paper = {**dataclasses.asdict(DualCodebookFields()), **load_preset("paper")["model"]}
+    paper = {**asdict(DualCodebookFields()), **load_preset("paper")["model"]}
     own = [key for key, value in backbone["model"].items() if key in MODEL_FIELDS[1:] and value != paper[key]]
     if own:
         raise ValueError(f"`--backbone` {arguments.backbone} must leave the quantizer to the rows: {', '.join(own)}")
-    recipe = {**dataclasses.asdict(TrainArguments()), **backbone["training"]}
+    recipe = {**asdict(TrainArguments()), **backbone["training"]}
     row = dataclasses.replace(row, training={k: value for k, value in row.training.items() if value != recipe[k]})
     steps = arguments.steps or backbone["training"].get("max_train_steps", 1500)
     size = arguments.size or backbone["data"].get("resolution", 256)
@@ -159,7 +160,7 @@ def build_job(row: Row, seed: int, arguments: argparse.Namespace) -> Job:
     if arguments.batch_size:
         settings["train_batch_size"] = arguments.batch_size
     run = parse_run_config(["--config", str(arguments.backbone), *_flags(settings)])
-    what = [CODECS.get(row.name), config_hash(run.model), _recipe(dataclasses.asdict(run.training))]
+    what = [CODECS.get(row.name), config_hash(run.model), _recipe(asdict(run.training))]
     key = _digest([*what, _conditions(run), seed])
     run.training.output_dir = str(Path(arguments.output) / "runs" / f"{row.name}-seed{seed}-{key}")
     return Job(row, seed, run, key)
@@ -206,37 +207,71 @@ def train(job: Job, stop: StopRequest, minutes: float = 0.0) -> bool:
 def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, stop: StopRequest) -> bool:
     """Appends the lines of results.jsonl that are missing; False when it was asked to stop before the last."""
     path = Path(arguments.output) / "results.jsonl"
-    done = {line["evaluated_on"] for line in read_lines(path) if line["key"] == job.key}
-    missing = [dataset for dataset in datasets if _public_name(dataset) not in done]
-    if not missing:
-        return True
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_trained(job).to(device)
-    for dataset in missing:
-        if stop.requested:
-            return False
-        pictures = job.folder / "pictures" / _public_name(dataset).replace("/", "-")
-        shutil.rmtree(pictures, ignore_errors=True)  # of an interrupted measurement
-        result = evaluate_model(
-            model,
-            dataset,
-            split=arguments.eval_split,
-            size=job.run.data.resolution,
-            limit=arguments.eval_limit or None,
-            batch_size=arguments.eval_batch_size,
-            name=job.row.name,
-            save_pictures=pictures,
-        )
-        head = {"row": job.row.name, "seed": job.seed, "evaluated_on": _public_name(dataset), "key": job.key}
-        line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
-        line |= {"run": _public_run(job.run), "training": json.loads(job.record.read_text()), **result}
-        with _sole_writer(arguments):
-            _append(path, line)
-    del model
-    _free()
+    done = {(line["row"], line["evaluated_on"]) for line in read_lines(path) if line["key"] == job.key}
+    for row in _measured_rows(job):
+        for dataset in datasets:
+            if (row, _public_name(dataset)) in done:
+                continue
+            if stop.requested:
+                return False
+            line = _measure(job, row, dataset, arguments)
+            with _sole_writer(arguments):
+                _append(path, line)
+            _free()
     for checkpoint in list_checkpoints(job.folder):
         shutil.rmtree(checkpoint)
     return True
+
+
+def _measured_rows(job: Job) -> list[str]:
+    """The row; and again with the dropout of its codes kept, where they have one."""
+    model = job.run.model
+    transformed = model.quantizer in ("dual", "single") and model.local_transformer_layers
+    transformed = transformed or (model.quantizer == "dual" and model.global_transformer_layers)
+    drawn = [job.row.name + DRAWN] if transformed and model.transformer_dropout and job.row.name not in CODECS else []
+    return [job.row.name, *drawn]
+
+
+def _measure(job: Job, row: str, dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A line of results.jsonl; the pictures that it is about are saved in the job's folder."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_trained(job).to(device)
+    pictures = job.folder / "pictures" / _public_name(dataset).replace("/", "-")
+    if row != job.row.name:
+        model = with_drawn_codes(model, job.seed)
+        pictures = pictures.with_name(pictures.name + DRAWN)
+    shutil.rmtree(pictures, ignore_errors=True)  # of an interrupted measurement
+    result = evaluate_model(
+        model,
+        dataset,
+        split=arguments.eval_split,
+        size=job.run.data.resolution,
+        limit=arguments.eval_limit or None,
+        batch_size=arguments.eval_batch_size,
+        name=row,
+        save_pictures=pictures,
+    )
+    head = {"row": row, "seed": job.seed, "evaluated_on": _public_name(dataset), "key": job.key}
+    line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
+    return {**line, "run": _public_run(job.run), "training": json.loads(job.record.read_text()), **result}
+
+
+def with_drawn_codes(model: DualCodebookVQModel, seed: int) -> DualCodebookVQModel:
+    """A copy whose books are plain tables: one draw of what their transformers give with dropout on, as in training.
+
+    What such a book has learnt is the distribution of its codes under dropout; without it they are other vectors.
+    """
+    fields = {key: getattr(model.config, key) for key in asdict(DualCodebookFields())}
+    plain = {"global_transformer_layers": 0, "local_transformer_layers": 0, "scale_codes_to_latents": False}
+    copy = DualCodebookVQModel(**fields | plain).to(model.device)
+    state = {key: value for key, value in model.state_dict().items() if key in copy.state_dict()}
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for attribute in model.quantize.book_names.values():
+            state[f"quantize.{attribute}.weight"] = getattr(model.quantize, attribute).train().codes()
+    copy.load_state_dict(state)
+    model.quantize.eval()
+    return copy.eval()
 
 
 def load_trained(job: Job) -> DualCodebookVQModel | PatchLinearCodec:
@@ -327,7 +362,7 @@ def _check(jobs: list[Job], arguments: argparse.Namespace) -> None:
     for job in jobs:
         if job.row.name not in CODECS:
             with torch.device("meta"):
-                DualCodebookVQModel(**dataclasses.asdict(job.run.model))
+                DualCodebookVQModel(**asdict(job.run.model))
     output = Path(arguments.output)
     path, here = output / "conditions.json", conditions(jobs[0], arguments)
     output.mkdir(parents=True, exist_ok=True)
@@ -380,7 +415,7 @@ def _conditions(run: RunConfig) -> dict[str, Any]:
     """What decides the numbers beside model, recipe and seed. Defaults are left out: a later field changes nothing."""
     sections, result = _public_run(run), {}
     for section, kind in (("data", DataArguments), ("training", TrainArguments)):
-        defaults, values = dataclasses.asdict(kind()), sections[section]
+        defaults, values = asdict(kind()), sections[section]
         kept = [key for key in values if key not in ("seed", *RECIPE_FIELDS) and values[key] != defaults[key]]
         result[section] = {key: values[key] for key in kept}
     return result

@@ -102,7 +102,19 @@ def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-HEADER = ["row", "recipe", "bits/position", "bits/pixel", "seeds", "PSNR", "SSIM", "MS-SSIM", "SWD", "error", "codes used"]
+HEADER = [
+    "row",
+    "recipe",
+    "bits/position",
+    "bits/pixel",
+    "seeds",
+    "PSNR",
+    "SSIM",
+    "MS-SSIM",
+    "SWD",
+    "error",
+    "codes used",
+]
 HEADER += ["perplexity", "norm. entropy", "pair entropy", "M param. in quantizer", "MB of codes", "s/step"]
 
 

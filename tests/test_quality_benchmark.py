@@ -30,7 +30,7 @@ ROW = """
 include: paper
 model:
   {global_codebook_size: 16, local_codebook_size: 8, global_dim: 8, local_dim: 4, global_transformer_layers: 1,
-   transformer_heads: 2, transformer_feed_forward: 16, local_update: ema}
+   transformer_heads: 2, transformer_feed_forward: 16, transformer_dropout: 0.0, local_update: ema}
 """
 
 
@@ -118,6 +118,28 @@ def test_an_interrupted_run_ends_in_the_numbers_of_an_uninterrupted_one(work):
         "usage.png",
         "entropy.png",
     }
+
+
+def test_codes_with_dropout_are_measured_without_it_and_as_one_draw_with_it(work):
+    path = work / "noisy-pair.yaml"
+    path.write_text(ROW.replace("transformer_dropout: 0.0", "transformer_dropout: 0.5"))
+    assert quality.main(arguments(work, rows=path)) == 0
+    lines = quality.read_lines(work / "out" / "results.jsonl")
+    assert [line["row"] for line in lines] == ["noisy-pair", "noisy-pair+dropout"]
+    assert lines[0]["metrics"] != lines[1]["metrics"]
+    assert lines[0]["metrics"]["bits_per_position"] == lines[1]["metrics"]["bits_per_position"] == 7
+
+    job = quality.build_job(quality.read_row(str(path)), 0, parsed(work))
+    model = quality.load_trained(job)
+    book, kept = model.quantize.global_codebook, model.quantize.global_codebook.codes()
+    torch.manual_seed(5)
+    drawn = book.train().codes()
+    copy = quality.with_drawn_codes(model, seed=5)
+    assert torch.equal(copy.quantize.global_codebook.codes(), drawn) and not torch.equal(drawn, kept)
+    assert torch.equal(copy.quantize.local_codebook.codes(), model.quantize.local_codebook.codes())
+    assert torch.equal(model.quantize.global_codebook.codes(), kept)  # the model itself is as it was
+    x = torch.rand(1, 3, 24, 24)
+    assert torch.equal(copy.encode(x).latents, model.encode(x).latents)
 
 
 def test_a_job_that_another_process_has_begun_is_left_to_it(work, capsys):
