@@ -5,8 +5,8 @@ in which it differs from the preset `paper`: the quantizer's fields and `linear_
 its section `training` what belongs to a recipe (optimizer, codebooks' rate and weight, averaging, initialisation).
 Network, data, pixel losses, schedule, batch and steps come from the backbone's file and the flags, for every row alike.
 So a row without keys under `training` differs from its neighbours in the quantizer alone; those that a row has are in
-the table. For one seed all rows start with the same encoder and decoder (fsq and lfq, whose latents are narrower: the
-same encoder up to its last convolution).
+the table. For one seed all rows start with the same encoder and decoder (where latents are narrower: the same encoder
+up to its last convolution), but for those with `data_initialization`, whose last convolutions start at zero.
 
     python benchmarks/quality.py --dataset PATH_OR_HUB_ID --eval-datasets A B --output runs/quality --seeds 0 1 2
 
@@ -86,7 +86,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """One row under one seed. `key` identifies everything that decides its numbers."""
+    """One row under one seed. `key` identifies everything that decides its numbers, but for the package's code."""
 
     row: Row
     seed: int
@@ -268,7 +268,9 @@ def with_drawn_codes(model: DualCodebookVQModel, seed: int) -> DualCodebookVQMod
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for attribute in model.quantize.book_names.values():
-            state[f"quantize.{attribute}.weight"] = getattr(model.quantize, attribute).train().codes()
+            book = getattr(model.quantize, attribute)
+            if book.transformer is not None:
+                state[f"quantize.{attribute}.weight"] = book.train().codes()
     copy.load_state_dict(state)
     model.quantize.eval()
     return copy.eval()
@@ -356,6 +358,9 @@ def _check(jobs: list[Job], arguments: argparse.Namespace) -> None:
     """Opens every data set and compares the conditions with those in `--output`, before anything is written."""
     if len({job.folder for job in jobs}) < len(jobs):
         raise ValueError(f"`--rows` and `--seeds` must name every run once, got {' '.join(arguments.rows)}")
+    names = [_public_name(dataset) for dataset in arguments.eval_datasets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`--eval-datasets` must have names of their own, got {' '.join(names)}")
     load_pictures(arguments.dataset, split=jobs[0].run.data.train_split)
     for dataset in arguments.eval_datasets:
         load_pictures(dataset, split=arguments.eval_split)

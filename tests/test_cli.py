@@ -299,8 +299,15 @@ def test_evaluate_measures_models_and_the_patch_linear_codec_side_by_side(tmp_pa
     for result in results:
         assert result["model"]["name"] in table and f"{result['metrics']['psnr']:.2f}" in table
     assert str(tmp_path) not in output.read_text()
-    assert main([*command, "--limit", "2"]) == 0
+    saved = tmp_path / "pictures"
+    assert main([*command, "--limit", "2", "--save-pictures", str(saved)]) == 0
     assert json.loads(output.read_text())["results"][0]["protocol"]["pictures"] == 2
+    folders = sorted(folder.name for folder in saved.iterdir())
+    model = "-".join(Path(checkpoint).resolve().parts[-2:])
+    assert folders == [f"0-{model}", f"1-{model}", "2-patch-linear"]
+    for folder in folders:
+        for kind in ("original", "reconstruction"):
+            assert [path.name for path in sorted((saved / folder / kind).iterdir())] == ["00000.png", "00001.png"]
 
 
 def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys) -> None:
@@ -314,6 +321,7 @@ def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys
     assert "train" in refused(capsys, tmp_path, *command, "--patch-linear")
     assert "mine.json" in refused(capsys, tmp_path, *command, "--output", str(tmp_path / "mine.json"))
     assert "--limit" in refused(capsys, tmp_path, *command, "--limit", "0")
+    assert "--save-pictures" in refused(capsys, tmp_path, *command, "--save-pictures", str(tmp_path / "data"))
     assert "'none'" in refused(capsys, tmp_path, *command, "--model", "none")
     assert "required: --dataset" in refused(capsys, tmp_path, "evaluate")
 

@@ -131,6 +131,7 @@ def test_codes_with_dropout_are_measured_without_it_and_as_one_draw_with_it(work
 
     job = quality.build_job(quality.read_row(str(path)), 0, parsed(work))
     model = quality.load_trained(job)
+    assert model.quantize.local_codebook.transformer is None
     book, kept = model.quantize.global_codebook, model.quantize.global_codebook.codes()
     torch.manual_seed(5)
     drawn = book.train().codes()
@@ -222,6 +223,7 @@ def test_rows_start_from_the_same_network(work):
         ({"rows": ["both-ema", "both-ema"]}, "must name every run once"),
         ({"backbone": "tiny"}, "must leave the quantizer to the rows: global_dim, local_dim"),
         ({"eval_split": "holdout"}, "`split` must be one of"),
+        ({"eval_datasets": ["a/drawn", "a/drawn"]}, "must have names of their own, got a/drawn a/drawn"),
         ({"steps": 7}, "has results of another training: name another folder"),
     ],
 )
@@ -288,6 +290,18 @@ def test_dots_stand_where_their_values_are():
         places.append(np.nonzero(colour[top : top + quality_report.STEP * scale].any(0))[0].mean())
     assert places[0] - places[2] == pytest.approx(quality_report.PANEL * scale, abs=2)  # the ends of the axis
     assert places[1] == pytest.approx((places[0] + places[2]) / 2, abs=2)
+
+
+def test_a_report_of_rows_that_are_still_being_measured(tmp_path):
+    """Several processes write: a row may have been measured on one data set only, of the first or of the last ones."""
+    lines = [line("a", 0, 10.0), line("b", 0, 15.0, dataset="other"), line("c", 0, 20.0, quantizer="fsq")]
+    lines.append(line("c", 0, 21.0, quantizer="fsq", dataset="third"))
+    (tmp_path / "conditions.json").write_text('{"backbone": "small"}')
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    quality_report.write_report(tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert [f"**{name}, test**" in text for name in ("drawn", "other", "third")] == [True] * 3
+    assert len(list(tmp_path.glob("*.png"))) == 4
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (13.7, 21.53), (0.53, 0.53), (-3.0, 400.0), (0.0, 0.0)])

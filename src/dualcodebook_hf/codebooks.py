@@ -56,7 +56,8 @@ class Codebook(nn.Module):
             last two without a transformer. A table that no gradient moves is a parameter without gradient, so that
             weight averaging and distributed wrappers carry it along.
         ema_decay: of the EMA table and of the latents' statistics.
-        revival_threshold: EMA codes used less than this share of uniform use are put on live vectors; 0 = never.
+        revival_threshold: EMA codes used less than this share of uniform use are dead: they split the most used codes,
+            or are put on live vectors where those have too little to share; 0 = never.
     """
 
     def __init__(
@@ -185,9 +186,9 @@ class Codebook(nn.Module):
         The k-th dead code takes half the work of the k-th most used one, by standing beside it (the split of Linde,
         Buzo and Gray 1980); where that one has too little to share, it goes to one of the `live` vectors (N, D).
         """
-        floor = self.revival_threshold / self.size
+        floor, live = self.revival_threshold / self.size, live.to(codes.dtype)
         dead = size < floor
-        donors = size.argsort(descending=True)[(dead.cumsum(0) - 1).clamp_min(0)]
+        donors = size.argsort(descending=True, stable=True)[(dead.cumsum(0) - 1).clamp_min(0)]
         split = dead & (size[donors] >= 4 * floor)
         beside = torch.lerp(codes[donors], live, SPLIT_DISTANCE)
         codes = torch.where(dead[:, None], torch.where(split[:, None], beside, live), codes)

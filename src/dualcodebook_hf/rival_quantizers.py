@@ -109,8 +109,8 @@ class ResidualStages(nn.Module):
     """Residual VQ's stages (SoundStream, arXiv 2107.03312): tables of N_i x D, each for what the ones before it left.
 
     Kept by EMA; the first batch, even outside training, starts them by k-means. A code whose moving count falls under
-    `revival_threshold` of uniform use is put on a live vector (0: never), as the other EMA books of this package do.
-    The tables are buffers: averaging of the weights leaves them as they are.
+    `revival_threshold` of uniform use is put on a live vector (0: never); the other EMA books of this package split
+    the most used code instead. The tables are buffers: averaging of the weights leaves them as they are.
 
     Args:
         sizes: N_i of each stage. dim: D.

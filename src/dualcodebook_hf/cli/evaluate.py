@@ -87,8 +87,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.output:
         check_file(arguments.output, "--output", ".json")
     if arguments.save_pictures:
+        from ..evaluation.evaluate import is_free_folder
+
         check_folder(arguments.save_pictures, "--save-pictures")
-        if arguments.save_pictures.exists() and any(arguments.save_pictures.iterdir()):
+        if not is_free_folder(arguments.save_pictures):
             raise ValueError(f"`--save-pictures` must be an empty folder, '{arguments.save_pictures}' is not")
     data = _data(arguments)
     need("datasets", "eval")

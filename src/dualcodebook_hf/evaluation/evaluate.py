@@ -108,7 +108,7 @@ def evaluate_model(
     resampling_filter(resample)
     if lpips and size < SMALLEST_SIDE:
         raise ValueError(f"`size` must be at least {SMALLEST_SIDE} for `lpips`, got {size}")
-    if save_pictures is not None and Path(save_pictures).exists() and any(Path(save_pictures).iterdir()):
+    if save_pictures is not None and not is_free_folder(Path(save_pictures)):
         raise ValueError(f"`save_pictures` must be an empty folder or none yet, got '{save_pictures}'")
     rows = load_pictures(dataset, config, split, image_column, streaming)
     pixels = picture_crops(rows, image_column, size, resample, limit)
@@ -369,6 +369,11 @@ def _describe(model: DualCodebookCore | PatchLinearCodec, name: str | None) -> d
 def _check_model(model: object) -> None:
     if not isinstance(model, (DualCodebookCore, PatchLinearCodec)):
         raise ValueError(f"`model` must be a dual codebook model or a PatchLinearCodec, got {type(model).__name__}")
+
+
+def is_free_folder(path: Path) -> bool:
+    """Nothing is there yet, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _check_positive(**arguments: int) -> None:
