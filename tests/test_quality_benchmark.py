@@ -311,3 +311,26 @@ def test_ticks_are_even_and_reach_around_the_values(low, high):
     assert ticks[-1] >= high - 1e-9
     assert 2 <= len(ticks) <= 8
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0], rtol=1e-6)
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "quality"
+
+
+@pytest.mark.parametrize(("folder", "backbone"), [(DOCS, "small-f8"), (DOCS / "f16", "small-f16")])
+def test_the_published_table_is_that_of_the_published_results(folder, backbone):
+    lines = quality_report.read_lines(folder / "results.jsonl")
+    assert quality_report.table(lines, backbone) == (folder / "table.md").read_text()
+
+
+def test_the_published_conclusions_hold_in_the_published_results():
+    """docs/quality/README.md: every row with its PSNR, and what is claimed of `base`."""
+    text = (DOCS / "README.md").read_text()
+    groups = quality_report.groups(quality_report.read_lines(DOCS / "results.jsonl"))
+    for dataset, members in groups.items():
+        psnr = {group.row: group.psnr for group in members}
+        for group in members:
+            cells = next(row for row in text.splitlines() if row.startswith(f"| `{group.row}` |")).split("|")
+            assert any(cell.strip().startswith(f"{group.psnr:.2f}") for cell in cells), (dataset, group.row)
+        assert psnr["base"] > max(psnr["paper-quantizer"], psnr["paper-quantizer+dropout"]) + 0.5
+        assert psnr["base"] == max(psnr.values())
+        assert psnr["base-1024"] > psnr["base-32"] > psnr["pair-32"]
