@@ -105,11 +105,7 @@ def evaluate_model(
     """
     _check_model(model)
     _check_positive(size=size, batch_size=batch_size, limit=1 if limit is None else limit)
-    resampling_filter(resample)
-    if lpips and size < SMALLEST_SIDE:
-        raise ValueError(f"`size` must be at least {SMALLEST_SIDE} for `lpips`, got {size}")
-    if save_pictures is not None and not is_free_folder(Path(save_pictures)):
-        raise ValueError(f"`save_pictures` must be an empty folder or none yet, got '{save_pictures}'")
+    _check_options(size, resample, bool(lpips), save_pictures)
     rows = load_pictures(dataset, config, split, image_column, streaming)
     pixels = picture_crops(rows, image_column, size, resample, limit)
     if progress:
@@ -369,6 +365,14 @@ def _describe(model: DualCodebookCore | PatchLinearCodec, name: str | None) -> d
 def _check_model(model: object) -> None:
     if not isinstance(model, (DualCodebookCore, PatchLinearCodec)):
         raise ValueError(f"`model` must be a dual codebook model or a PatchLinearCodec, got {type(model).__name__}")
+
+
+def _check_options(size: int, resample: str, lpips: bool, save_pictures: str | Path | None) -> None:
+    resampling_filter(resample)
+    if lpips and size < SMALLEST_SIDE:
+        raise ValueError(f"`size` must be at least {SMALLEST_SIDE} for `lpips`, got {size}")
+    if save_pictures is not None and not is_free_folder(Path(save_pictures)):
+        raise ValueError(f"`save_pictures` must be an empty folder or none yet, got '{save_pictures}'")
 
 
 def is_free_folder(path: Path) -> bool:
