@@ -120,10 +120,7 @@ def evaluate_model(
     source = {"dataset": _public_name(dataset), "config": config, "split": split, "image_column": image_column}
     steps = {"pictures": count, "limit": limit, "size": size, "resample": resample, "batch_size": batch_size}
     where = {"versions": _versions(), "hardware": _hardware(_placement(model)[0])}
-    definitions = DEFINITIONS | {key: text for key, text in OPTIONAL_DEFINITIONS.items() if key in metrics}
-    if rfid:
-        definitions["rfid"] += INCEPTION if rfid is True else getattr(rfid, "__name__", type(rfid).__name__)
-    protocol = {**source, **steps, "definitions": definitions, **where}
+    protocol = {**source, **steps, "definitions": _definitions(metrics, rfid), **where}
     return {"protocol": protocol, "model": _describe(model, name), "metrics": metrics}
 
 
@@ -365,6 +362,14 @@ def _describe(model: DualCodebookCore | PatchLinearCodec, name: str | None) -> d
 def _check_model(model: object) -> None:
     if not isinstance(model, (DualCodebookCore, PatchLinearCodec)):
         raise ValueError(f"`model` must be a dual codebook model or a PatchLinearCodec, got {type(model).__name__}")
+
+
+def _definitions(metrics: dict[str, Any], rfid: bool | FeatureExtractor) -> dict[str, str]:
+    """Of what was measured."""
+    definitions = DEFINITIONS | {key: text for key, text in OPTIONAL_DEFINITIONS.items() if key in metrics}
+    if rfid:
+        definitions["rfid"] += INCEPTION if rfid is True else getattr(rfid, "__name__", type(rfid).__name__)
+    return definitions
 
 
 def _check_options(size: int, resample: str, lpips: bool, save_pictures: str | Path | None) -> None:
