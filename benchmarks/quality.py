@@ -210,15 +210,16 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
     path = Path(arguments.output) / "results.jsonl"
     done = {(line["row"], line["evaluated_on"]) for line in read_lines(path) if line["key"] == job.key}
     for row in _measured_rows(job):
-        for dataset in datasets:
-            if (row, _public_name(dataset)) in done:
-                continue
+        missing = [dataset for dataset in datasets if (row, _public_name(dataset)) not in done]
+        model = _model_of(job, row) if missing else None
+        for dataset in missing:
             if stop.requested:
                 return False
-            line = _measure(job, row, dataset, arguments)
+            line = _measure(job, row, model, dataset, arguments)
             with _sole_writer(arguments):
                 _append(path, line)
-            _free()
+        del model
+        _free()
     for checkpoint in list_checkpoints(job.folder):
         shutil.rmtree(checkpoint)
     return True
@@ -226,21 +227,23 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
 
 def _measured_rows(job: Job) -> list[str]:
     """The row; and again with the dropout of its codes kept, where they have one."""
-    model = job.run.model
-    transformed = model.quantizer in ("dual", "single") and model.local_transformer_layers
-    transformed = transformed or (model.quantizer == "dual" and model.global_transformer_layers)
-    drawn = [job.row.name + DRAWN] if transformed and model.transformer_dropout and job.row.name not in CODECS else []
-    return [job.row.name, *drawn]
+    model, layers = job.run.model, 0
+    if model.quantizer in ("dual", "single") and job.row.name not in CODECS:
+        layers = model.local_transformer_layers + model.global_transformer_layers * (model.quantizer == "dual")
+    return [job.row.name, *([job.row.name + DRAWN] if layers and model.transformer_dropout else [])]
 
 
-def _measure(job: Job, row: str, dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def _model_of(job: Job, row: str) -> DualCodebookVQModel | PatchLinearCodec:
+    model = load_trained(job).to("cuda" if torch.cuda.is_available() else "cpu")
+    return model if row == job.row.name else with_drawn_codes(model, job.seed)
+
+
+def _measure(
+    job: Job, row: str, model: DualCodebookVQModel | PatchLinearCodec, dataset: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """A line of results.jsonl; the pictures that it is about are saved in the job's folder."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_trained(job).to(device)
-    pictures = job.folder / "pictures" / _public_name(dataset).replace("/", "-")
-    if row != job.row.name:
-        model = with_drawn_codes(model, job.seed)
-        pictures = pictures.with_name(pictures.name + DRAWN)
+    folder = _public_name(dataset).replace("/", "-") + row.removeprefix(job.row.name)
+    pictures = job.folder / "pictures" / folder
     shutil.rmtree(pictures, ignore_errors=True)  # of an interrupted measurement
     result = evaluate_model(
         model,

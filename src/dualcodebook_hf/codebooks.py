@@ -27,15 +27,16 @@ def nearest_codes(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         # |v - e|^2 = |v|^2 - 2 (v.e - |e|^2 / 2), and |v|^2 is the same for every code. Around the codes' mean, because
         # a common offset would eat the digits that tell the codes apart.
         centre = codes.mean(0)
-        vectors, tiles = vectors - centre, [tile - centre for tile in codes.split(SEARCH_CODES)]
-        rows = max(1, SEARCH_ENTRIES // len(tiles[0]))
+        vectors, codes = vectors - centre, codes - centre
+        tiles = [(tile, tile.square().sum(1) / 2) for tile in codes.split(SEARCH_CODES)]
+        rows = max(1, SEARCH_ENTRIES // len(tiles[0][0]))
         return torch.cat([_nearest_of_tiles(part, tiles) for part in vectors.split(rows)])
 
 
-def _nearest_of_tiles(vectors: torch.Tensor, tiles: list[torch.Tensor]) -> torch.Tensor:
+def _nearest_of_tiles(vectors: torch.Tensor, tiles: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for number, tile in enumerate(tiles):
-        least, ids = (tile.square().sum(1) / 2 - vectors @ tile.T).min(dim=1)
+    for number, (tile, offsets) in enumerate(tiles):
+        least, ids = (offsets - vectors @ tile.T).min(dim=1)
         found.append((least, ids + number * SEARCH_CODES))
     if len(found) == 1:
         return found[0][1]

@@ -191,12 +191,12 @@ def _networks(arguments: argparse.Namespace) -> tuple[dict[str, bool], dict[str,
     """
     from ..evaluation.evaluate import load_metric_networks
 
-    wanted = {name: getattr(arguments, name) for name in NETWORKS}
     found, reasons = {}, {}
-    for name, asked in wanted.items():
+    for name in NETWORKS:
+        asked = getattr(arguments, name)
         found[name] = bool(arguments.protocol) if asked is None else asked
         try:
-            load_metric_networks(**dict.fromkeys(NETWORKS, False) | {name: found[name]}, device="cpu")
+            load_metric_networks(**{**dict.fromkeys(NETWORKS, False), name: found[name]}, device="cpu")
         except ValueError as error:
             if asked:
                 raise
