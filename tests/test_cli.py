@@ -19,7 +19,7 @@ from PIL import Image
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.cli.inputs import _unique_stems
-from dualcodebook_hf.cli.train import _run_forwarding_signals
+from dualcodebook_hf.cli.train import _environment, _run_forwarding_signals
 from dualcodebook_hf.evaluation.metrics import psnr, ssim
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.token_file import load_tokens
@@ -381,3 +381,12 @@ def test_a_second_interrupt_kills_what_does_not_end(tmp_path) -> None:
 
 def test_the_launchers_exit_code_is_returned() -> None:
     assert _run_forwarding_signals([sys.executable, "-c", "raise SystemExit(7)"]) == 7
+
+
+def test_a_cpu_trains_with_all_its_threads_unless_told_otherwise(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert _environment([])["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+    assert "OMP_NUM_THREADS" not in _environment(["--num_cpu_threads_per_process", "4"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert _environment([])["OMP_NUM_THREADS"] == "3"

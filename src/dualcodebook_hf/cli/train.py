@@ -39,8 +39,18 @@ def train(argv: Sequence[str]) -> int:
     command += ["-m", "dualcodebook_hf.training.trainer", *flags]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "exit-code"
-        code = _run_forwarding_signals(command, {**os.environ, EXIT_CODE_FILE: str(code_file)})
+        code = _run_forwarding_signals(command, {**_environment(launch_flags), EXIT_CODE_FILE: str(code_file)})
         return int(code_file.read_text()) if code and code_file.exists() else code
+
+
+def _environment(launch_flags: Sequence[str]) -> dict[str, str]:
+    """The launcher's environment. On a CPU it would give its one process one thread: there torch's own number."""
+    import torch
+
+    environment = dict(os.environ)
+    if not launch_flags and not torch.cuda.is_available():
+        environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    return environment
 
 
 def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
