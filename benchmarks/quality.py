@@ -59,7 +59,7 @@ DEFAULT_ROWS = [
     "patch-linear", "patch-linear-32", "vqgan-1024", "pair-32", "pair-256", "paper-quantizer", "both-plain",
     "both-transformer", "depth-2", "depth-2-scaled", "local-ema", "both-ema", "both-linear", "fsq", "lfq", "residual",
     "paper-slow-codes", "paper-shortcut", "base", "base-scratch", "base-transformer", "base-32", "base-1024",
-    "single-262144",
+    "single-262144", "base-262144",
 ]
 MODEL_FIELDS = [
     "linear_shortcut", "quantizer", "global_codebook_size", "local_codebook_size", "global_dim", "local_dim",

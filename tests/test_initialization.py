@@ -82,3 +82,25 @@ def test_the_same_pictures_and_seed_give_the_same_start():
         initialize_from_pictures(model, smooth_pictures(), seed=3)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_book_of_more_codes_than_patches_starts_as_the_product_of_two():
+    """768 patches, 1,024 codes: quantized jointly or half by half, the vectors land on the same codes."""
+    torch.manual_seed(0)
+    single = {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0}
+    model = DualCodebookVQModel(**{**MODEL, **single, "local_codebook_size": 1024, "local_dim": 16})
+    pictures = smooth_pictures()
+    initialize_from_pictures(model, pictures)
+    codes = model.quantize.books["codebook"].weight
+    with torch.no_grad():
+        vectors = model.linear_encoder(pictures).permute(0, 2, 3, 1).flatten(0, 2)
+    split = int((codes[:32] == codes[0]).all(0).sum())
+    assert 0 < split < 16
+    first, second = codes[::32, :split], codes[:32, split:]
+    halves = [
+        torch.cdist(part, book).argmin(1) for part, book in ((vectors[:, :split], first), (vectors[:, split:], second))
+    ]
+    joint = torch.cdist(vectors, codes).argmin(1)
+    same = (joint == halves[0] * 32 + halves[1]).float().mean()
+    assert same > 0.99  # the rest are ties in float32
+    assert len(codes.unique(dim=0)) == 1024

@@ -22,7 +22,8 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
     The latents are the principal components of f x f patches, at the pixels' scale: the strongest ones in the first
     channels of the first book, as many as carry its share of the bits at the least error (reverse water-filling), the
     next ones in the second book; channels that are left over start at zero. `quant_conv` and `post_quant_conv` hold
-    each component's standard deviation, so that encoder and decoder work on numbers near 1.
+    each component's standard deviation, so that encoder and decoder work on numbers near 1. A book of more codes than
+    there are patches (at most 40,000 are taken) starts as the product of two books over the halves of its bits.
     Raises ValueError when the model has no linear shortcut.
     """
     if model.linear_encoder is None:
@@ -52,11 +53,23 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
     latents = (patches @ kernels.T).split(model.quantize.dims, dim=1)
     for book, vectors in zip(books.values(), latents, strict=True):
         if book.transformer is None and book.update != "linear":
-            book.weight.copy_(kmeans(vectors, book.size, generator))
+            book.weight.copy_(_starting_codes(vectors, book.size, generator))
         if book.update == "ema":
             counts = torch.bincount(nearest_codes(vectors, book.weight), minlength=book.size)
             # At least a uniform share's tenth: a rare cluster is not dead before training has looked for it.
             book.cluster_size.copy_((counts / counts.sum()).clamp_min(max(0.1, 2 * book.revival_threshold) / book.size))
+
+
+def _starting_codes(vectors: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Centres (size, D) of vectors (M, D) by k-means; if M < size, each pair of a centre of the first dims and one of
+    the others, divided where the first carry half of the bits."""
+    if size <= len(vectors):
+        return kmeans(vectors, size, generator)
+    rates = _water_filling(vectors.var(0), math.log2(size)).cumsum(0)
+    dims = int((rates - rates[-1] / 2).abs().argmin()) + 1
+    count = math.isqrt(size - 1) + 1
+    first, second = (kmeans(half, count, generator) for half in vectors.tensor_split([dims], dim=1))
+    return torch.cat([first.repeat_interleave(count, 0), second.repeat(count, 1)], dim=1)[:size]
 
 
 def _assign(variances: torch.Tensor, bits: list[float], dims: list[int]) -> list[int | None]:
