@@ -1,8 +1,9 @@
+import pytest
 import torch
 from conftest import TINY
 
 from dualcodebook_hf import DualCodebookVQModel
-from dualcodebook_hf.training.initialization import initialize_from_pictures, principal_components
+from dualcodebook_hf.training.initialization import _starting_codes, initialize_from_pictures, principal_components
 
 MODEL = {
     **TINY,
@@ -87,20 +88,39 @@ def test_the_same_pictures_and_seed_give_the_same_start():
 def test_a_book_of_more_codes_than_patches_starts_as_the_product_of_two():
     """768 patches, 1,024 codes: quantized jointly or half by half, the vectors land on the same codes."""
     torch.manual_seed(0)
-    single = {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0}
+    single = {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0, "local_update": "ema"}
     model = DualCodebookVQModel(**{**MODEL, **single, "local_codebook_size": 1024, "local_dim": 16})
     pictures = smooth_pictures()
     initialize_from_pictures(model, pictures)
-    codes = model.quantize.books["codebook"].weight
+    book = model.quantize.books["codebook"]
+    codes = book.weight
     with torch.no_grad():
         vectors = model.linear_encoder(pictures).permute(0, 2, 3, 1).flatten(0, 2)
     split = int((codes[:32] == codes[0]).all(0).sum())
     assert 0 < split < 16
-    first, second = codes[::32, :split], codes[:32, split:]
-    halves = [
-        torch.cdist(part, book).argmin(1) for part, book in ((vectors[:, :split], first), (vectors[:, split:], second))
-    ]
+    halves = ((vectors[:, :split], codes[::32, :split]), (vectors[:, split:], codes[:32, split:]))
+    first, second = (torch.cdist(part, centres).argmin(1) for part, centres in halves)
     joint = torch.cdist(vectors, codes).argmin(1)
-    same = (joint == halves[0] * 32 + halves[1]).float().mean()
-    assert same > 0.99  # the rest are ties in float32
+    assert (joint == first * 32 + second).float().mean() > 0.99  # the rest are ties in float32
     assert len(codes.unique(dim=0)) == 1024
+    drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:32]
+    for part, centres in halves:  # the centres are k-means', not any patches
+        errors = [torch.cdist(part, points).min(1).values.square().sum() for points in (centres, part[drawn])]
+        assert errors[0] < 0.8 * errors[1]
+    shares = torch.bincount(joint, minlength=1024) / len(vectors)
+    floor = 2 * book.revival_threshold / 1024
+    torch.testing.assert_close(book.cluster_size.data, shares.clamp_min(floor), rtol=0, atol=2 / len(vectors))
+
+
+@pytest.mark.parametrize(
+    ("size", "deviations", "parts"),
+    [(64, [1, 1, 1, 1], (8, 2)), (64, [16, 1, 1, 1], (8, 1)), (48, [4, 4, 1, 1], (6, 1))],
+)
+def test_the_two_books_of_a_product_have_half_of_the_bits_each(size, deviations, parts):
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(40, 4, generator=generator) * torch.tensor(deviations)
+    codes = _starting_codes(vectors, size, generator)
+    count, dims = parts
+    assert codes.shape == (size, 4)
+    assert len(codes[:, :dims].unique(dim=0)) == count
+    assert len(codes[:, dims:].unique(dim=0)) == size // count

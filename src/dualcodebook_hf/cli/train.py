@@ -44,7 +44,8 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _environment(launch_flags: Sequence[str]) -> dict[str, str]:
-    """The launcher's environment. On a CPU it would give its one process one thread: there torch's own number."""
+    """The launcher's environment. Without flags, on a CPU, it starts one process, and would give it one thread: it gets
+    torch's number of threads instead, unless OMP_NUM_THREADS is set."""
     import torch
 
     environment = dict(os.environ)

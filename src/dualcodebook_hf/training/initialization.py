@@ -23,7 +23,7 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
     channels of the first book, as many as carry its share of the bits at the least error (reverse water-filling), the
     next ones in the second book; channels that are left over start at zero. `quant_conv` and `post_quant_conv` hold
     each component's standard deviation, so that encoder and decoder work on numbers near 1. A book of more codes than
-    there are patches (at most 40,000 are taken) starts as the product of two books over the halves of its bits.
+    there are patches (at most 40,000 are taken) starts as the product of two, each over half of the bits.
     Raises ValueError when the model has no linear shortcut.
     """
     if model.linear_encoder is None:
@@ -61,15 +61,15 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
 
 
 def _starting_codes(vectors: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Centres (size, D) of vectors (M, D) by k-means; if M < size, each pair of a centre of the first dims and one of
-    the others, divided where the first carry half of the bits."""
+    """Centres (size, D) of vectors (M, D) by k-means; if M < size, every pair of a centre of the first dims and one of
+    the others: two books of as equal sizes as their product allows, divided where the first dims carry its bits."""
     if size <= len(vectors):
         return kmeans(vectors, size, generator)
+    count = next(divisor for divisor in range(math.isqrt(size), 0, -1) if size % divisor == 0)
     rates = _water_filling(vectors.var(0), math.log2(size)).cumsum(0)
-    dims = int((rates - rates[-1] / 2).abs().argmin()) + 1
-    count = math.isqrt(size - 1) + 1
-    first, second = (kmeans(half, count, generator) for half in vectors.tensor_split([dims], dim=1))
-    return torch.cat([first.repeat_interleave(count, 0), second.repeat(count, 1)], dim=1)[:size]
+    dims = int((rates - math.log2(count)).abs().argmin()) + 1
+    first, second = kmeans(vectors[:, :dims], count, generator), kmeans(vectors[:, dims:], size // count, generator)
+    return torch.cat([first.repeat_interleave(len(second), 0), second.repeat(count, 1)], dim=1)
 
 
 def _assign(variances: torch.Tensor, bits: list[float], dims: list[int]) -> list[int | None]:
