@@ -111,9 +111,8 @@ def _usage_bars(panel: Image.Image, place: tuple[int, int, int, int], counts: to
         y = bottom - round(height * (exponent + 2) / highest)
         draw.line((left, y, left + width, y), MARK if exponent == 0 else GRID_INK)
         text = "equal use" if exponent == 0 else f"{10.0**exponent:g} x"
-        draw.text(
-            (left + width - text_width(text, small) - 2, y - 15), text, MARK if exponent == 0 else FAINT_INK, small
-        )
+        place, ink = (left + width - text_width(text, small) - 2, y - 15), MARK if exponent == 0 else FAINT_INK
+        draw.text(place, text, ink, small, stroke_width=2, stroke_fill="white")  # it may stand on a bar
     note = f"how often each code is used, in times of equal use (1/{len(counts)} of the tokens); logarithmic"
     draw.text((left, bottom + 6), note, FAINT_INK, small)
 
