@@ -239,21 +239,22 @@ def _connect(
     first += [source.about, files.download, files.note]
     found = [inside.cell, *inside.places]
     second = [inside.empty, inside.page, *inside.maps, inside.pair, *inside.halves, inside.usage, *found]
-    swap = {"fn": handlers.swap, "inputs": [shown, inside.other], "outputs": inside.swapped, **PRIVATE}
+    # By default a step that is still at work ignores what comes next: a picture taken away meanwhile would stay.
+    latest = {"trigger_mode": "always_last", **PRIVATE}
+    swap = {"fn": handlers.swap, "inputs": [shown, inside.other], "outputs": inside.swapped, **latest}
     start = gr.on(
         [source.picture.change, source.model.change],
         handlers.show_picture,
         [source.picture, source.model],
         first,
         show_progress_on=[result.slider],
-        trigger_mode="always_last",
-        **PRIVATE,
+        **latest,
     )
     for done in (start, start.failure(handlers.nothing, None, first, **PRIVATE)):
-        done.success(handlers.look_inside, [shown], second, **PRIVATE).success(**swap)
+        done.success(handlers.look_inside, [shown], second, **latest).success(**swap)
     inside.other.change(**swap).failure(lambda: [None, None], None, inside.swapped, **PRIVATE)
     for picture in (*inside.maps, *inside.places):
-        picture.select(handlers.look_up, [shown], found, trigger_mode="always_last", **PRIVATE)
+        picture.select(handlers.look_up, [shown], found, **latest)
     opened = [files.pictures, files.opened]
     event = files.file.change(handlers.open_tokens, [files.file, source.model], opened, **PRIVATE)
     event.failure(lambda: [None, ""], None, opened, **PRIVATE)
