@@ -332,5 +332,6 @@ def test_the_published_conclusions_hold_in_the_published_results():
             cells = next(row for row in text.splitlines() if row.startswith(f"| `{group.row}` |")).split("|")
             assert any(cell.strip().startswith(f"{group.psnr:.2f}") for cell in cells), (dataset, group.row)
         assert psnr["base"] > max(psnr["paper-quantizer"], psnr["paper-quantizer+dropout"]) + 0.5
-        assert psnr["base"] == max(psnr.values())
+        assert psnr["base"] == max(value for row, value in psnr.items() if row != "base-262144")
+        assert abs(psnr["base"] - psnr["base-262144"]) < 0.1  # one seed: level
         assert psnr["base-1024"] > psnr["base-32"] > psnr["pair-32"]
