@@ -21,16 +21,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dualcodebook_hf import DualCodebookVQModel
-from dualcodebook_hf.cli.inputs import complete, positive
+from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookConfig
+from dualcodebook_hf.files import atomic_file
+from dualcodebook_hf.perceptual.vgg import VGG16Features
 from dualcodebook_hf.presets import load_preset, preset_names
 from dualcodebook_hf.quantizers import Quantizer, ScalarQuantizer, build_quantizer
-from dualcodebook_hf.training.discriminator import PatchDiscriminator
-from dualcodebook_hf.training.perceptual import VGG16Features
+from dualcodebook_hf.training.discriminators.patch import PatchDiscriminator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Pictures of the training splits, see evaluation/protocols.py; epochs as in the paper.
-TRAINING_PICTURES = {"ADE20K": 20_210, "CelebA-HQ": 28_000, "MS-COCO": 117_266}
+TRAINING_IMAGES = {"ADE20K": 20_210, "CelebA-HQ": 28_000, "MS-COCO": 117_266}
 EPOCHS = 500
 # Dense bfloat16 peak of the vendor's data sheet, FLOP a second; the share that is reached is assumed.
 GPUS = {"A100": 312e12, "H100 SXM": 989e12}
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         record = {"size": arguments.size, "rows": rows, "training_flops_per_picture": step, "gpu_hours": hours}
         record |= {"utilisation": arguments.utilisation, "peak_flops": GPUS, "epochs": EPOCHS}
-        with complete(arguments.json) as temporary:
+        with atomic_file(arguments.json) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
@@ -93,7 +94,7 @@ def cost(arguments: dict[str, Any], size: int = 256) -> dict[str, Any]:
     with torch.no_grad():
         encode = flops(lambda: model.encode(pixels))
         decode = flops(lambda: model._decode(latents[:1].to("meta")))
-        codes = flops(lambda: [book.codes() for book in quantizer.books.values()])  # kept from here on
+        codes = flops(lambda: [codebook.codes() for codebook in quantizer.codebooks.values()])  # kept from here on
         quantizer(latents)  # the library's books start by k-means
         search = flops(lambda: quantizer(latents[:1]))
     scalar = isinstance(quantizer, ScalarQuantizer)
@@ -110,7 +111,9 @@ def cost(arguments: dict[str, Any], size: int = 256) -> dict[str, Any]:
         "decode_flops": decode,
         "search_flops": search,
         "codes_flops": codes,
-        "codebook_bytes": 0 if scalar else sum(4 * book.size * book.dim for book in quantizer.books.values()),
+        "codebook_bytes": 0
+        if scalar
+        else sum(4 * codebook.size * codebook.dim for codebook in quantizer.codebooks.values()),
         "logits": sum(quantizer.sizes),
     }
 
@@ -166,13 +169,13 @@ def gpu_hours(step: int, utilisation: float) -> dict[str, dict[str, float]]:
     """{data set: {GPU: hours}} of `EPOCHS` epochs."""
     return {
         name: {gpu: count * EPOCHS * step / (peak * utilisation) / 3600 for gpu, peak in GPUS.items()}
-        for name, count in TRAINING_PICTURES.items()
+        for name, count in TRAINING_IMAGES.items()
     }
 
 
 def cost_table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, one line a row; memory also as a share of the table that rivals of 18 bits need."""
-    rival = 4 * 2**18 * 256
+    baseline = 4 * 2**18 * 256
     lines = [
         "| row | bits/position | bits/pixel | codes | encoder | decoder | quantizer | encode, GFLOP | of it search | "
         "decode, GFLOP | codes in memory | of a 2^18 x 256 table | logits of a generator |",
@@ -190,7 +193,7 @@ def cost_table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['search_flops'] / 1e9:.2f}",
             f"{row['decode_flops'] / 1e9:.1f}",
             f"{memory / 1e6:.2f} MB" if memory else "none",
-            f"{memory / rival:.2%}",
+            f"{memory / baseline:.2%}",
             f"{row['logits']:,}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -207,7 +210,7 @@ def training_table(step: int, hours: dict[str, dict[str, float]], utilisation: f
         "|---|---|" + "---|" * len(GPUS),
     ]
     for name, found in hours.items():
-        cells = [name, f"{TRAINING_PICTURES[name]:,}", *(f"{value:,.0f}" for value in found.values())]
+        cells = [name, f"{TRAINING_IMAGES[name]:,}", *(f"{value:,.0f}" for value in found.values())]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

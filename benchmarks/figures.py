@@ -21,13 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-
-from dualcodebook_hf.cli.inputs import check_folder, complete, load_model, positive, public_name
-from dualcodebook_hf.evaluation.codecs import available_codecs, coded_at, coded_within
-from dualcodebook_hf.evaluation.evaluate import fit_patch_linear, picture_crops
-from dualcodebook_hf.evaluation.metrics import TokenStatistics, psnr, ssim
-from dualcodebook_hf.evaluation.paper_figures import (
+from paper_figures import (
     Tile,
     code_patches,
     codebook_figure,
@@ -37,10 +31,19 @@ from dualcodebook_hf.evaluation.paper_figures import (
     rate_figure,
     tiles_figure,
 )
-from dualcodebook_hf.evaluation.patch_linear import PatchLinearCodec
+from PIL import Image
+
+from dualcodebook_hf.cli.inputs import check_folder, load_model, positive
+from dualcodebook_hf.evaluation.codecs import available_codecs, coded_at, coded_within
+from dualcodebook_hf.evaluation.evaluator import fit_patch_linear, image_crops
+from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
+from dualcodebook_hf.files import atomic_file
+from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.image_processing_dualcodebook import to_image, to_pixels
-from dualcodebook_hf.picture_datasets import load_pictures
-from dualcodebook_hf.token_file import token_bytes
+from dualcodebook_hf.loading import tokenizer_label
+from dualcodebook_hf.metrics.images import psnr, ssim
+from dualcodebook_hf.metrics.tokens import TokenStatistics
+from dualcodebook_hf.tokens.file import token_bytes
 
 LARGEST_JPEG = 200_000
 # Qualities of the curves on each codec's own scale, from the lowest on.
@@ -87,22 +90,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def codebook(arguments: argparse.Namespace) -> Image.Image:
     """Figure 3: the codes of each book, and how often a split uses them."""
     (name, model), *_ = load_models(arguments)
-    statistics = TokenStatistics({key: book.size for key, book in model.quantize.books.items()})
+    statistics = TokenStatistics({key: codebook.size for key, codebook in model.quantize.codebooks.items()})
     for crops in batches(crops_of(arguments)):
         statistics.update(model.tokenize(crops.to(model.device)))
-    books = {key: (code_patches(model, key), counts) for key, counts in statistics.histograms.items()}
+    codebooks = {key: (code_patches(model, key), counts) for key, counts in statistics.histograms.items()}
     side, positions = model.downsample_factor, f"{statistics.positions:,} positions"
-    return codebook_figure(books, f"Codebooks of {name}, patches of {side} x {side}; {source(arguments)}, {positions}")
+    return codebook_figure(
+        codebooks, f"Codebooks of {name}, patches of {side} x {side}; {source(arguments)}, {positions}"
+    )
 
 
 def compare(arguments: argparse.Namespace) -> Image.Image:
     """Figure 4: several models on pictures drawn at random, the region where they differ the most boxed."""
     models = load_models(arguments)
-    pictures = list(crops_of(arguments))
-    chosen = random.Random(arguments.seed).sample(range(len(pictures)), min(arguments.rows, len(pictures)))
+    images = list(crops_of(arguments))
+    chosen = random.Random(arguments.seed).sample(range(len(images)), min(arguments.rows, len(images)))
     rows = []
     for index in chosen:
-        original = pictures[index]
+        original = images[index]
         decoded = [reconstruct(model, original[None])[0] for _, model in models]
         box = difference_window(original, decoded)
         tiles = [Tile(to_image(original), f"picture {index}", box=box)]
@@ -136,31 +141,31 @@ def extremes(arguments: argparse.Namespace) -> Image.Image:
 def rate_quality(arguments: argparse.Namespace) -> Image.Image:
     """Tokenizers against JPEG, WebP and AVIF: curves over a split, and pictures at the first model's bytes."""
     models = load_models(arguments)
-    pictures = [to_image(crop) for crop in crops_of(arguments)]
+    images = [to_image(crop) for crop in crops_of(arguments)]
     (first, model), grid = models[0], -(-arguments.size // models[0][1].downsample_factor)
     budget = token_bytes((grid, grid), bits(model))
-    curves, equal = codec_numbers(arguments, pictures, budget)
-    points = {name: [tokenizer_point(one, pictures, arguments.size)] for name, one in models} | curves
-    ours = [measured(decoded(model, picture), to_pixels(picture)) for picture in pictures]
+    curves, equal = codec_numbers(arguments, images, budget)
+    points = {name: [tokenizer_point(one, images, arguments.size)] for name, one in models} | curves
+    ours = [measured(decoded(model, image), to_pixels(image)) for image in images]
     summary = {name: equal_summary(found, ours) for name, found in equal.items()}
-    record = {"data": source(arguments), "pictures": len(pictures), "size": arguments.size, "points": points}
+    record = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "points": points}
     record["equal_bytes"] = {"model": first, "bytes": budget, "codecs": summary}
     if arguments.json:
-        with complete(arguments.json) as temporary:
+        with atomic_file(arguments.json) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
-    strip = rate_strip(arguments, first, model, pictures, ours, equal, budget)
-    title = f"Rate and quality, {source(arguments)}, N = {len(pictures)}, {arguments.size} x {arguments.size} pixels"
+    strip = rate_strip(arguments, first, model, images, ours, equal, budget)
+    title = f"Rate and quality, {source(arguments)}, N = {len(images)}, {arguments.size} x {arguments.size} pixels"
     return rate_figure(points, title, rate_notes(record), strip)
 
 
 def codec_numbers(
-    arguments: argparse.Namespace, pictures: Sequence[Image.Image], budget: int
+    arguments: argparse.Namespace, images: Sequence[Image.Image], budget: int
 ) -> tuple[dict[str, list], dict[str, list]]:
     """(curves, each picture at the tokens' bytes) of every codec; taken from --codec-cache where it holds just these.
 
     No model has a part in them, and AVIF is slow.
     """
-    key = {"data": source(arguments), "pictures": len(pictures), "size": arguments.size, "bytes": budget}
+    key = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "bytes": budget}
     key |= {"pillow": Image.__version__, "codecs": {name: repr(codec) for name, codec in available_codecs().items()}}
     cache = arguments.codec_cache
     if cache and cache.exists() and (kept := json.loads(cache.read_text())).get("key") == key:
@@ -168,32 +173,32 @@ def codec_numbers(
     curves, equal = {}, {}
     for name, codec in available_codecs().items():
         print(f"{name} ...", flush=True)
-        curves[name] = [codec_point(codec, pictures, quality) for quality in CURVES[name]]
-        equal[name] = [equal_bytes(codec, picture, budget) for picture in pictures]
+        curves[name] = [codec_point(codec, images, quality) for quality in CURVES[name]]
+        equal[name] = [equal_bytes(codec, image, budget) for image in images]
     if cache:
-        with complete(cache) as temporary:
+        with atomic_file(cache) as temporary:
             temporary.write_text(json.dumps({"key": key, "curves": curves, "equal": equal}) + "\n")
     return curves, equal
 
 
-def tokenizer_point(model: Any, pictures: Sequence[Image.Image], size: int) -> dict[str, float]:
+def tokenizer_point(model: Any, images: Sequence[Image.Image], size: int) -> dict[str, float]:
     """Mean quality of a tokenizer at its fixed rate."""
-    found = [measured(decoded(model, picture), to_pixels(picture)) for picture in pictures]
+    found = [measured(decoded(model, image), to_pixels(image)) for image in images]
     return {"bits_per_pixel": rate(model, size), **means(found)}
 
 
-def codec_point(codec: Any, pictures: Sequence[Image.Image], quality: int) -> dict[str, float]:
+def codec_point(codec: Any, images: Sequence[Image.Image], quality: int) -> dict[str, float]:
     """Mean rate and mean quality of a codec at one of its qualities."""
-    coded = [(coded_at(codec, picture, quality), picture) for picture in pictures]
-    total = sum(one.count * 8 / (picture.width * picture.height) for one, picture in coded)
-    found = [measured(to_pixels(one.image), to_pixels(picture)) for one, picture in coded]
+    coded = [(coded_at(codec, image, quality), image) for image in images]
+    total = sum(one.count * 8 / (image.width * image.height) for one, image in coded)
+    found = [measured(to_pixels(one.image), to_pixels(image)) for one, image in coded]
     return {"quality": quality, "bits_per_pixel": total / len(coded), **means(found)}
 
 
-def equal_bytes(codec: Any, picture: Image.Image, budget: int) -> dict[str, Any]:
+def equal_bytes(codec: Any, image: Image.Image, budget: int) -> dict[str, Any]:
     """A picture at the tokens' bytes, or the codec's smallest."""
-    coded = coded_within(codec, picture, budget)
-    quality = measured(to_pixels(coded.image), to_pixels(picture))
+    coded = coded_within(codec, image, budget)
+    quality = measured(to_pixels(coded.image), to_pixels(image))
     return {"bytes": coded.count, "smallest": coded.smallest, **quality}
 
 
@@ -234,7 +239,7 @@ def rate_strip(
     arguments: argparse.Namespace,
     name: str,
     model: Any,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     ours: Sequence[dict[str, float]],
     equal: dict[str, list[dict[str, Any]]],
     budget: int,
@@ -249,11 +254,11 @@ def rate_strip(
     chosen = [order[round(step * (len(order) - 1) / max(count - 1, 1))] for step in range(count)]
     codecs, rows = available_codecs(), []
     for index in chosen:
-        picture = pictures[index]
-        tiles = [Tile(picture, f"picture {index}")]
-        tiles.append(Tile(to_image(decoded(model, picture)), f"{budget} bytes", quality_note(ours[index])))
+        image = images[index]
+        tiles = [Tile(image, f"picture {index}")]
+        tiles.append(Tile(to_image(decoded(model, image)), f"{budget} bytes", quality_note(ours[index])))
         for key in reversed(codecs):
-            coded, found = coded_within(codecs[key], picture, budget), equal[key][index]
+            coded, found = coded_within(codecs[key], image, budget), equal[key][index]
             caption = f"{coded.count} bytes" + (", smallest" if coded.smallest else "")
             tiles.append(Tile(coded.image, caption, quality_note(found), marked=coded.smallest))
         rows.append(tiles)
@@ -273,17 +278,19 @@ def load_models(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
     if arguments.figure in ("codebook", "extremes") and (len(names) > 1 or not loaded):
         raise ValueError(f"`--model` of {arguments.figure} must be one neural model, got {names}")
     if "patch-linear" in names:
-        sizes = next(([book.size for book in model.quantize.books.values()] for model in loaded.values()), (512, 512))
+        sizes = next(
+            ([codebook.size for codebook in model.quantize.codebooks.values()] for model in loaded.values()), (512, 512)
+        )
         options = {"image_column": arguments.image_column, "size": arguments.size, "sizes": sizes}
         loaded["patch-linear"] = fit_patch_linear(arguments.dataset, arguments.config, "train", **options)
     shown = {"embedded": "embedded checkpoint", "patch-linear": "patch-linear codec"}
-    return [(shown.get(name) or public_name(name), loaded[name]) for name in names]
+    return [(shown.get(name) or tokenizer_label(name), loaded[name]) for name in names]
 
 
 def crops_of(arguments: argparse.Namespace) -> Iterator[torch.Tensor]:
     """The split's crops (3, size, size) in [-1, 1]."""
-    rows = load_pictures(arguments.dataset, arguments.config, arguments.split, arguments.image_column)
-    return picture_crops(rows, arguments.image_column, arguments.size, "lanczos", arguments.limit)
+    rows = load_images(arguments.dataset, arguments.config, arguments.split, arguments.image_column)
+    return image_crops(rows, arguments.image_column, arguments.size, "lanczos", arguments.limit)
 
 
 def batches(crops: Iterator[torch.Tensor], size: int = 8) -> Iterator[torch.Tensor]:
@@ -306,9 +313,9 @@ def reconstruct(model: Any, crops: torch.Tensor) -> torch.Tensor:
     return model.autoencode(crops.to(model.device)).sample.float().cpu()
 
 
-def decoded(model: Any, picture: Image.Image) -> torch.Tensor:
+def decoded(model: Any, image: Image.Image) -> torch.Tensor:
     """One picture through a tokenizer, (3, H, W)."""
-    return reconstruct(model, to_pixels(picture)[None])[0]
+    return reconstruct(model, to_pixels(image)[None])[0]
 
 
 def measured(one: torch.Tensor, original: torch.Tensor) -> dict[str, float]:
@@ -357,7 +364,7 @@ def source(arguments: argparse.Namespace) -> str:
 def save(figure: Image.Image, path: Path) -> None:
     """PNG, or a JPEG of at most 200 kB."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with complete(path) as temporary:
+    with atomic_file(path) as temporary:
         if path.suffix == ".png":
             figure.save(temporary, "PNG")
             return

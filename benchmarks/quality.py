@@ -40,19 +40,20 @@ from quality_report import read_lines, write_report
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields, config_hash
-from dualcodebook_hf.evaluation.evaluate import evaluate_model
-from dualcodebook_hf.evaluation.patch_linear import PatchLinearCodec
-from dualcodebook_hf.picture_datasets import load_pictures
+from dualcodebook_hf.evaluation.evaluator import evaluate_model
+from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
+from dualcodebook_hf.files import public_name
+from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.presets import load_preset, preset_names
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments, parse_run_config
 from dualcodebook_hf.training.checkpoints import list_checkpoints
-from dualcodebook_hf.training.data import TrainingPictures
-from dualcodebook_hf.training.trainer import StopRequest, Trainer
+from dualcodebook_hf.training.data import TrainingImages
+from dualcodebook_hf.training.run import StopRequest, Trainer
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
 CODECS = {"patch-linear": (512, 512), "patch-linear-32": (32, 32)}  # sizes of the linear codec's two stages
-CODEC_PICTURES, CODEC_COMPONENTS = 400, 48
+CODEC_IMAGES, CODEC_COMPONENTS = 400, 48
 DRAWN = "+dropout"  # of a row's name, where its codes are one draw with the transformer's dropout on
 # fmt: off
 DEFAULT_ROWS = [
@@ -210,7 +211,7 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
     path = Path(arguments.output) / "results.jsonl"
     done = {(line["row"], line["evaluated_on"]) for line in read_lines(path) if line["key"] == job.key}
     for row in _measured_rows(job):
-        missing = [dataset for dataset in datasets if (row, _public_name(dataset)) not in done]
+        missing = [dataset for dataset in datasets if (row, public_name(dataset)) not in done]
         model = _model_of(job, row) if missing else None
         for dataset in missing:
             if stop.requested:
@@ -242,9 +243,9 @@ def _measure(
     job: Job, row: str, model: DualCodebookVQModel | PatchLinearCodec, dataset: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """A line of results.jsonl; the pictures that it is about are saved in the job's folder."""
-    folder = _public_name(dataset).replace("/", "-") + row.removeprefix(job.row.name)
-    pictures = job.folder / "pictures" / folder
-    shutil.rmtree(pictures, ignore_errors=True)  # of an interrupted measurement
+    folder = public_name(dataset).replace("/", "-") + row.removeprefix(job.row.name)
+    images = job.folder / "pictures" / folder
+    shutil.rmtree(images, ignore_errors=True)  # of an interrupted measurement
     result = evaluate_model(
         model,
         dataset,
@@ -253,9 +254,9 @@ def _measure(
         limit=arguments.eval_limit or None,
         batch_size=arguments.eval_batch_size,
         name=row,
-        save_pictures=pictures,
+        save_pictures=images,
     )
-    head = {"row": row, "seed": job.seed, "evaluated_on": _public_name(dataset), "key": job.key}
+    head = {"row": row, "seed": job.seed, "evaluated_on": public_name(dataset), "key": job.key}
     line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
     return {**line, "run": _public_run(job.run), "training": json.loads(job.record.read_text()), **result}
 
@@ -271,10 +272,10 @@ def with_drawn_codes(model: DualCodebookVQModel, seed: int) -> DualCodebookVQMod
     state = {key: value for key, value in model.state_dict().items() if key in copy.state_dict()}
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for attribute in model.quantize.book_names.values():
-            book = getattr(model.quantize, attribute)
-            if book.transformer is not None:
-                state[f"quantize.{attribute}.weight"] = book.train().codes()
+        for attribute in model.quantize.codebook_names.values():
+            codebook = getattr(model.quantize, attribute)
+            if codebook.transformer is not None:
+                state[f"quantize.{attribute}.weight"] = codebook.train().codes()
     copy.load_state_dict(state)
     model.quantize.eval()
     return copy.eval()
@@ -292,7 +293,7 @@ def count_parameters(model: DualCodebookVQModel) -> dict[str, int]:
     quantizer = sum(tensor.numel() for tensor in model.quantize.state_dict().values())
     backbone = sum(weight.numel() for weight in model.parameters())
     backbone -= sum(weight.numel() for weight in model.quantize.parameters())
-    codes = sum(4 * book.size * book.dim for book in model.quantize.books.values())
+    codes = sum(4 * codebook.size * codebook.dim for codebook in model.quantize.codebooks.values())
     return {"backbone": backbone, "quantizer": quantizer, "codebook_bytes": codes}
 
 
@@ -362,12 +363,12 @@ def _check(jobs: list[Job], arguments: argparse.Namespace) -> None:
     """Opens every data set and compares the conditions with those in `--output`, before anything is written."""
     if len({job.folder for job in jobs}) < len(jobs):
         raise ValueError(f"`--rows` and `--seeds` must name every run once, got {' '.join(arguments.rows)}")
-    names = [_public_name(dataset) for dataset in arguments.eval_datasets]
+    names = [public_name(dataset) for dataset in arguments.eval_datasets]
     if len(set(names)) < len(names):
         raise ValueError(f"`--eval-datasets` must have names of their own, got {' '.join(names)}")
-    load_pictures(arguments.dataset, split=jobs[0].run.data.train_split)
+    load_images(arguments.dataset, split=jobs[0].run.data.train_split)
     for dataset in arguments.eval_datasets:
-        load_pictures(dataset, split=arguments.eval_split)
+        load_images(dataset, split=arguments.eval_split)
     for job in jobs:
         if job.row.name not in CODECS:
             with torch.device("meta"):
@@ -391,14 +392,14 @@ def _sole_writer(arguments: argparse.Namespace) -> FileLock:
 def _fit_codec(job: Job) -> bool:
     """The linear codec: patches as large as a position of the rows, fitted to the first crops that they see."""
     started = time.perf_counter()
-    pictures = TrainingPictures(job.run.data, job.seed).first(CODEC_PICTURES)
+    images = TrainingImages(job.run.data, job.seed).first(CODEC_IMAGES)
     sizes, factor = CODECS[job.row.name], job.run.model.downsample_factor
     codec = PatchLinearCodec(sizes, min(CODEC_COMPONENTS, 3 * factor**2), factor)
-    codec.fit(pictures, seed=job.seed)
+    codec.fit(images, seed=job.seed)
     job.folder.mkdir(parents=True, exist_ok=True)
     codec.save(job.folder / "codec.safetensors")
     numbers = {"backbone": codec.basis.numel() + codec.mean.numel(), "quantizer": sum(sizes) * codec.components}
-    record = {"steps": 0, "pictures": len(pictures), "seconds": round(time.perf_counter() - started, 1)}
+    record = {"steps": 0, "pictures": len(images), "seconds": round(time.perf_counter() - started, 1)}
     numbers["codebook_bytes"] = 4 * numbers["quantizer"]
     _write(job.record, json.dumps({**record, **_machine(torch.device("cpu")), "parameters": numbers}))
     return True
@@ -437,14 +438,9 @@ def _recipe(training: dict[str, Any]) -> dict[str, Any]:
 def _public_run(run: RunConfig) -> dict[str, Any]:
     """The run without this machine's folders."""
     sections = run.to_dict()
-    sections["data"]["dataset"] = _public_name(sections["data"]["dataset"])
+    sections["data"]["dataset"] = public_name(sections["data"]["dataset"])
     sections["training"] = {key: value for key, value in sections["training"].items() if key not in INCIDENTAL}
     return sections
-
-
-def _public_name(dataset: str) -> str:
-    path = Path(dataset).expanduser()
-    return path.resolve().name if path.exists() else dataset
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def write_report(output: Path) -> None:
         ("usage", "Share of the codes in use", "usage.png"),
         ("normalized_entropy", "Entropy of each codebook's tokens, as a share of its bits", "entropy.png"),
     ):
-        series = {f"{place} book": _book_reader(index, key) for index, place in enumerate(("first", "second"))}
+        series = {f"{place} book": _codebook_reader(index, key) for index, place in enumerate(("first", "second"))}
         chart(title, note, found, series, "{:.2f}").save(output / name)
 
 
@@ -268,10 +268,10 @@ def _legend(pen: Pen, colours: dict[float, tuple], series: Sequence[str]) -> Non
 def _cells(group: Group) -> list[str]:
     lines, first = group.lines, group.lines[0]
     metrics, training = first["metrics"], first["training"]
-    books = [list(line["metrics"]["codebooks"].values()) for line in lines]
+    codebooks = [list(line["metrics"]["codebooks"].values()) for line in lines]
 
     def each(key: str, form: str, scale: float = 1.0) -> str:
-        means = (statistics.fmean(values[key] for values in column) for column in zip(*books, strict=True))
+        means = (statistics.fmean(values[key] for values in column) for column in zip(*codebooks, strict=True))
         return " / ".join(form.format(scale * mean) for mean in means)
 
     def mean(key: str, form: str) -> str:
@@ -301,10 +301,10 @@ def _cells(group: Group) -> list[str]:
     ]
 
 
-def _book_reader(index: int, key: str) -> Reader:
+def _codebook_reader(index: int, key: str) -> Reader:
     def read(line: dict[str, Any]) -> float | None:
-        books = list(line["metrics"]["codebooks"].values())
-        return books[index][key] if index < len(books) else None
+        codebooks = list(line["metrics"]["codebooks"].values())
+        return codebooks[index][key] if index < len(codebooks) else None
 
     return read
 

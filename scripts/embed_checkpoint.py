@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
-from dualcodebook_hf.evaluation.evaluate import evaluate_model, evaluate_patch_linear, format_table
+from dualcodebook_hf.evaluation.evaluator import evaluate_model, evaluate_patch_linear, format_table
 from dualcodebook_hf.hub import Records, model_card
 
 FILES = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "train_config.json")

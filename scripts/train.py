@@ -2,7 +2,7 @@
 
 import sys
 
-from dualcodebook_hf.training.trainer import main
+from dualcodebook_hf.training.run import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,10 +31,10 @@ TINY = {
 def spread_codes(model):
     """Puts the codes where the latents are, so that a random model uses many of them."""
     generator = torch.Generator().manual_seed(1)
-    for book in model.quantize.books.values():
-        if book.transformer is None:
+    for codebook in model.quantize.codebooks.values():
+        if codebook.transformer is None:
             with torch.no_grad():
-                book.weight.copy_(torch.randn(book.weight.shape, generator=generator))
+                codebook.weight.copy_(torch.randn(codebook.weight.shape, generator=generator))
     return model
 
 
@@ -51,6 +51,6 @@ def tiny_model():
 
 
 @pytest.fixture
-def pictures():
+def images():
     """Two random pictures of an odd size, (2, 3, 13, 18) in [-1, 1]."""
     return torch.rand(2, 3, 13, 18, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -175,7 +175,7 @@ def train_as_one_of_two(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_with_different_pictures_stay_equal_buffers_included(tmp_path):
+def test_two_processes_with_different_images_stay_equal_buffers_included(tmp_path):
     torch.multiprocessing.spawn(train_as_one_of_two, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for network in ("g", "d"):

@@ -1,6 +1,7 @@
-"""The house: files import from lower floors only, the base install is enough for the tokenizer, configs stay small."""
+"""The house: imports have no circle, the base install is enough for the tokenizer, configs stay small."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,58 +14,73 @@ from dualcodebook_hf.training.arguments import RunConfig, parse_run_config
 
 SOURCES = Path(dualcodebook_hf.__file__).parent
 ROOT = Path(__file__).parents[1]
-FLOORS = [
-    "configuration_dualcodebook codebooks rival_quantizers image_processing_dualcodebook pipelines token_file presets "
-    "version hub.space evaluation.metrics evaluation.protocols evaluation.wasserstein "
-    "evaluation.charts training.perceptual training.discriminator",
-    "backbone quantizers picture_datasets evaluation.figures evaluation.metric_inputs evaluation.codecs "
-    "evaluation.frechet training.arguments training.losses",
-    "core evaluation.patch_linear training.adversary training.data",
-    "autoencoder_dualcodebook modeling_dualcodebook evaluation.paper_figures",
-    "demo.inspection demo.fragments",
-    "demo.handlers",
-    "demo.page",
-    "demo",
-    "convert training.checkpoints training.initialization training.validation evaluation.evaluate",
-    "hub.records",
-    "hub.card",
-    "hub.export",
-    "hub.push",
-    "hub",
-    "training.trainer",
-    "cli.inputs",
-    "cli.pictures cli.evaluate cli.train cli.convert cli.publish cli.demo",
-    "cli.main",
-    "cli cli.__main__",
-]
-LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names.split()}
 
 
 def module_name(path):
+    """A file of the package as "folder.module"; a folder's __init__ as "folder", the package's own as ""."""
     parts = path.relative_to(SOURCES).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+FILES = {module_name(path): path for path in SOURCES.rglob("*.py")}
+
+
 def imported(path):
-    """Modules of this package that a file imports, anywhere in it."""
+    """Modules of this package that a file imports, anywhere in it, and the folders whose __init__ runs before them."""
     package = list(path.relative_to(SOURCES).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
-            modules = [node.module] if node.module else [alias.name for alias in node.names]
-            for name in (".".join([*base, module]) for module in modules):
-                # `from .. import default_checkpoint` names the package itself.
-                yield name if name in LEVEL else ".".join(base)
+            parts = [*base, *(node.module.split(".") if node.module else [])]
+            found = {".".join([*parts, alias.name]) for alias in node.names} & set(FILES)
+            yield from found or {".".join(parts)}
+            for end in range(len(base) + 1, len(parts) + 1):
+                yield ".".join(parts[:end])
 
 
-def test_every_file_imports_from_lower_floors_only():
-    files = {module_name(path): path for path in SOURCES.rglob("*.py")}
-    assert set(files) - set(LEVEL) == {"", "training", "evaluation"}
-    for name, path in files.items():
-        if name in LEVEL:
-            for other in imported(path):
-                if other:  # the package itself, which only the command line imports, lazily
-                    assert LEVEL[other] < LEVEL[name], f"{name} imports {other}"
+def folder(module):
+    """The room of a module: its folder, or the module itself where it lies at the top."""
+    return module.split(".")[0]
+
+
+def imports():
+    """{module: modules that it imports}. An __init__ hands its folder on, and does not count as its user."""
+    graph = {name: set(imported(path)) - {name} for name, path in FILES.items()}
+    return {name: {other for other in found if not name.startswith(f"{other}.")} for name, found in graph.items()}
+
+
+def test_no_file_imports_the_package_itself():
+    """Its __init__ imports the faces: who imports it stands above everything."""
+    assert [name for name, found in imports().items() if "" in found] == []
+
+
+def test_the_imports_of_files_and_of_folders_have_no_circle():
+    graph = imports()
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+    rooms = {}
+    for name, found in graph.items():
+        rooms.setdefault(folder(name), set()).update(room for room in map(folder, found) if room != folder(name))
+    graphlib.TopologicalSorter(rooms).prepare()
+
+
+def test_the_model_and_the_metrics_stand_on_the_ground():
+    """Whoever tokenizes needs neither training nor evaluation; whoever measures needs no trainer."""
+    graph = imports()
+
+    def below(name):
+        found, waiting = set(), [name]
+        while waiting:
+            for other in graph[waiting.pop()] - found:
+                found.add(other)
+                waiting.append(other)
+        return {folder(other) for other in found}
+
+    upper = {"training", "evaluation", "hub", "demo", "cli"}
+    for name in FILES:
+        if folder(name) in ("metrics", "perceptual", "tokens") or name in ("", "figures", "loading", "reconstruction"):
+            assert not below(name) & upper, name
+        if folder(name) == "evaluation":
+            assert not below(name) & {"training", "hub", "demo", "cli"}, name
 
 
 HIDDEN = ("datasets", "accelerate", "gradio", "torchmetrics", "tensorboard", "skimage", "evaluate")

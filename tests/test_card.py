@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
-from dualcodebook_hf.evaluation.evaluate import format_table
+from dualcodebook_hf.evaluation.evaluator import format_table
 from dualcodebook_hf.hub.card import model_card
 from dualcodebook_hf.hub.records import Records, public_record
 
@@ -44,7 +44,7 @@ def test_the_card_in_the_repository_is_that_of_the_embedded_checkpoint():
         assert path.read_text() == text, f"stale: dualcodebook card --output {path.relative_to(ROOT)}"
 
 
-def test_the_front_matter_holds_every_measurement_of_the_model_and_none_of_its_rival():
+def test_the_front_matter_holds_every_measurement_of_the_model_and_none_of_its_baseline():
     data = ModelCard(model_card(Records.read(EMBEDDED), "me/tok")).data
     results = json.loads((EMBEDDED / "metrics.json").read_text())["results"]
     own = [result for result in results if result["model"]["class"] == "DualCodebookVQModel"]

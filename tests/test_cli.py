@@ -20,9 +20,9 @@ from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.cli.inputs import _unique_stems
 from dualcodebook_hf.cli.train import _environment, _run_forwarding_signals
-from dualcodebook_hf.evaluation.metrics import psnr, ssim
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
-from dualcodebook_hf.token_file import load_tokens
+from dualcodebook_hf.metrics.images import psnr, ssim
+from dualcodebook_hf.tokens.file import load_tokens
 
 TINY = {
     "block_out_channels": [4, 4, 4, 4, 8],
@@ -39,7 +39,7 @@ TINY = {
 }
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -67,11 +67,11 @@ def model(checkpoint) -> DualCodebookVQModel:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[str]:
+def images(tmp_path) -> list[str]:
     """A photograph's size, one that is no multiple of 16, a single pixel."""
     paths = [tmp_path / name for name in ("wide.png", "odd.jpg", "dot.png")]
     for path, (width, height) in zip(paths, [(96, 64), (50, 33), (1, 1)], strict=True):
-        picture(width, height).save(path)
+        image(width, height).save(path)
     return [str(path) for path in paths]
 
 
@@ -96,18 +96,18 @@ def refused(capsys, tmp_path: Path, *argv: str) -> str:
     return message
 
 
-def test_reconstruct_writes_what_the_model_reconstructs(tmp_path, pictures, checkpoint, model) -> None:
+def test_reconstruct_writes_what_the_model_reconstructs(tmp_path, images, checkpoint, model) -> None:
     output = tmp_path / "new" / "out"
-    assert main(["reconstruct", *pictures, "--model", checkpoint, "--output", str(output)]) == 0
+    assert main(["reconstruct", *images, "--model", checkpoint, "--output", str(output)]) == 0
     assert files(output) == {f"{n}-{k}.png" for n in ("wide", "odd", "dot") for k in ("comparison", "reconstruction")}
-    for path in pictures:
+    for path in images:
         written = Image.open(output / f"{Path(path).stem}-reconstruction.png")
         assert np.array_equal(written, expected(model, path))
 
 
 def test_the_reconstruction_panel_is_the_decoded_tokens(tmp_path, checkpoint, model) -> None:
     path = tmp_path / "a.png"
-    picture(300, 200).save(path)
+    image(300, 200).save(path)
     assert main(["reconstruct", str(path), "--model", checkpoint, "--output", str(tmp_path)]) == 0
     figure, panel = np.asarray(Image.open(tmp_path / "a-comparison.png")), expected(model, str(path))
     for shown in (np.asarray(Image.open(path)), panel):
@@ -120,10 +120,10 @@ def test_the_reconstruction_panel_is_the_decoded_tokens(tmp_path, checkpoint, mo
         assert any((figure[top : top + 200, left : left + 300] == shown).all() for top, left in windows)
 
 
-def test_tokenize_then_detokenize_gives_the_pictures_of_reconstruct(tmp_path, pictures, checkpoint) -> None:
+def test_tokenize_then_detokenize_gives_the_images_of_reconstruct(tmp_path, images, checkpoint) -> None:
     tokens, model = str(tmp_path / "t.safetensors"), ["--model", checkpoint]
-    assert main(["reconstruct", *pictures, *model, "--output", str(tmp_path / "direct")]) == 0
-    assert main(["tokenize", *pictures, *model, "--output", tokens]) == 0
+    assert main(["reconstruct", *images, *model, "--output", str(tmp_path / "direct")]) == 0
+    assert main(["tokenize", *images, *model, "--output", tokens]) == 0
     assert main(["detokenize", tokens, *model, "--output", str(tmp_path / "decoded")]) == 0
     assert files(tmp_path / "decoded") == {"wide.png", "odd.png", "dot.png"}
     for name in ("wide", "odd", "dot"):
@@ -131,23 +131,23 @@ def test_tokenize_then_detokenize_gives_the_pictures_of_reconstruct(tmp_path, pi
         assert (tmp_path / "decoded" / f"{name}.png").read_bytes() == direct
 
 
-def test_the_token_file_holds_the_models_tokens(tmp_path, pictures, checkpoint, model) -> None:
+def test_the_token_file_holds_the_models_tokens(tmp_path, images, checkpoint, model) -> None:
     output = tmp_path / "t.safetensors"
-    assert main(["tokenize", *pictures, "--model", checkpoint, "--output", str(output)]) == 0
+    assert main(["tokenize", *images, "--model", checkpoint, "--output", str(output)]) == 0
     content = load_tokens(output)
-    assert content.books == {"global": 32, "local": 40} and content.downsample_factor == 16
-    assert [item.name for item in content.pictures] == ["wide.png", "odd.jpg", "dot.png"]
-    assert [item.size for item in content.pictures] == [(64, 96), (33, 50), (1, 1)]
-    for item, path in zip(content.pictures, pictures, strict=True):
+    assert content.codebooks == {"global": 32, "local": 40} and content.downsample_factor == 16
+    assert [item.name for item in content.images] == ["wide.png", "odd.jpg", "dot.png"]
+    assert [item.size for item in content.images] == [(64, 96), (33, 50), (1, 1)]
+    for item, path in zip(content.images, images, strict=True):
         assert torch.equal(item.tokens, model.tokenize(to_pixels(read_image(path))[None])[0])
 
 
-def test_the_table_states_bytes_bits_quality_and_usage(tmp_path, pictures, checkpoint, model, capsys) -> None:
-    assert main(["reconstruct", *pictures, "--model", checkpoint, "--output", str(tmp_path)]) == 0
+def test_the_table_states_bytes_bits_quality_and_usage(tmp_path, images, checkpoint, model, capsys) -> None:
+    assert main(["reconstruct", *images, "--model", checkpoint, "--output", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     bits = math.log2(32) + math.log2(40)
     total = 0
-    for row, path in zip(lines[2:5], pictures, strict=True):
+    for row, path in zip(lines[2:5], images, strict=True):
         pixels = to_pixels(read_image(path))[None]
         tokens, (height, width) = model.tokenize(pixels), pixels.shape[2:]
         positions = tokens[0, 0].numel()
@@ -160,10 +160,10 @@ def test_the_table_states_bytes_bits_quality_and_usage(tmp_path, pictures, check
     assert lines[5][:3] == ["all", "3", str(total)]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path, checkpoint, model) -> None:
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, checkpoint, model) -> None:
     for index, name in enumerate(("a.png", "a.jpg", "sub/A.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        picture(20, 20, seed=index).save(tmp_path / name)
+        image(20, 20, seed=index).save(tmp_path / name)
     paths = [str(tmp_path / name) for name in ("a.png", "a.jpg", "sub/A.png")]
     output = tmp_path / "out"
     assert main(["reconstruct", *paths, "--model", checkpoint, "--output", str(output)]) == 0
@@ -182,60 +182,60 @@ def test_numbered_names_are_unique_whatever_the_names() -> None:
     ]
 
 
-def test_a_folder_stands_for_the_pictures_in_it(tmp_path, pictures, checkpoint) -> None:
+def test_a_folder_stands_for_the_images_in_it(tmp_path, images, checkpoint) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     output = tmp_path / "t.safetensors"
     assert main(["tokenize", str(tmp_path), "--model", checkpoint, "--output", str(output)]) == 0
-    assert [item.name for item in load_tokens(output).pictures] == ["dot.png", "odd.jpg", "wide.png"]
+    assert [item.name for item in load_tokens(output).images] == ["dot.png", "odd.jpg", "wide.png"]
 
 
-def test_large_pictures_are_shrunk_as_asked_and_the_table_says_so(tmp_path, checkpoint, capsys) -> None:
-    picture(120, 90).save(tmp_path / "a.png")
+def test_large_images_are_shrunk_as_asked_and_the_table_says_so(tmp_path, checkpoint, capsys) -> None:
+    image(120, 90).save(tmp_path / "a.png")
     command = ["tokenize", str(tmp_path / "a.png"), "--model", checkpoint, "--output", str(tmp_path / "t.safetensors")]
     for limit, size in (("2700", (45, 60)), ("0", (90, 120)), ("1000000", (90, 120))):
         assert main([*command, "--max-pixels", limit]) == 0
-        assert load_tokens(tmp_path / "t.safetensors").pictures[0].size == size
+        assert load_tokens(tmp_path / "t.safetensors").images[0].size == size
         assert ("60x45 (of 120x90)" in capsys.readouterr().out) == (limit == "2700")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_tokenizes_and_decodes(tmp_path, pictures, checkpoint, dtype: str) -> None:
+def test_half_precision_tokenizes_and_decodes(tmp_path, images, checkpoint, dtype: str) -> None:
     tokens, options = str(tmp_path / "t.safetensors"), ["--model", checkpoint, "--dtype", dtype]
-    assert main(["tokenize", *pictures, *options, "--output", tokens]) == 0
+    assert main(["tokenize", *images, *options, "--output", tokens]) == 0
     assert main(["detokenize", tokens, *options, "--output", str(tmp_path / "out")]) == 0
-    assert main(["reconstruct", *pictures, *options, "--output", str(tmp_path / "out")]) == 0
+    assert main(["reconstruct", *images, *options, "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out/odd.png").read_bytes() == (tmp_path / "out/odd-reconstruction.png").read_bytes()
 
 
-def test_a_single_codebook_model_works_too(tmp_path, pictures) -> None:
+def test_a_single_codebook_model_works_too(tmp_path, images) -> None:
     single = {**TINY, "quantizer": "single", "global_codebook_size": 0, "global_dim": 0, "global_transformer_layers": 0}
     DualCodebookVQModel(**single).save_pretrained(tmp_path / "single")
     options = ["--model", str(tmp_path / "single"), "--output", str(tmp_path / "out")]
-    assert main(["reconstruct", *pictures, *options, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert main(["reconstruct", *images, *options, "--sheet", str(tmp_path / "sheet.png")]) == 0
     figures = [Image.open(tmp_path / "out" / f"{name}-comparison.png") for name in ("wide", "odd", "dot")]
     assert Image.open(tmp_path / "sheet.png").size == (max(f.width for f in figures), sum(f.height for f in figures))
 
 
-def test_results_of_an_earlier_run_are_replaced_and_other_files_are_not(tmp_path, pictures, checkpoint, capsys) -> None:
+def test_results_of_an_earlier_run_are_replaced_and_other_files_are_not(tmp_path, images, checkpoint, capsys) -> None:
     tokens, model = str(tmp_path / "t.safetensors"), ["--model", checkpoint]
     for _ in range(2):
-        assert main(["tokenize", *pictures, *model, "--output", tokens]) == 0
+        assert main(["tokenize", *images, *model, "--output", tokens]) == 0
         assert main(["detokenize", tokens, *model, "--output", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert "wide.png" in refused(capsys, tmp_path, "detokenize", tokens, *model, "--output", str(tmp_path))
     weights = str(Path(checkpoint) / "diffusion_pytorch_model.safetensors")
-    assert "not written by" in refused(capsys, tmp_path, "tokenize", pictures[0], *model, "--output", weights)
-    sheet = [*model, "--output", str(tmp_path / "new"), "--sheet", pictures[0]]
-    assert "wide.png" in refused(capsys, tmp_path, "reconstruct", pictures[1], *sheet)
+    assert "not written by" in refused(capsys, tmp_path, "tokenize", images[0], *model, "--output", weights)
+    sheet = [*model, "--output", str(tmp_path / "new"), "--sheet", images[0]]
+    assert "wide.png" in refused(capsys, tmp_path, "reconstruct", images[1], *sheet)
 
 
-def test_one_unreadable_picture_among_several_is_named_and_nothing_is_written(
-    tmp_path, pictures, checkpoint, capsys
+def test_one_unreadable_image_among_several_is_named_and_nothing_is_written(
+    tmp_path, images, checkpoint, capsys
 ) -> None:
-    (tmp_path / "broken.jpg").write_bytes(Path(pictures[1]).read_bytes()[:300])
+    (tmp_path / "broken.jpg").write_bytes(Path(images[1]).read_bytes()[:300])
     (tmp_path / "empty").mkdir()
     for bad in ("broken.jpg", "missing.png", "empty"):
-        arguments = [*pictures, str(tmp_path / bad), "--model", checkpoint, "--output"]
+        arguments = [*images, str(tmp_path / bad), "--model", checkpoint, "--output"]
         assert bad in refused(capsys, tmp_path, "reconstruct", *arguments, str(tmp_path / "out"))
         assert bad in refused(capsys, tmp_path, "tokenize", *arguments, str(tmp_path / "t.safetensors"))
 
@@ -256,19 +256,19 @@ def test_one_unreadable_picture_among_several_is_named_and_nothing_is_written(
     ],
 )
 def test_bad_options_are_named_before_anything_is_written(
-    tmp_path, pictures, checkpoint, capsys, monkeypatch, flags: list[str], message: str
+    tmp_path, images, checkpoint, capsys, monkeypatch, flags: list[str], message: str
 ) -> None:
     import re
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").touch()
-    error = refused(capsys, tmp_path, "reconstruct", pictures[0], "--model", checkpoint, *flags)
+    error = refused(capsys, tmp_path, "reconstruct", images[0], "--model", checkpoint, *flags)
     assert re.search(message, error)
 
 
-def test_tokens_of_another_model_and_broken_files_are_refused(tmp_path, pictures, checkpoint, capsys) -> None:
+def test_tokens_of_another_model_and_broken_files_are_refused(tmp_path, images, checkpoint, capsys) -> None:
     tokens = tmp_path / "t.safetensors"
-    assert main(["tokenize", *pictures, "--model", checkpoint, "--output", str(tokens)]) == 0
+    assert main(["tokenize", *images, "--model", checkpoint, "--output", str(tokens)]) == 0
     capsys.readouterr()
     DualCodebookVQModel(**{**TINY, "local_codebook_size": 41}).save_pretrained(tmp_path / "other")
     output = ["--output", str(tmp_path / "out")]
@@ -278,7 +278,7 @@ def test_tokens_of_another_model_and_broken_files_are_refused(tmp_path, pictures
     assert "t.safetensors" in refused(capsys, tmp_path, "detokenize", str(tokens), "--model", checkpoint, *output)
     (tmp_path / "other/diffusion_pytorch_model.safetensors").write_bytes(b"broken")
     options = ["--model", str(tmp_path / "other"), *output]
-    assert "cannot load the model" in refused(capsys, tmp_path, "reconstruct", pictures[0], *options)
+    assert "cannot load the model" in refused(capsys, tmp_path, "reconstruct", images[0], *options)
 
 
 def test_evaluate_measures_models_and_the_patch_linear_codec_side_by_side(tmp_path, checkpoint, capsys) -> None:
@@ -286,7 +286,7 @@ def test_evaluate_measures_models_and_the_patch_linear_codec_side_by_side(tmp_pa
     for split, count in (("train", 4), ("test", 3)):
         (tmp_path / "data" / split).mkdir(parents=True)
         for index in range(count):
-            picture(64, 80, seed=index).save(tmp_path / "data" / split / f"{index}.png")
+            image(64, 80, seed=index).save(tmp_path / "data" / split / f"{index}.png")
     output = tmp_path / "new" / "result.json"
     data = ["--dataset", str(tmp_path / "data"), "--size", "64", "--patch-linear"]
     command = ["evaluate", "--model", checkpoint, "--model", checkpoint, *data, "--output", str(output)]
@@ -313,7 +313,7 @@ def test_evaluate_measures_models_and_the_patch_linear_codec_side_by_side(tmp_pa
 def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "data" / "test").mkdir(parents=True)
-    picture(64, 80).save(tmp_path / "data" / "test" / "a.png")
+    image(64, 80).save(tmp_path / "data" / "test" / "a.png")
     (tmp_path / "mine.json").write_text("{}")
     command = ["evaluate", "--model", checkpoint, "--dataset", str(tmp_path / "data")]
     assert "nowhere" in refused(capsys, tmp_path, *command[:3], "--dataset", "./nowhere")

@@ -45,176 +45,178 @@ def test_paper_initialisation():
 
 
 def test_the_gradient_to_one_used_code_moves_all_global_codes_and_one_local_code():
-    book = GlobalCodebook(16, 8, transformer_layers=2, heads=2, feed_forward=16, dropout=0.0).train()
-    (book.codes()[3] * torch.randn(8)).sum().backward()  # a plain sum is constant after LayerNorm
-    assert (book.weight.grad.abs().sum(1) > 0).all()
+    codebook = GlobalCodebook(16, 8, transformer_layers=2, heads=2, feed_forward=16, dropout=0.0).train()
+    (codebook.codes()[3] * torch.randn(8)).sum().backward()  # a plain sum is constant after LayerNorm
+    assert (codebook.weight.grad.abs().sum(1) > 0).all()
     table = LocalCodebook(16, 8).train()
     table.codes()[3].sum().backward()
     assert table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [3]
 
 
 @pytest.fixture
-def book():
+def codebook():
     torch.manual_seed(0)
     return GlobalCodebook(16, 8, transformer_layers=2, heads=2, feed_forward=16, dropout=0.1).eval()
 
 
-def count_runs(book):
+def count_runs(codebook):
     runs = []
-    book.transformer.register_forward_hook(lambda *_: runs.append(1))
+    codebook.transformer.register_forward_hook(lambda *_: runs.append(1))
     return runs
 
 
-def fresh(book):
-    return book._compute_codes().detach()
+def fresh(codebook):
+    return codebook._compute_codes().detach()
 
 
-def test_in_eval_the_transformer_runs_once_and_without_dropout(book):
-    runs = count_runs(book)
-    first, second = book.codes(), book.codes()
+def test_in_eval_the_transformer_runs_once_and_without_dropout(codebook):
+    runs = count_runs(codebook)
+    first, second = codebook.codes(), codebook.codes()
     assert len(runs) == 1
     assert torch.equal(first, second)
-    assert torch.equal(first, fresh(book))
+    assert torch.equal(first, fresh(codebook))
 
 
-def test_in_training_the_codes_have_dropout_and_a_graph(book):
-    book.train()
-    assert not torch.equal(book.codes(), book.codes())
-    assert book.codes().requires_grad
+def test_in_training_the_codes_have_dropout_and_a_graph(codebook):
+    codebook.train()
+    assert not torch.equal(codebook.codes(), codebook.codes())
+    assert codebook.codes().requires_grad
 
 
-def change_by_loading(book):
-    book.load_state_dict({name: value + 0.5 * torch.randn_like(value) for name, value in book.state_dict().items()})
+def change_by_loading(codebook):
+    codebook.load_state_dict(
+        {name: value + 0.5 * torch.randn_like(value) for name, value in codebook.state_dict().items()}
+    )
 
 
-def change_by_training(book):
-    book.train()
-    optimizer = torch.optim.SGD(book.parameters(), lr=0.1)
-    book.codes().square().sum().backward()
+def change_by_training(codebook):
+    codebook.train()
+    optimizer = torch.optim.SGD(codebook.parameters(), lr=0.1)
+    codebook.codes().square().sum().backward()
     optimizer.step()
-    book.eval()
+    codebook.eval()
 
 
-def change_by_ema_swap(book):
+def change_by_ema_swap(codebook):
     """`copy_to` writes through `.data`: no version counter moves, no hook runs."""
-    ema = EMAModel([parameter + 0.5 * torch.randn_like(parameter) for parameter in book.parameters()])
-    ema.copy_to(book.parameters())
+    ema = EMAModel([parameter + 0.5 * torch.randn_like(parameter) for parameter in codebook.parameters()])
+    ema.copy_to(codebook.parameters())
 
 
-def change_one_deep_weight(book):
-    book.transformer.layers[1].linear2.weight.data.mul_(-2)
+def change_one_deep_weight(codebook):
+    codebook.transformer.layers[1].linear2.weight.data.mul_(-2)
 
 
-def change_dtype(book):
-    book.to(torch.bfloat16)
+def change_dtype(codebook):
+    codebook.to(torch.bfloat16)
 
 
 @pytest.mark.parametrize(
     "change", [change_by_loading, change_by_training, change_by_ema_swap, change_one_deep_weight, change_dtype]
 )
-def test_cached_codes_equal_recomputed_ones_after(change, book):
-    before = book.codes()
-    change(book)
-    assert not torch.equal(book.codes(), before)
-    assert torch.equal(book.codes(), fresh(book))
+def test_cached_codes_equal_recomputed_ones_after(change, codebook):
+    before = codebook.codes()
+    change(codebook)
+    assert not torch.equal(codebook.codes(), before)
+    assert torch.equal(codebook.codes(), fresh(codebook))
 
 
-def test_an_ema_swap_and_back_restores_the_codes(book):
-    before = book.codes().clone()
-    ema = EMAModel([parameter + 1 for parameter in book.parameters()])
-    ema.store(book.parameters())
-    ema.copy_to(book.parameters())
-    swapped = book.codes()
-    ema.restore(book.parameters())
+def test_an_ema_swap_and_back_restores_the_codes(codebook):
+    before = codebook.codes().clone()
+    ema = EMAModel([parameter + 1 for parameter in codebook.parameters()])
+    ema.store(codebook.parameters())
+    ema.copy_to(codebook.parameters())
+    swapped = codebook.codes()
+    ema.restore(codebook.parameters())
     assert not torch.equal(swapped, before)
-    assert torch.equal(book.codes(), before)
+    assert torch.equal(codebook.codes(), before)
 
 
-def test_a_deep_copy_has_codes_of_its_own(book):
-    book.codes()
-    other = copy.deepcopy(book)
+def test_a_deep_copy_has_codes_of_its_own(codebook):
+    codebook.codes()
+    other = copy.deepcopy(codebook)
     change_by_loading(other)
     assert torch.equal(other.codes(), fresh(other))
-    assert torch.equal(book.codes(), fresh(book))
-    assert not torch.equal(book.codes(), other.codes())
+    assert torch.equal(codebook.codes(), fresh(codebook))
+    assert not torch.equal(codebook.codes(), other.codes())
 
 
-def test_compiled_codes_follow_the_weights(book):
-    compiled = torch.compile(lambda: book.codes() * 1.0, backend="aot_eager")
-    torch.testing.assert_close(compiled(), book.codes())
-    change_by_ema_swap(book)
-    torch.testing.assert_close(compiled(), book.codes())
+def test_compiled_codes_follow_the_weights(codebook):
+    compiled = torch.compile(lambda: codebook.codes() * 1.0, backend="aot_eager")
+    torch.testing.assert_close(compiled(), codebook.codes())
+    change_by_ema_swap(codebook)
+    torch.testing.assert_close(compiled(), codebook.codes())
 
 
-def ema_book(size=4, dim=2, **kwargs):
+def ema_codebook(size=4, dim=2, **kwargs):
     return LocalCodebook(size, dim, update="ema", ema_decay=0.9, **{"revival_threshold": 0.0, **kwargs}).train()
 
 
 def test_ema_table_by_hand_and_frozen_in_eval():
-    book = ema_book(2)
+    codebook = ema_codebook(2)
     with torch.no_grad():
-        book.weight.copy_(torch.tensor([[0.0, 0.0], [10.0, 10.0]]))
-        book.cluster_size.copy_(torch.tensor([3.0, 5.0]))
+        codebook.weight.copy_(torch.tensor([[0.0, 0.0], [10.0, 10.0]]))
+        codebook.cluster_size.copy_(torch.tensor([3.0, 5.0]))
     vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [9.0, 9.0]])
-    nearest, ids, _ = book(vectors)
+    nearest, ids, _ = codebook(vectors)
     assert ids.tolist() == [0, 0, 1]
     assert nearest[0].tolist() == [0.0, 0.0]  # looked up before the update
     # count and sum as shares of the batch; size = .9 * old + .1 * count; e = (.9 * old size * e + .1 * sum) / size
-    torch.testing.assert_close(book.cluster_size.data, torch.tensor([2.7 + 0.2 / 3, 4.5 + 0.1 / 3]))
-    torch.testing.assert_close(book.weight.data[0], torch.tensor([0.1 * (4.0 / 3) / (2.7 + 0.2 / 3), 0.0]))
-    torch.testing.assert_close(book.weight.data[1], torch.full((2,), (0.9 * 50 + 0.1 * 3) / (4.5 + 0.1 / 3)))
-    kept = book.weight.clone()
+    torch.testing.assert_close(codebook.cluster_size.data, torch.tensor([2.7 + 0.2 / 3, 4.5 + 0.1 / 3]))
+    torch.testing.assert_close(codebook.weight.data[0], torch.tensor([0.1 * (4.0 / 3) / (2.7 + 0.2 / 3), 0.0]))
+    torch.testing.assert_close(codebook.weight.data[1], torch.full((2,), (0.9 * 50 + 0.1 * 3) / (4.5 + 0.1 / 3)))
+    kept = codebook.weight.clone()
     with torch.no_grad():
-        book(vectors)
-    book.eval()(vectors)
-    assert torch.equal(book.weight, kept)
+        codebook(vectors)
+    codebook.eval()(vectors)
+    assert torch.equal(codebook.weight, kept)
 
 
 def test_ema_table_is_a_parameter_without_gradient():
-    book = ema_book()
-    assert "weight" in dict(book.named_parameters())
-    assert not any(parameter.requires_grad for parameter in book.parameters())
+    codebook = ema_codebook()
+    assert "weight" in dict(codebook.named_parameters())
+    assert not any(parameter.requires_grad for parameter in codebook.parameters())
 
 
-def test_codes_of_a_fresh_book_start_on_live_vectors():
-    book = ema_book(8, revival_threshold=0.1)
+def test_codes_of_a_fresh_codebook_start_on_live_vectors():
+    codebook = ema_codebook(8, revival_threshold=0.1)
     with torch.no_grad():
-        book.weight.fill_(100.0)
+        codebook.weight.fill_(100.0)
     vectors = torch.rand(64, 2)
-    book(vectors)
+    codebook(vectors)
     # but for the one that was the nearest of all vectors by chance, and the one that was split from it
-    assert (torch.cdist(book.weight.data, vectors).min(1).values == 0).sum() == 6
-    book(vectors)
-    assert nearest_codes(vectors, book.codes()).unique().numel() > 4
+    assert (torch.cdist(codebook.weight.data, vectors).min(1).values == 0).sum() == 6
+    codebook(vectors)
+    assert nearest_codes(vectors, codebook.codes()).unique().numel() > 4
 
 
 def test_a_dead_code_takes_half_the_work_of_the_most_used_one():
-    book = ema_book(4, revival_threshold=0.1)
+    codebook = ema_codebook(4, revival_threshold=0.1)
     with torch.no_grad():
-        book.weight.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 0.0], [50.0, 50.0]]))
-        book.cluster_size.copy_(torch.tensor([0.60, 0.0, 0.40, 0.0]))
+        codebook.weight.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 0.0], [50.0, 50.0]]))
+        codebook.cluster_size.copy_(torch.tensor([0.60, 0.0, 0.40, 0.0]))
     vectors = torch.cat([torch.randn(60, 2) * 0.1, torch.randn(40, 2) * 0.1 + torch.tensor([3.0, 0.0])])
-    book(vectors)
+    codebook(vectors)
     # the first dead code splits the first cluster, the second one the other, which are the two largest
     for new, donor, share in ((1, 0, 0.30), (3, 2, 0.20)):
-        assert (book.weight[new] - book.weight[donor]).norm() < 0.2
-        assert book.cluster_size[new].item() == pytest.approx(share, abs=0.01)
-        assert book.cluster_size[donor].item() == pytest.approx(share, abs=0.01)
-    assert book.cluster_size.sum().item() == pytest.approx(1, abs=0.01)
+        assert (codebook.weight[new] - codebook.weight[donor]).norm() < 0.2
+        assert codebook.cluster_size[new].item() == pytest.approx(share, abs=0.01)
+        assert codebook.cluster_size[donor].item() == pytest.approx(share, abs=0.01)
+    assert codebook.cluster_size.sum().item() == pytest.approx(1, abs=0.01)
     for _ in range(200):
-        book(vectors)
-    counts = torch.bincount(nearest_codes(vectors, book.codes()), minlength=4)
+        codebook(vectors)
+    counts = torch.bincount(nearest_codes(vectors, codebook.codes()), minlength=4)
     assert counts.min() >= 5  # all four work; k-means' own optimum need not be even
 
 
 def test_a_larger_batch_revives_no_more_codes_than_a_small_one():
-    book = ema_book(8, revival_threshold=0.1)
+    codebook = ema_codebook(8, revival_threshold=0.1)
     vectors = torch.rand(16, 2)
     for _ in range(60):
-        book(vectors)
-    kept = book.weight.clone()
-    book(vectors.repeat(50, 1))
-    torch.testing.assert_close(book.weight, kept, rtol=0, atol=0.1)
+        codebook(vectors)
+    kept = codebook.weight.clone()
+    codebook(vectors.repeat(50, 1))
+    torch.testing.assert_close(codebook.weight, kept, rtol=0, atol=0.1)
 
 
 def test_ids_do_not_suffer_from_a_common_offset():
@@ -224,37 +226,37 @@ def test_ids_do_not_suffer_from_a_common_offset():
     assert (shifted == expected).float().mean() > 0.998  # the sum itself rounds
 
 
-def test_a_book_made_in_inference_mode_has_codes():
+def test_a_codebook_made_in_inference_mode_has_codes():
     with torch.inference_mode():
-        book = GlobalCodebook(16, 8, transformer_layers=1, heads=2, feed_forward=16).eval()
-        assert torch.equal(book.codes(), book.codes())
-        assert book.codes().shape == (16, 8)
+        codebook = GlobalCodebook(16, 8, transformer_layers=1, heads=2, feed_forward=16).eval()
+        assert torch.equal(codebook.codes(), codebook.codes())
+        assert codebook.codes().shape == (16, 8)
 
 
 def test_two_forward_passes_before_one_backward_with_scaled_codes():
-    book = GlobalCodebook(16, 8, transformer_layers=1, heads=2, feed_forward=16, scale_to_latents=True).train()
-    (book(torch.randn(20, 8))[0].sum() + book(torch.randn(20, 8))[0].sum()).backward()
-    assert book.weight.grad.abs().sum() > 0
+    codebook = GlobalCodebook(16, 8, transformer_layers=1, heads=2, feed_forward=16, scale_to_latents=True).train()
+    (codebook(torch.randn(20, 8))[0].sum() + codebook(torch.randn(20, 8))[0].sum()).backward()
+    assert codebook.weight.grad.abs().sum() > 0
 
 
 def test_a_batch_with_nan_does_not_spoil_an_ema_table():
-    book = ema_book(revival_threshold=0.1)
-    book(torch.rand(16, 2))
-    kept, sizes = book.weight.clone(), book.cluster_size.clone()
+    codebook = ema_codebook(revival_threshold=0.1)
+    codebook(torch.rand(16, 2))
+    kept, sizes = codebook.weight.clone(), codebook.cluster_size.clone()
     bad = torch.rand(16, 2)
     bad[3, 1] = float("nan")
-    book(bad)
-    assert torch.equal(book.weight, kept)
-    assert torch.equal(book.cluster_size, sizes)
+    codebook(bad)
+    assert torch.equal(codebook.weight, kept)
+    assert torch.equal(codebook.cluster_size, sizes)
 
 
 def test_codes_scaled_to_the_latents_take_over_their_mean_and_std():
-    book = GlobalCodebook(
+    codebook = GlobalCodebook(
         256, 8, transformer_layers=1, heads=2, feed_forward=16, dropout=0.0, scale_to_latents=True, ema_decay=0.5
     ).train()
     vectors = torch.randn(4000, 8) * torch.linspace(0.1, 3, 8) + torch.arange(8.0)
     for _ in range(20):
-        book(vectors)
-    codes = book.eval().codes()
+        codebook(vectors)
+    codes = codebook.eval().codes()
     torch.testing.assert_close(codes.mean(0), vectors.mean(0), rtol=0.3, atol=0.5)
     torch.testing.assert_close(codes.std(0), vectors.std(0), rtol=0.4, atol=0.0)

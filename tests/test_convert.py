@@ -182,7 +182,7 @@ def load(folder):
     "options", [{"blocks": 2}, {"attention": False}, {"levels": False}, {"widths": (32, 64)}], ids=str
 )
 @torch.no_grad()
-def test_a_taming_vqgan_gives_the_same_latents_indices_and_pictures(tmp_path, images, options):
+def test_a_taming_vqgan_gives_the_same_latents_indices_and_images(tmp_path, images, options):
     state = vqgan_state(**options)
     reference = Taming(state, len(options.get("widths", WIDTHS)), options.get("blocks", 1))
     codes = state["quantize.embedding.weight"] = near(reference.encode(images), 24)
@@ -201,7 +201,7 @@ def test_a_taming_vqgan_gives_the_same_latents_indices_and_pictures(tmp_path, im
 
 
 @torch.no_grad()
-def test_the_authors_checkpoint_gives_the_same_tokens_and_pictures(tmp_path, images):
+def test_the_authors_checkpoint_gives_the_same_tokens_and_images(tmp_path, images):
     state = taming_state()
     layer = nn.TransformerEncoderLayer(d_model=8, nhead=8, dim_feedforward=20, dropout=0.1)
     transformer = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False).eval()

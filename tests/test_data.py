@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dualcodebook_hf.training.arguments import DataArguments
-from dualcodebook_hf.training.data import PictureTransform, TrainingBatches, TrainingPictures, ValidationPictures
+from dualcodebook_hf.training.data import ImageTransform, TrainingBatches, TrainingImages, ValidationImages
 
 COUNT = 11
 SIDE = 8
@@ -56,7 +56,7 @@ def dataset(request, table) -> datasets.Dataset | datasets.IterableDataset:
 
 
 def batches(dataset, count: int, workers: int = 0, **arguments) -> list[dict[str, torch.Tensor]]:
-    transform = PictureTransform(SIDE, horizontal_flip=True, seed=3)
+    transform = ImageTransform(SIDE, horizontal_flip=True, seed=3)
     defaults = {"batch_size": 4, "seed": 3, "shuffle_buffer": 5}
     stream = TrainingBatches(dataset, transform, **defaults | arguments)
     return list(itertools.islice(DataLoader(stream, batch_size=None, num_workers=workers), count))
@@ -89,7 +89,7 @@ def test_a_batch_has_the_documented_shapes_types_and_range(dataset):
         assert batch[name].dtype == torch.int64
 
 
-def test_every_picture_comes_exactly_once_an_epoch_across_batch_boundaries(dataset):
+def test_every_image_comes_exactly_once_an_epoch_across_batch_boundaries(dataset):
     found = joined(batches(dataset, 9))  # 36 samples of epochs of 11
     assert found["epoch"][: 3 * COUNT].tolist() == [epoch for epoch in range(3) for _ in range(COUNT)]
     orders = [numbers(found["pixel_values"][start : start + COUNT]) for start in range(0, 3 * COUNT, COUNT)]
@@ -149,29 +149,29 @@ def test_the_cache_changes_nothing(table):
 
 
 def test_global_generators_are_neither_drawn_from_nor_listened_to(folder):
-    pictures = TrainingPictures(DataArguments(dataset=folder, resolution=SIDE, num_workers=0), seed=1)
+    images = TrainingImages(DataArguments(dataset=folder, resolution=SIDE, num_workers=0), seed=1)
     torch.manual_seed(0)
     np.random.seed(0)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    first = list(itertools.islice(pictures.loader(batch_size=3), 4))
+    first = list(itertools.islice(images.loader(batch_size=3), 4))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]
     torch.manual_seed(1)
     np.random.seed(1)
-    assert_equal(list(itertools.islice(pictures.loader(batch_size=3), 4)), first)
+    assert_equal(list(itertools.islice(images.loader(batch_size=3), 4)), first)
 
 
 def test_crops_and_mirror_images_depend_on_seed_epoch_and_index(table):
     image = draw(5, width=60, height=50)
-    transform = PictureTransform(SIDE, horizontal_flip=True, seed=3)
+    transform = ImageTransform(SIDE, horizontal_flip=True, seed=3)
     assert torch.equal(transform(image, 2, 7), transform(image, 2, 7))
     crops = [transform(image, *place) for place in [(2, 7), (2, 8), (3, 7)]]
-    crops.append(PictureTransform(SIDE, horizontal_flip=True, seed=4)(image, 2, 7))
+    crops.append(ImageTransform(SIDE, horizontal_flip=True, seed=4)(image, 2, 7))
     assert all(not torch.equal(*pair) for pair in itertools.combinations(crops, 2))
 
 
 def test_random_crops_reach_every_place_and_half_are_mirrored():
-    transform = PictureTransform(SIDE, horizontal_flip=True)
+    transform = ImageTransform(SIDE, horizontal_flip=True)
     lefts, tops, mirrored = set(), set(), 0
     for index in range(300):
         crop = ((transform(draw(0), 0, index) + 1) * 12.75).round().int()
@@ -186,7 +186,7 @@ def test_random_crops_reach_every_place_and_half_are_mirrored():
 
 
 def test_without_flip_nothing_is_mirrored_and_the_centre_crop_is_the_middle():
-    crop = (PictureTransform(SIDE, crop="center")(draw(0), 4, 9) + 1) * 12.75
+    crop = (ImageTransform(SIDE, crop="center")(draw(0), 4, 9) + 1) * 12.75
     assert crop[1, 0].round().int().tolist() == list(range(3, 3 + SIDE))
     assert crop[2, :, 0].round().int().tolist() == list(range(1, 1 + SIDE))
 
@@ -201,41 +201,41 @@ def test_without_flip_nothing_is_mirrored_and_the_centre_crop_is_the_middle():
     ],
 )
 def test_the_resize_before_the_crop(arguments, size):
-    assert PictureTransform(SIDE, **arguments).resize(draw(0)).shape == (size[1], size[0], 3)
+    assert ImageTransform(SIDE, **arguments).resize(draw(0)).shape == (size[1], size[0], 3)
 
 
 def test_the_resize_uses_the_filter_that_is_asked_for():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     for name, resampling in (("bilinear", 2), ("bicubic", 3), ("lanczos", 1)):
-        resized = PictureTransform(SIDE, resize=16, resize_mode="exact", resample=name).resize(image)
+        resized = ImageTransform(SIDE, resize=16, resize_mode="exact", resample=name).resize(image)
         assert np.array_equal(resized, np.asarray(image.resize((16, 16), resampling)))
 
 
-def test_smaller_pictures_are_enlarged_until_the_crop_fits():
-    transform = PictureTransform(16)
+def test_smaller_images_are_enlarged_until_the_crop_fits():
+    transform = ImageTransform(16)
     assert transform.resize(draw(0)).shape == (16, 22, 3)
     assert transform(draw(0, width=1, height=3)).shape == (3, 16, 16)
 
 
-def test_the_authors_celebahq_setting_squeezes_the_whole_picture_into_the_crop():
-    transform = PictureTransform(SIDE, resize=SIDE, resize_mode="exact")
+def test_the_authors_celebahq_setting_squeezes_the_whole_image_into_the_crop():
+    transform = ImageTransform(SIDE, resize=SIDE, resize_mode="exact")
     expected = np.asarray(draw(3).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     assert np.array_equal(((transform(draw(3)) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), expected)
 
 
-def test_an_unreadable_picture_is_named_by_index_and_data_set():
+def test_an_unreadable_image_is_named_by_index_and_data_set():
     rows = [encode(draw(0)), {"bytes": b"no picture", "path": None}, {"bytes": None, "path": None}]
     for broken in (1, 2):
         with pytest.raises(ValueError, match="picture 0 of birds cannot be read"):
             batches([{"image": rows[broken]}], 1, name="birds")
 
 
-def test_a_worker_reports_an_unreadable_picture_as_the_main_process_does():
+def test_a_worker_reports_an_unreadable_image_as_the_main_process_does():
     with pytest.raises(ValueError, match="picture 0 of birds cannot be read"):
         batches([{"image": {"bytes": b"no picture", "path": None}}], 1, workers=1, name="birds")
 
 
-def test_a_data_set_without_pictures_is_refused(table):
+def test_a_data_set_without_images_is_refused(table):
     for empty in (table.select([]), table.to_iterable_dataset().take(0)):
         with pytest.raises(ValueError, match="birds has no pictures"):
             batches(empty, 1, name="birds")
@@ -268,7 +268,7 @@ def test_arguments_out_of_range_are_refused_by_name(table, arguments, message):
 )
 def test_transforms_out_of_range_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
-        PictureTransform(**arguments)
+        ImageTransform(**arguments)
 
 
 def test_a_stream_cannot_be_cached(table):
@@ -277,42 +277,42 @@ def test_a_stream_cannot_be_cached(table):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_training_pictures_follow_their_arguments(folder, streaming):
+def test_training_images_follow_their_arguments(folder, streaming):
     args = DataArguments(
         dataset=folder, streaming=streaming, max_train_samples=5, resolution=SIDE, crop="center", num_workers=0
     )
-    pictures = TrainingPictures(args, seed=1)
-    found = joined(list(itertools.islice(pictures.loader(batch_size=5), 2)))
+    images = TrainingImages(args, seed=1)
+    found = joined(list(itertools.islice(images.loader(batch_size=5), 2)))
     assert sorted(numbers(found["pixel_values"][:5])) == sorted(numbers(found["pixel_values"][5:])) == list(range(5))
-    assert torch.equal(pictures.first(7), found["pixel_values"][:7])
-    resumed = next(iter(pictures.loader(batch_size=2, start=4, rank=1, world_size=2)))
+    assert torch.equal(images.first(7), found["pixel_values"][:7])
+    resumed = next(iter(images.loader(batch_size=2, start=4, rank=1, world_size=2)))
     assert torch.equal(resumed["pixel_values"], found["pixel_values"][6:8])
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_validation_pictures_are_centre_crops_in_order_and_always_the_same(folder, streaming):
+def test_validation_images_are_centre_crops_in_order_and_always_the_same(folder, streaming):
     args = DataArguments(dataset=folder, streaming=streaming, resolution=SIDE, num_workers=0)
-    pictures = ValidationPictures(args)
-    found = list(pictures.batches(4))
+    images = ValidationImages(args)
+    found = list(images.batches(4))
     assert [len(batch) for batch in found] == [4, 4, 3]
     assert numbers(torch.cat(found)) == list(range(COUNT))
-    expected = [PictureTransform(SIDE, crop="center")(draw(number)) for number in range(COUNT)]
+    expected = [ImageTransform(SIDE, crop="center")(draw(number)) for number in range(COUNT)]
     assert torch.equal(torch.cat(found), torch.stack(expected))
-    assert torch.equal(torch.cat(list(pictures.batches(11))), torch.cat(found))
+    assert torch.equal(torch.cat(list(images.batches(11))), torch.cat(found))
 
 
-def test_some_validation_pictures_are_spread_over_the_split_and_of_a_stream_the_first(folder):
+def test_some_validation_images_are_spread_over_the_split_and_of_a_stream_the_first(folder):
     args = {"dataset": folder, "resolution": SIDE}
-    assert numbers(torch.cat(list(ValidationPictures(DataArguments(**args), 4).batches(3)))) == [0, 2, 5, 8]
-    streamed = ValidationPictures(DataArguments(**args, streaming=True), 4)
+    assert numbers(torch.cat(list(ValidationImages(DataArguments(**args), 4).batches(3)))) == [0, 2, 5, 8]
+    streamed = ValidationImages(DataArguments(**args, streaming=True), 4)
     assert numbers(torch.cat(list(streamed.batches(3)))) == [0, 1, 2, 3]
-    assert len(torch.cat(list(ValidationPictures(DataArguments(**args), 100).batches(3)))) == COUNT
+    assert len(torch.cat(list(ValidationImages(DataArguments(**args), 100).batches(3)))) == COUNT
 
 
-def test_validation_mirrors_some_pictures_where_asked_to_and_always_the_same_ones(folder):
+def test_validation_mirrors_some_images_where_asked_to_and_always_the_same_ones(folder):
     args = DataArguments(dataset=folder, resolution=SIDE, validation_horizontal_flip=True)
-    first, again = (torch.cat(list(ValidationPictures(args).batches(4))) for _ in range(2))
-    plain = torch.cat(list(ValidationPictures(DataArguments(dataset=folder, resolution=SIDE)).batches(4)))
+    first, again = (torch.cat(list(ValidationImages(args).batches(4))) for _ in range(2))
+    plain = torch.cat(list(ValidationImages(DataArguments(dataset=folder, resolution=SIDE)).batches(4)))
     assert torch.equal(first, again)
     mirrored = [torch.equal(one, other.flip(-1)) for one, other in zip(first, plain, strict=True)]
     assert 0 < sum(mirrored) < COUNT

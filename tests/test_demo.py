@@ -19,9 +19,9 @@ from PIL import Image
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.configuration_dualcodebook import config_hash
-from dualcodebook_hf.evaluation.metrics import psnr, ssim
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
-from dualcodebook_hf.token_file import TokenFile, TokenizedPicture, load_tokens, save_tokens
+from dualcodebook_hf.metrics.images import psnr, ssim
+from dualcodebook_hf.tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
 
 pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
@@ -33,7 +33,7 @@ from dualcodebook_hf.demo.inspection import (  # noqa: E402
     code,
     enlarged,
     half,
-    read_picture_tokens,
+    read_image_tokens,
     read_upload,
     same_code,
     swap,
@@ -59,8 +59,8 @@ def make_model(seed: int, **changes) -> DualCodebookVQModel:
     """A random model whose codes are spread, so that pictures use many of them."""
     torch.manual_seed(seed)
     model = DualCodebookVQModel(**{**TINY, **changes}).eval()
-    for book in model.quantize.books.values():
-        torch.nn.init.normal_(book.weight, std=0.5)
+    for codebook in model.quantize.codebooks.values():
+        torch.nn.init.normal_(codebook.weight, std=0.5)
     return model
 
 
@@ -119,7 +119,7 @@ def model_labels(client) -> list[str]:
     return parameters[1]["type"]["enum"]
 
 
-def save_odd_pictures(folder: Path) -> dict[str, Path]:
+def save_odd_images(folder: Path) -> dict[str, Path]:
     picture, paths = draw(90, 61), {}
     turned = Image.Exif()
     turned[0x0112] = 6  # orientation: a quarter turn
@@ -140,8 +140,8 @@ def save_odd_pictures(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def test_reconstruct_answers_with_what_the_model_gives_for_any_kind_of_picture(client, models, tmp_path):
-    for path in save_odd_pictures(tmp_path).values():
+def test_reconstruct_answers_with_what_the_model_gives_for_any_kind_of_image(client, models, tmp_path):
+    for path in save_odd_images(tmp_path).values():
         picture = to_pixels(read_image(path))[None]
         height, width = picture.shape[-2:]
         tokens = models[0].tokenize(picture)
@@ -160,12 +160,12 @@ def test_reconstruct_answers_with_what_the_model_gives_for_any_kind_of_picture(c
         assert rows[3][3:] == [None, None]
 
 
-def test_tokens_alone_give_the_picture_back(client, models, tmp_path):
+def test_tokens_alone_give_the_image_back(client, models, tmp_path):
     draw(50, 31).save(tmp_path / "a.png")
     file = send(client, tmp_path / "a.png", "/tokenize")
     content = load_tokens(file)
-    assert [(picture.name, picture.size) for picture in content.pictures] == [("a.png", (31, 50))]
-    assert torch.equal(content.pictures[0].tokens, models[0].tokenize(to_pixels(draw(50, 31))[None])[0])
+    assert [(picture.name, picture.size) for picture in content.images] == [("a.png", (31, 50))]
+    assert torch.equal(content.images[0].tokens, models[0].tokenize(to_pixels(draw(50, 31))[None])[0])
     assert content.config_hash == config_hash(models[0].config)
     restored = send(client, file, "/detokenize")
     again, _ = send(client, tmp_path / "a.png", "/reconstruct")
@@ -176,7 +176,7 @@ def test_another_model_can_be_named_and_its_tokens_fit_no_other(client, models, 
     draw(50, 31).save(tmp_path / "a.png")
     label = model_labels(client)[1]
     file = send(client, tmp_path / "a.png", "/tokenize", label)
-    assert load_tokens(file).books == {"codebook": 20}
+    assert load_tokens(file).codebooks == {"codebook": 20}
     assert Image.open(send(client, file, "/detokenize", label)).size == (50, 31)
     with pytest.raises(Exception, match="are of a model with config hash"):
         send(client, file, "/detokenize")
@@ -184,11 +184,11 @@ def test_another_model_can_be_named_and_its_tokens_fit_no_other(client, models, 
         send(client, tmp_path / "a.png", "/tokenize", "/etc")
 
 
-def test_a_file_of_several_pictures_gives_the_one_asked_for(client, models, tmp_path):
+def test_a_file_of_several_images_gives_the_one_asked_for(client, models, tmp_path):
     tokens = [models[0].tokenize(to_pixels(draw(20, 12, seed))[None])[0] for seed in range(2)]
-    pictures = [TokenizedPicture(f"{index}.png", (12, 20), ids) for index, ids in enumerate(tokens)]
-    books = {"global": 32, "local": 20}
-    save_tokens(tmp_path / "two.safetensors", TokenFile(pictures, 4, books, config_hash(models[0].config)))
+    pictures = [TokenizedImage(f"{index}.png", (12, 20), ids) for index, ids in enumerate(tokens)]
+    codebooks = {"global": 32, "local": 20}
+    save_tokens(tmp_path / "two.safetensors", TokenFile(pictures, 4, codebooks, config_hash(models[0].config)))
     label = model_labels(client)[0]
     for number in (1, 2):
         image = Image.open(send(client, tmp_path / "two.safetensors", "/detokenize", label, number))
@@ -292,14 +292,14 @@ def test_models_of_one_name_keep_their_own_labels(folders):
     assert list(load_models(None)) == [EMBEDDED]
 
 
-def test_large_pictures_are_shrunk_and_the_page_says_so(tmp_path):
+def test_large_images_are_shrunk_and_the_page_says_so(tmp_path):
     Image.new("RGB", (2000, 1500)).save(tmp_path / "a.png")
     upload = read_upload(tmp_path / "a.png")
     assert upload.image.width * upload.image.height <= 1024 * 1024
     assert upload.file_size == (2000, 1500)
     assert upload.notes == [f"shrunk from 2000 x 1500 to {upload.image.width} x {upload.image.height} pixels, "
                             "this app's limit"]  # fmt: skip
-    paths = save_odd_pictures(tmp_path)
+    paths = save_odd_images(tmp_path)
     assert read_upload(paths["moving.gif"]).notes == ["the first of 2 frames"]
     assert read_upload(paths["clear.png"]).notes == ["transparency laid over white"]
     assert read_upload(paths["turned.jpg"]).notes == []
@@ -327,9 +327,9 @@ def test_every_point_belongs_to_the_cell_under_it(models, tmp_path):
 def test_places_of_a_code_stay_bright_and_all_others_fade(models, coded):
     cell = (5, 7)
     before = np.asarray(coded.reconstruction).astype(float)
-    for book in range(2):
-        after = np.asarray(same_code(models[0], coded, book, cell)).astype(float)
-        same = coded.tokens[book] == coded.tokens[book, 5, 7]
+    for codebook in range(2):
+        after = np.asarray(same_code(models[0], coded, codebook, cell)).astype(float)
+        same = coded.tokens[codebook] == coded.tokens[codebook, 5, 7]
         assert 1 < same.sum() < same.numel()
         for row, column in np.ndindex(*same.shape):
             if abs(row - 5) <= 1 and abs(column - 7) <= 1:
@@ -339,7 +339,7 @@ def test_places_of_a_code_stay_bright_and_all_others_fade(models, coded):
             assert np.abs(after[part] - expected).max() <= 0.5
 
 
-def test_a_cell_shows_the_picture_there_and_its_codes_alone(models, coded):
+def test_a_cell_shows_the_image_there_and_its_codes_alone(models, coded):
     patches = cell_patches(models[0], coded, (5, 7))
     assert list(patches) == ["original", "reconstruction", "global", "local", "all"]
     assert patches["original"].tobytes() == coded.upload.image.crop((28, 20, 32, 24)).tobytes()
@@ -354,9 +354,9 @@ def test_a_cell_shows_the_picture_there_and_its_codes_alone(models, coded):
 
 def test_halves_swaps_and_usage_come_from_the_tokens(models, coded, tmp_path):
     model, size = models[0], (283, 301)
-    for book in ("global", "local"):
-        expected = model.detokenize(coded.tokens[None], size=size, only=book)
-        assert half(model, coded, book).tobytes() == to_image(expected[0]).tobytes()
+    for codebook in ("global", "local"):
+        expected = model.detokenize(coded.tokens[None], size=size, only=codebook)
+        assert half(model, coded, codebook).tobytes() == to_image(expected[0]).tobytes()
     itself = swap(model, coded, coded.upload)
     assert [image.tobytes() for image in itself] == [coded.reconstruction.tobytes()] * 2
     draw(301, 283, 9).save(tmp_path / "b.png")
@@ -365,18 +365,18 @@ def test_halves_swaps_and_usage_come_from_the_tokens(models, coded, tmp_path):
     for image, tokens in zip(swap(model, coded, other.upload), mixed, strict=True):
         assert image.tobytes() == to_image(model.detokenize(tokens[None], size=size)[0]).tobytes()
     counts = usage(model, coded.tokens)
-    for index, (book, count) in enumerate({"global": 32, "local": 20}.items()):
-        assert counts[book][0] == torch.bincount(coded.tokens[index].flatten(), minlength=count).tolist()
-        assert 1 < counts[book][1] <= count
+    for index, (codebook, count) in enumerate({"global": 32, "local": 20}.items()):
+        assert counts[codebook][0] == torch.bincount(coded.tokens[index].flatten(), minlength=count).tolist()
+        assert 1 < counts[codebook][1] <= count
 
 
 def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_path):
     tokens = torch.zeros(2, 550, 500, dtype=torch.int64)
-    content = TokenFile([TokenizedPicture("a.png", (2200, 2000), tokens)], 4, {"global": 32, "local": 20},
+    content = TokenFile([TokenizedImage("a.png", (2200, 2000), tokens)], 4, {"global": 32, "local": 20},
                         config_hash(models[0].config))  # fmt: skip
     save_tokens(tmp_path / "a.safetensors", content)
     with pytest.raises(ValueError, match="have 4,400,000 pixels together"):
-        read_picture_tokens(models[0], tmp_path / "a.safetensors")
+        read_image_tokens(models[0], tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(

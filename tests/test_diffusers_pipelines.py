@@ -182,7 +182,7 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_saved_and_loaded_it_paints_the_same_pictures_and_with_other_codes_others(name, tmp_path):
+def test_saved_and_loaded_it_paints_the_same_images_and_with_other_codes_others(name, tmp_path):
     pipeline = BUILDERS[name]()
     expected = paint(pipeline)
     assert expected.std() > 0.01
@@ -195,8 +195,8 @@ def test_saved_and_loaded_it_paints_the_same_pictures_and_with_other_codes_other
         assert type(loaded) is type(pipeline) and type(getattr(loaded, part)) is DualCodebookVQModel
         assert np.array_equal(paint(loaded), expected)
     with torch.no_grad():
-        for book in getattr(loaded, part).quantize.books.values():
-            book.weight.copy_(book.weight.flip(0) + 0.5)
+        for codebook in getattr(loaded, part).quantize.codebooks.values():
+            codebook.weight.copy_(codebook.weight.flip(0) + 0.5)
     # Kandinsky decodes its latents without quantizing them: the codes must not matter there.
     assert np.array_equal(paint(loaded), expected) == ("kandinsky" in name)
 
@@ -213,8 +213,8 @@ def test_ldm_decodes_the_quantized_latents_divided_by_the_scaling_factor():
 
 def test_super_resolution_decodes_three_latent_channels_onto_the_larger_grid():
     pipeline = super_resolution()
-    model, picture = pipeline.vqvae, photograph().resize((32, 32))
-    condition = DualCodebookImageProcessor()(picture, return_tensors="pt")["pixel_values"]
+    model, image = pipeline.vqvae, photograph().resize((32, 32))
+    condition = DualCodebookImageProcessor()(image, return_tensors="pt")["pixel_values"]
     latents = denoise(pipeline.unet, torch.randn(1, 3, 32, 32, generator=seeded()), 4, condition)
     tokens = model.quantize(latents, return_dict=True).tokens
     expected = shown(model.detokenize(tokens))
@@ -233,23 +233,23 @@ def test_kandinsky_decodes_its_latents_unquantized(kind):
     assert not np.array_equal(painted, shown(pipeline.movq.decode(latents).sample))
 
 
-def test_kandinsky_img2img_starts_from_the_encoded_picture():
+def test_kandinsky_img2img_starts_from_the_encoded_image():
     pipeline = kandinsky(KandinskyV22Img2ImgPipeline)
     started, model_input = [], pipeline.scheduler.add_noise
     pipeline.scheduler.add_noise = lambda latents, *rest: started.append(latents) or model_input(latents, *rest)
-    picture = photograph().resize((16, 16))
-    pixels = DualCodebookImageProcessor()(picture, return_tensors="pt")["pixel_values"]
-    paint(pipeline, image=picture)
+    image = photograph().resize((16, 16))
+    pixels = DualCodebookImageProcessor()(image, return_tensors="pt")["pixel_values"]
+    paint(pipeline, image=image)
     with torch.no_grad():
         torch.testing.assert_close(started[0], pipeline.movq.encode(pixels).latents, atol=1e-6, rtol=0)
 
 
-def test_amused_ids_are_products_of_both_books_and_decode_to_the_picture():
+def test_amused_ids_are_products_of_both_codebooks_and_decode_to_the_image():
     pipeline = amused()
     model, ids = pipeline.vqvae, paint(pipeline, "latent")
     assert ids.shape == (2, 8, 10) and ids.dtype == torch.int64
     assert ids.min() >= 0 and ids.max() < PRODUCT and len(ids.unique()) > 20
-    tokens = model.quantize.split(ids)
+    tokens = model.quantize.from_product_ids(ids)
     assert torch.equal(tokens[:, 0] * TINY["local_codebook_size"] + tokens[:, 1], ids)
     expected = model.detokenize(tokens).clip(0, 1).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(paint(pipeline), expected)
@@ -262,7 +262,7 @@ def test_amused_img2img_keeps_exactly_the_tokens_that_it_does_not_mask(signed):
     pixels = DualCodebookImageProcessor()(photograph(), return_tensors="pt")["pixel_values"]
     # A picture reaches the tokenizer in [0, 1]; a tensor of its own range passes as it is.
     given, seen = (pixels, pixels) if signed else (photograph(), pixels / 2 + 0.5)
-    tokens = model.quantize.join(model.tokenize(seen))
+    tokens = model.quantize.to_product_ids(model.tokenize(seen))
     scheduler = AmusedScheduler(PRODUCT)
     scheduler.set_timesteps(10)
     for strength in (0.2, 0.7):
@@ -278,33 +278,33 @@ def test_amused_inpainting_keeps_the_tokens_outside_the_mask():
     pipeline = amused(AmusedInpaintPipeline)
     model = pipeline.vqvae
     pixels = DualCodebookImageProcessor()(photograph(), return_tensors="pt")["pixel_values"]
-    tokens = model.quantize.join(model.tokenize(pixels))
+    tokens = model.quantize.to_product_ids(model.tokenize(pixels))
     ids = paint(pipeline, "latent", image=pixels)
     assert torch.equal(ids[..., 5:], tokens[..., 5:]) and ids.max() < PRODUCT
     assert (ids[..., :5] == tokens[..., :5]).float().mean() < 0.1
 
 
 @pytest.mark.parametrize("name", ["super resolution", "kandinsky", "amused", "amused img2img", "amused inpaint"])
-def test_in_bfloat16_the_codebooks_stay_exact_and_pictures_repeat(name, tmp_path):
+def test_in_bfloat16_the_codebooks_stay_exact_and_images_repeat(name, tmp_path):
     pipeline = BUILDERS[name]()
     pipeline.save_pretrained(tmp_path)
     loaded = quiet(type(pipeline).from_pretrained(tmp_path, dtype=torch.bfloat16))
     part = "movq" if "kandinsky" in name else "vqvae"
     model, original = getattr(loaded, part), getattr(pipeline, part)
     assert model.dtype == torch.bfloat16
-    for book, other in zip(model.quantize.books.values(), original.quantize.books.values(), strict=True):
-        assert book.weight.dtype == torch.float32 and torch.equal(book.codes(), other.codes())
+    for codebook, other in zip(model.quantize.codebooks.values(), original.quantize.codebooks.values(), strict=True):
+        assert codebook.weight.dtype == torch.float32 and torch.equal(codebook.codes(), other.codes())
     # Numpy knows no bfloat16, and this pipeline does not convert.
     output_type = "pt" if name == "super resolution" else "np"
     first, second = (torch.as_tensor(paint(loaded, output_type)).float() for _ in range(2))
     assert torch.equal(first, second)
     assert first.isfinite().all() and first.std() > 0.01
     if "amused" in name:
-        tokens = model.quantize.split(paint(loaded, "latent"))
+        tokens = model.quantize.from_product_ids(paint(loaded, "latent"))
         assert torch.equal(model.detokenize(tokens).clip(0, 1).permute(0, 2, 3, 1).float(), first)
 
 
-def test_a_pipeline_that_upcasts_from_float16_repeats_its_pictures(tmp_path):
+def test_a_pipeline_that_upcasts_from_float16_repeats_its_images(tmp_path):
     amused(force_upcast=True).save_pretrained(tmp_path)
     loaded = quiet(AmusedPipeline.from_pretrained(tmp_path, dtype=torch.float16))
     first = paint(loaded)

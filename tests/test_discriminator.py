@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualcodebook_hf.training.discriminator import PatchDiscriminator
+from dualcodebook_hf.training.discriminators.patch import PatchDiscriminator
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dualcodebook_hf.evaluation import figures
-from dualcodebook_hf.evaluation.figures import comparison, comparison_sheet, error_map, grid, token_map
+from dualcodebook_hf import figures
+from dualcodebook_hf.figures import comparison, comparison_sheet, error_map, grid, token_map
 from dualcodebook_hf.image_processing_dualcodebook import to_image
 
-BOOKS = {"book_sizes": [512, 300], "book_names": ["global", "local"]}
+CODEBOOKS = {"codebook_sizes": [512, 300], "codebook_names": ["global", "local"]}
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -39,40 +39,42 @@ def find(inner: Image.Image, outer: Image.Image) -> list[int]:
 
 def test_the_five_panels_stand_side_by_side_in_order_pixel_by_pixel() -> None:
     original, reconstruction, ids = noise(300, 200), noise(300, 200, 1), tokens(300, 200)
-    figure = comparison(original, reconstruction, ids, **BOOKS)
+    figure = comparison(original, reconstruction, ids, **CODEBOOKS)
     panels = [original, reconstruction, error_map(original, reconstruction)]
-    panels += [token_map(book, original.size) for book in ids]
+    panels += [token_map(codebook, original.size) for codebook in ids]
     edges = [find(panel, figure) for panel in panels]
     assert all(len(found) == 1 for found in edges)
     assert edges == sorted(edges) and edges[1][0] - edges[0][0] >= 300
 
 
-def test_small_pictures_are_enlarged_by_whole_factors_and_large_ones_shrunk() -> None:
+def test_small_images_are_enlarged_by_whole_factors_and_large_ones_shrunk() -> None:
     small = noise(32, 20)
-    figure = comparison(small, small, tokens(32, 20), **BOOKS)
+    figure = comparison(small, small, tokens(32, 20), **CODEBOOKS)
     assert len(find(small.resize((256, 160), Image.Resampling.NEAREST), figure)) == 2
     large = noise(2048, 1024)
-    figure = comparison(large, large, tokens(2048, 1024), **BOOKS)
+    figure = comparison(large, large, tokens(2048, 1024), **CODEBOOKS)
     assert len(find(large.resize((512, 256), Image.Resampling.LANCZOS), figure)) == 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (2000, 3), (17, 16)])
 def test_every_size_can_be_shown(size: tuple[int, int]) -> None:
-    figure = comparison(noise(*size), noise(*size, 1), tokens(*size), **BOOKS, title="a title that is longer than that")
+    figure = comparison(
+        noise(*size), noise(*size, 1), tokens(*size), **CODEBOOKS, title="a title that is longer than that"
+    )
     assert figure.mode == "RGB" and figure.width < 3000 and figure.height < 1000
 
 
-def test_a_single_book_makes_a_single_token_map() -> None:
-    picture = noise(300, 300)
-    two = comparison(picture, picture, tokens(300, 300), **BOOKS)
-    one = comparison(picture, picture, tokens(300, 300)[:1], [512], ["codebook"])
+def test_a_single_codebook_makes_a_single_token_map() -> None:
+    image = noise(300, 300)
+    two = comparison(image, image, tokens(300, 300), **CODEBOOKS)
+    one = comparison(image, image, tokens(300, 300)[:1], [512], ["codebook"])
     assert two.width - one.width >= 300 and one.height == two.height
 
 
 def test_the_error_map_is_linear_up_to_its_scale_and_then_saturates() -> None:
     black = Image.new("RGB", (1, 1))
     at = [error_map(black, Image.new("RGB", (1, 1), (round(255 * error),) * 3)) for error in (0, 0.125, 0.25, 0.9)]
-    colours = [picture.getpixel((0, 0)) for picture in at]
+    colours = [image.getpixel((0, 0)) for image in at]
     assert colours[0] == figures.ERROR_COLOURS[0]
     assert np.allclose(colours[1], figures.ERROR_COLOURS[3], atol=4)
     assert np.allclose(colours[2], figures.ERROR_COLOURS[-1], atol=4)
@@ -86,13 +88,13 @@ def test_the_error_colours_get_lighter_all_the_way() -> None:
 
 def test_each_token_covers_f_by_f_pixels_from_the_top_left() -> None:
     ids = torch.arange(6).reshape(2, 3)
-    picture = np.asarray(token_map(ids, (33, 20)))
-    assert picture.shape == (20, 33, 3)
+    image = np.asarray(token_map(ids, (33, 20)))
+    assert image.shape == (20, 33, 3)
     for row in range(2):
         for column in range(3):
-            block = picture[row * 16 : (row + 1) * 16, column * 16 : (column + 1) * 16].reshape(-1, 3)
+            block = image[row * 16 : (row + 1) * 16, column * 16 : (column + 1) * 16].reshape(-1, 3)
             assert len(np.unique(block, axis=0)) == 1
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 6
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) == 6
 
 
 def test_colours_of_512_tokens_are_fixed_and_all_different() -> None:
@@ -124,13 +126,13 @@ def test_the_grid_has_each_original_above_its_reconstruction(count: int, rows: i
 
 
 def test_sizes_that_do_not_fit_are_value_errors_that_name_the_argument() -> None:
-    picture = noise(32, 32)
+    image = noise(32, 32)
     with pytest.raises(ValueError, match=r"`reconstruction`.*\(32, 32\).*\(32, 16\)"):
-        comparison(picture, noise(32, 16), tokens(32, 32), **BOOKS)
+        comparison(image, noise(32, 16), tokens(32, 32), **CODEBOOKS)
     with pytest.raises(ValueError, match=r"`tokens`.*\(2, h, w\).*\(3, 2, 2\)"):
-        comparison(picture, picture, torch.zeros(3, 2, 2, dtype=int), **BOOKS)
+        comparison(image, image, torch.zeros(3, 2, 2, dtype=int), **CODEBOOKS)
     with pytest.raises(ValueError, match=r"`ids`.*\(3, 2\).*32x32"):
-        comparison(picture, picture, torch.zeros(2, 3, 2, dtype=int), **BOOKS)
+        comparison(image, image, torch.zeros(2, 3, 2, dtype=int), **CODEBOOKS)
     with pytest.raises(ValueError, match=r"`originals` and `reconstructions`"):
         grid(torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2))
     with pytest.raises(ValueError, match=r"`rows`"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualcodebook_hf.evaluation.frechet import FeatureMoments, FrechetDistance, frechet_distance, inception_extractor
+from dualcodebook_hf.metrics.frechet import FeatureMoments, FrechetDistance, frechet_distance, inception_extractor
 
 
 def features(count, width, seed=0, offset=0.0):
@@ -78,27 +78,27 @@ def test_singular_covariances_agree_with_the_subspace_they_live_in():
     assert distance(moments(a @ inside), moments(b @ inside)) == pytest.approx(expected, rel=1e-7)
 
 
-def mean_and_spread(pictures):
-    return torch.cat([pictures.mean(dim=(2, 3)), pictures.std(dim=(2, 3))], dim=1)
+def mean_and_spread(images):
+    return torch.cat([images.mean(dim=(2, 3)), images.std(dim=(2, 3))], dim=1)
 
 
-def test_pictures_are_clamped_and_measured_by_the_extractor():
+def test_images_are_clamped_and_measured_by_the_extractor():
     originals = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     reconstructions = originals * 1.5 - 0.2
     measured = FrechetDistance(mean_and_spread)
     for part in (slice(0, 11), slice(11, 30)):
         measured.update(reconstructions[part], originals[part])
-    a, b = (mean_and_spread(pictures).double() for pictures in (reconstructions.clamp(0, 1), originals))
+    a, b = (mean_and_spread(images).double() for images in (reconstructions.clamp(0, 1), originals))
     assert measured.compute() == pytest.approx(by_definition(a, b), rel=1e-6)
 
 
-def test_no_more_pictures_than_features_warns_and_one_picture_is_an_error():
-    pictures = torch.rand(6, 3, 4, 4)
+def test_no_more_images_than_features_warns_and_one_image_is_an_error():
+    images = torch.rand(6, 3, 4, 4)
     measured = FrechetDistance(mean_and_spread)
-    measured.update(pictures[:1], pictures[:1])
+    measured.update(images[:1], images[:1])
     with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
         measured.compute()
-    measured.update(pictures[1:], pictures[1:])
+    measured.update(images[1:], images[1:])
     with pytest.warns(UserWarning, match="6 pictures with 6 features"):
         assert measured.compute() == pytest.approx(0, abs=1e-12)
 

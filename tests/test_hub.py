@@ -374,9 +374,9 @@ def test_the_spaces_files_in_the_repository_are_those_that_are_published():
         assert (ROOT / "spaces" / name).read_text(encoding="utf-8") == text, name
     pyproject = (ROOT / "pyproject.toml").read_text()
     dependencies = re.search(r"^dependencies = \[(.*?)^\]", pyproject, re.M | re.S)[1]
-    *base, pictures = space.REQUIREMENTS
+    *base, images = space.REQUIREMENTS
     assert base == re.findall(r'"(.+?)"', dependencies)
-    assert f'"{pictures}"' in pyproject
+    assert f'"{images}"' in pyproject
 
 
 def test_the_space_is_published_with_the_whole_package(hub):

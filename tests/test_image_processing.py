@@ -38,7 +38,7 @@ def pixel(image: Image.Image) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (20, 12)])
-def test_pixels_and_back_is_the_same_picture(size: tuple[int, int]) -> None:
+def test_pixels_and_back_is_the_same_image(size: tuple[int, int]) -> None:
     image = noise(*size)
     assert np.array_equal(to_image(to_pixels(image)), image)
 
@@ -71,7 +71,7 @@ def test_exif_orientation_is_applied(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_shows_the_upright_picture(orientation: int) -> None:
+def test_every_orientation_shows_the_upright_image(orientation: int) -> None:
     upright = noise()
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # tag -> the PIL transposition that a camera would have stored
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
@@ -138,7 +138,7 @@ def test_the_first_frame_of_several_is_read(kind: str) -> None:
     )
 
 
-def test_path_bytes_file_and_picture_give_the_same(tmp_path) -> None:
+def test_path_bytes_file_and_image_give_the_same(tmp_path) -> None:
     image = noise()
     path = tmp_path / "a.png"
     image.save(path)
@@ -147,7 +147,7 @@ def test_path_bytes_file_and_picture_give_the_same(tmp_path) -> None:
             assert np.array_equal(read_image(source), image)
 
 
-def test_the_given_picture_is_left_as_it_is() -> None:
+def test_the_given_image_is_left_as_it_is() -> None:
     image = Image.new("RGBA", (2, 2), (1, 2, 3, 0))
     read_image(image)
     assert image.mode == "RGBA" and pixel(image) == (1, 2, 3, 0)
@@ -175,7 +175,7 @@ def test_missing_file_folder_text_and_empty_file_are_value_errors_that_name_them
         read_image(b"no picture")
 
 
-def test_a_decompression_bomb_is_a_value_error_and_a_large_picture_makes_no_warning(tmp_path, monkeypatch) -> None:
+def test_a_decompression_bomb_is_a_value_error_and_a_large_image_makes_no_warning(tmp_path, monkeypatch) -> None:
     noise(20, 20).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with warnings.catch_warnings():
@@ -287,10 +287,10 @@ def test_options_survive_saving(tmp_path, max_pixels: int | None) -> None:
     "options", [{"image_mean": [0.0] * 3, "image_std": [1.0] * 3}, {"do_normalize": False}], ids=str
 )
 def test_postprocess_undoes_the_processors_own_normalisation(options):
-    picture = Image.effect_mandelbrot((20, 10), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    image = Image.effect_mandelbrot((20, 10), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     processor = DualCodebookImageProcessor(**options)
-    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
     assert pixels.min() >= 0 and pixels.max() <= 1
-    assert processor.postprocess(pixels)[0].tobytes() == picture.tobytes()
+    assert processor.postprocess(pixels)[0].tobytes() == image.tobytes()
     with pytest.raises(ValueError, match="do_rescale"):
         DualCodebookImageProcessor(do_rescale=False).postprocess(pixels)

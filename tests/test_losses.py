@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dualcodebook_hf.evaluation.metrics import ms_ssim
+from dualcodebook_hf.metrics.images import ms_ssim
+from dualcodebook_hf.perceptual.vgg import LPIPS
 from dualcodebook_hf.training.losses import (
     ReconstructionLoss,
     adaptive_weight,
@@ -16,11 +17,10 @@ from dualcodebook_hf.training.losses import (
     hinge_discriminator_loss,
     weighted_sum,
 )
-from dualcodebook_hf.training.perceptual import LPIPS
 
 
 @pytest.fixture
-def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x_hat, x = (torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))
     return x_hat, x
@@ -68,62 +68,62 @@ def test_weighted_sum_needs_a_weight_for_each_term_and_a_term_for_each_weight():
         weighted_sum({}, {})
 
 
-def test_the_papers_reconstruction_loss(pictures):
+def test_the_papers_reconstruction_loss(images):
     """rec = mean |x - x_hat| + 1.25 mean LPIPS."""
     torch.manual_seed(0)
     lpips = LPIPS()
-    distance = lpips(*pictures).mean().item()
+    distance = lpips(*images).mean().item()
     loss = ReconstructionLoss(lpips=lpips)
-    terms = loss(*pictures)
+    terms = loss(*images)
     assert loss.weights == {"l1": 1.0, "perceptual": 1.25}
-    l1 = np.abs(pictures[1].numpy() - pictures[0].numpy()).mean()
+    l1 = np.abs(images[1].numpy() - images[0].numpy()).mean()
     assert terms["l1"].item() == pytest.approx(l1, rel=1e-5)
     assert terms["perceptual"].item() == pytest.approx(distance, rel=1e-5)
     assert loss.rec(terms).item() == pytest.approx(l1 + 1.25 * distance, rel=1e-5)
 
 
-def test_l2_and_ms_ssim_terms(pictures):
+def test_l2_and_ms_ssim_terms(images):
     loss = ReconstructionLoss(l1_weight=1.0, l2_weight=2.0, perceptual="ms-ssim", perceptual_weight=0.5)
-    terms = loss(*pictures)
+    terms = loss(*images)
     assert set(terms) == {"l1", "l2", "perceptual"}
-    difference = pictures[1].numpy() - pictures[0].numpy()
+    difference = images[1].numpy() - images[0].numpy()
     assert terms["l2"].item() == pytest.approx((difference**2).mean(), rel=1e-5)
-    similarity = ms_ssim((pictures[0] + 1) / 2, (pictures[1] + 1) / 2).mean().item()
+    similarity = ms_ssim((images[0] + 1) / 2, (images[1] + 1) / 2).mean().item()
     assert terms["perceptual"].item() == pytest.approx(1 - similarity, rel=1e-5)
     expected = np.abs(difference).mean() + 2 * (difference**2).mean() + 0.5 * (1 - similarity)
     assert loss.rec(terms).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_rec_ignores_terms_of_others(pictures):
+def test_rec_ignores_terms_of_others(images):
     loss = ReconstructionLoss(perceptual="none")
-    terms = loss(*pictures)
+    terms = loss(*images)
     assert loss.rec({**terms, "global_codebook": torch.tensor(100.0)}) == terms["l1"]
 
 
-def test_terms_of_weight_0_are_not_computed(pictures):
-    assert set(ReconstructionLoss(0.0, 1.0, "none", 1.25)(*pictures)) == {"l2"}
-    assert set(ReconstructionLoss(1.0, 0.0, "lpips", 0.0)(*pictures)) == {"l1"}
+def test_terms_of_weight_0_are_not_computed(images):
+    assert set(ReconstructionLoss(0.0, 1.0, "none", 1.25)(*images)) == {"l2"}
+    assert set(ReconstructionLoss(1.0, 0.0, "lpips", 0.0)(*images)) == {"l1"}
 
 
-def test_equal_pictures_cost_nothing(pictures):
+def test_equal_images_cost_nothing(images):
     loss = ReconstructionLoss(1.0, 1.0, "ms-ssim", 1.0)
-    terms = loss(pictures[0], pictures[0])
+    terms = loss(images[0], images[0])
     assert all(abs(term.item()) < 1e-6 for term in terms.values())
 
 
-def test_pixels_far_outside_the_range_still_have_a_gradient_from_ms_ssim(pictures):
-    x_hat = (pictures[1] * 0.5 + 3).requires_grad_()
+def test_pixels_far_outside_the_range_still_have_a_gradient_from_ms_ssim(images):
+    x_hat = (images[1] * 0.5 + 3).requires_grad_()
     loss = ReconstructionLoss(0.0, 0.0, "ms-ssim", 1.0)
-    loss.rec(loss(x_hat, pictures[1])).backward()
+    loss.rec(loss(x_hat, images[1])).backward()
     assert x_hat.grad.isfinite().all()
     assert x_hat.grad.abs().sum() > 0
 
 
-def test_under_autocast_terms_are_float32_and_close(pictures):
+def test_under_autocast_terms_are_float32_and_close(images):
     loss = ReconstructionLoss(1.0, 1.0, "ms-ssim", 1.0)
-    expected = loss(*pictures)
+    expected = loss(*images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = loss(*pictures)
+        terms = loss(*images)
     for name, term in terms.items():
         assert term.dtype == torch.float32
         torch.testing.assert_close(term, expected[name])
@@ -140,7 +140,7 @@ def test_wrong_arguments_are_refused_by_name():
         ReconstructionLoss(-1.0, 0.0, "none")
 
 
-def test_log_l2_by_hand_is_one_number_a_picture_then_the_mean():
+def test_log_l2_by_hand_is_one_number_a_image_then_the_mean():
     x = torch.zeros(2, 3, 4, 4)
     x_hat = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.5)])
     loss = ReconstructionLoss(0.0, 0.0, "none", log_l2_weight=2.0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dualcodebook_hf.evaluation import metrics
+from dualcodebook_hf.metrics import images as metrics
+from dualcodebook_hf.metrics.tokens import TokenStatistics
 
 evaluate = pytest.importorskip("evaluate")
 
@@ -44,13 +45,13 @@ def floats(count=5, side=12, seed=0):
     return originals + 0.1 * torch.randn(originals.shape, generator=generator), originals
 
 
-def bytes_of(pictures):
+def bytes_of(images):
     """(B, 3, H, W) in [0, 1] -> uint8 (B, H, W, 3)."""
-    return (pictures.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
+    return (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
 
 
-def moments(pictures):
-    return torch.cat([pictures.mean(dim=(2, 3)), pictures.std(dim=(2, 3))], dim=1)
+def moments(images):
+    return torch.cat([images.mean(dim=(2, 3)), images.std(dim=(2, 3))], dim=1)
 
 
 def test_psnr_of_floats_is_ours_and_is_not_rounded_to_8_bits():
@@ -62,20 +63,20 @@ def test_psnr_of_floats_is_ours_and_is_not_rounded_to_8_bits():
     assert found == pytest.approx(metrics.psnr(barely, originals).mean().item()) and found > 75
 
 
-def test_psnr_of_pictures_arrays_and_files_is_that_of_their_bytes(tmp_path):
-    arrays = [bytes_of(pictures) for pictures in floats(3)]
+def test_psnr_of_images_arrays_and_files_is_that_of_their_bytes(tmp_path):
+    arrays = [bytes_of(images) for images in floats(3)]
     expected = metrics.psnr(*(torch.from_numpy(array).movedim(-1, 1) / 255 for array in arrays)).mean().item()
-    pictures = [[Image.fromarray(item) for item in array] for array in arrays]
+    images = [[Image.fromarray(item) for item in array] for array in arrays]
     files = [[str(tmp_path / f"{side}-{index}.png") for index in range(3)] for side in range(2)]
     for side, paths in enumerate(files):
-        for picture, path in zip(pictures[side], paths, strict=True):
-            picture.save(path)
-    for predictions, references in (arrays, pictures, files, (arrays[0], pictures[1])):
+        for image, path in zip(images[side], paths, strict=True):
+            image.save(path)
+    for predictions, references in (arrays, images, files, (arrays[0], images[1])):
         found = load("psnr").compute(predictions=predictions, references=references)["psnr"]
         assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_unrounded_reconstructions_against_picture_files():
+def test_unrounded_reconstructions_against_image_files():
     reconstructions, originals = floats(2)
     references = bytes_of(originals)
     expected = metrics.psnr(reconstructions, torch.from_numpy(references).movedim(-1, 1) / 255).mean().item()
@@ -96,7 +97,7 @@ def test_every_way_of_adding_is_the_same_and_a_second_use_starts_empty(keep_in_m
     assert metric.compute() == at_once
 
 
-def test_the_mean_is_over_pictures_of_any_size():
+def test_the_mean_is_over_images_of_any_size():
     (small, small_originals), (large, large_originals) = floats(1, 6), floats(1, 20, seed=1)
     expected = [metrics.psnr(small, small_originals).item(), metrics.psnr(large, large_originals).item()]
     found = load("psnr").compute(predictions=[small[0], large[0]], references=[small_originals[0], large_originals[0]])
@@ -117,10 +118,10 @@ def test_codebook_usage_by_hand():
     }
 
 
-def test_codebook_usage_of_a_models_tokens_in_grids_of_several_sizes(tiny_model, pictures):
-    sizes = dict(zip(tiny_model.quantize.books, tiny_model.quantize.sizes, strict=True))
-    grids = [tiny_model.tokenize(pictures), tiny_model.tokenize(pictures[..., :5])]
-    statistics, metric = metrics.TokenStatistics(sizes), load("codebook_usage")
+def test_codebook_usage_of_a_models_tokens_in_grids_of_several_sizes(tiny_model, images):
+    sizes = dict(zip(tiny_model.quantize.codebooks, tiny_model.quantize.sizes, strict=True))
+    grids = [tiny_model.tokenize(images), tiny_model.tokenize(images[..., :5])]
+    statistics, metric = TokenStatistics(sizes), load("codebook_usage")
     for grid in grids:
         statistics.update(grid)
         metric.add_batch(predictions=grid.numpy())
@@ -134,7 +135,7 @@ def test_rfid_is_the_definition_with_scipys_square_root():
     sqrtm = pytest.importorskip("scipy.linalg").sqrtm
     reconstructions, originals = floats(40)
     found = load("rfid", feature_extractor=moments).compute(predictions=reconstructions, references=originals)
-    a, b = (moments(pictures.clamp(0, 1)).double().numpy() for pictures in (reconstructions, originals))
+    a, b = (moments(images.clamp(0, 1)).double().numpy() for images in (reconstructions, originals))
     covariances = np.cov(a.T), np.cov(b.T)
     trace = np.trace(covariances[0] + covariances[1] - 2 * sqrtm(covariances[0] @ covariances[1]).real)
     assert found["rfid"] == pytest.approx(((a.mean(0) - b.mean(0)) ** 2).sum() + trace, rel=1e-5)
@@ -143,9 +144,9 @@ def test_rfid_is_the_definition_with_scipys_square_root():
 def test_rfid_does_not_depend_on_the_batch_and_takes_several_sizes():
     batches = []
 
-    def extractor(pictures):
-        batches.append(tuple(pictures.shape[:1] + pictures.shape[2:]))
-        return moments(pictures)
+    def extractor(images):
+        batches.append(tuple(images.shape[:1] + images.shape[2:]))
+        return moments(images)
 
     (small, small_originals), (large, large_originals) = floats(9), floats(5, 20, seed=1)
     metric = load("rfid", feature_extractor=extractor)
@@ -157,7 +158,7 @@ def test_rfid_does_not_depend_on_the_batch_and_takes_several_sizes():
 
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
-def test_rfid_without_inception_says_what_to_install_before_any_picture_is_read():
+def test_rfid_without_inception_says_what_to_install_before_any_image_is_read():
     with pytest.raises(ImportError, match=r"pip install 'dualcodebook-hf\[fid\]'"):
         load("rfid")
 

@@ -5,16 +5,9 @@ import math
 import pytest
 import torch
 
-from dualcodebook_hf.evaluation.metrics import (
-    QuantizationError,
-    TokenStatistics,
-    bits_per_pixel,
-    l1,
-    ms_ssim,
-    psnr,
-    ssim,
-)
-from dualcodebook_hf.evaluation.wasserstein import SlicedWasserstein, laplacian_pyramid
+from dualcodebook_hf.metrics.images import l1, ms_ssim, psnr, ssim
+from dualcodebook_hf.metrics.tokens import QuantizationError, TokenStatistics, bits_per_pixel
+from dualcodebook_hf.metrics.wasserstein import SlicedWasserstein, laplacian_pyramid
 
 
 def photograph_pair(height=192, width=180):
@@ -28,7 +21,7 @@ def photograph_pair(height=192, width=180):
     return (coarse + 0.03 * noise).clamp(0, 1), original
 
 
-def random_pictures(*shape, seed=0):
+def random_images(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -79,21 +72,21 @@ def test_ssim_and_ms_ssim_agree_with_torchmetrics():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (2, 7), (10, 10), (11, 11), (12, 5)])
-def test_ssim_and_ms_ssim_of_tiny_pictures_are_numbers_and_1_for_equal_ones(size):
-    original, other = random_pictures(2, 3, *size), random_pictures(2, 3, *size, seed=1)
+def test_ssim_and_ms_ssim_of_tiny_images_are_numbers_and_1_for_equal_ones(size):
+    original, other = random_images(2, 3, *size), random_images(2, 3, *size, seed=1)
     for metric in (ssim, ms_ssim):
         torch.testing.assert_close(metric(original, original), torch.ones(2))
         assert metric(other, original).isfinite().all()
 
 
 def test_ms_ssim_below_22_pixels_is_ssim():
-    original = random_pictures(2, 3, 21, 21)
+    original = random_images(2, 3, 21, 21)
     blurred = torch.nn.functional.avg_pool2d(original, 3, 1, 1)
     torch.testing.assert_close(ms_ssim(blurred, original), ssim(blurred, original))
 
 
 @pytest.mark.parametrize("size, scales", [(43, 2), (44, 3), (88, 4)])
-def test_ms_ssim_of_a_small_picture_uses_the_scales_that_fit_and_normalizes_their_weights(size, scales):
+def test_ms_ssim_of_a_small_image_uses_the_scales_that_fit_and_normalizes_their_weights(size, scales):
     functional = pytest.importorskip("torchmetrics.functional.image")
     reconstruction, original = photograph_pair(size, size)
     weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)[:scales]
@@ -111,14 +104,14 @@ def test_ms_ssim_of_a_small_picture_uses_the_scales_that_fit_and_normalizes_thei
 
 @pytest.mark.parametrize("kind", ["equal", "inverted", "constant", "outside"])
 def test_the_gradient_of_ms_ssim_is_finite_everywhere(kind):
-    original = random_pictures(1, 3, 64, 64)
+    original = random_images(1, 3, 64, 64)
     start = {"equal": original, "inverted": 1 - original, "constant": original * 0, "outside": original * 4 - 2}[kind]
     reconstruction = start.clone().requires_grad_()
     ms_ssim(reconstruction, original, clamp=False).sum().backward()
     assert reconstruction.grad.isfinite().all()
 
 
-def test_ms_ssim_as_a_loss_pulls_a_picture_to_the_original():
+def test_ms_ssim_as_a_loss_pulls_a_image_to_the_original():
     reconstruction, original = photograph_pair(64, 64)
     reconstruction.requires_grad_()
     before = ms_ssim(reconstruction, original, clamp=False).sum()
@@ -140,11 +133,11 @@ def _ssim_without_autocast(reconstruction, original):
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, ms_ssim, l1])
-def test_pictures_of_another_shape_or_type_are_refused(metric):
-    picture = torch.zeros(1, 3, 8, 8)
+def test_images_of_another_shape_or_type_are_refused(metric):
+    image = torch.zeros(1, 3, 8, 8)
     for wrong in (torch.zeros(1, 3, 8, 9), torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="`reconstruction` and `original`"):
-            metric(wrong, picture if wrong.shape != (3, 8, 8) else wrong)
+            metric(wrong, image if wrong.shape != (3, 8, 8) else wrong)
 
 
 def test_bits_per_pixel_of_the_paper():
@@ -161,14 +154,14 @@ def test_statistics_of_known_histograms():
     """Book a: 2 of 4 codes, equally often. Book b: uniform over 4. Pairs: (0,0) (0,1) (1,2) (1,3), 2 bits."""
     statistics = TokenStatistics({"a": 4, "b": 4})
     statistics.update(tokens_of([0, 0, 1, 1], [0, 1, 2, 3]))
-    books = statistics.codebooks()
-    assert books["a"] == {
+    codebooks = statistics.codebooks()
+    assert codebooks["a"] == {
         "size": 4,
         "usage": 0.5,
         "perplexity": pytest.approx(2),
         "normalized_entropy": pytest.approx(0.5),
     }
-    assert books["b"] == {
+    assert codebooks["b"] == {
         "size": 4,
         "usage": 1.0,
         "perplexity": pytest.approx(4),
@@ -188,7 +181,7 @@ def test_entropy_of_a_skewed_histogram():
     assert statistics.codebooks()["codebook"]["normalized_entropy"] == pytest.approx(1.75 / 3)
 
 
-def test_a_single_token_has_no_entropy_and_its_book_perplexity_1():
+def test_a_single_token_has_no_entropy_and_its_codebook_perplexity_1():
     statistics = TokenStatistics({"global": 512, "local": 512})
     statistics.update(tokens_of([3], [511]))
     assert statistics.pair_entropy == 0
@@ -224,7 +217,7 @@ def test_statistics_in_batches_equal_those_of_all_tokens_at_once():
         (torch.full((1, 2, 2, 2), -1), "global book must lie in"),
     ],
 )
-def test_tokens_that_do_not_fit_the_books_are_refused(tokens, message):
+def test_tokens_that_do_not_fit_the_codebooks_are_refused(tokens, message):
     with pytest.raises(ValueError, match=message):
         TokenStatistics({"global": 4, "local": 8}).update(tokens)
 
@@ -239,7 +232,7 @@ def test_quantization_error_of_known_latents():
 
 
 def test_quantization_error_of_the_mean_is_1_and_of_equal_latents_0():
-    z = random_pictures(4, 6, 3, 3)
+    z = random_images(4, 6, 3, 3)
     for quantized, expected in ((z, 0.0), (z.mean(dim=(0, 2, 3), keepdim=True).expand_as(z), 1.0)):
         error = QuantizationError({"codebook": 6})
         error.update(z, quantized)
@@ -248,8 +241,8 @@ def test_quantization_error_of_the_mean_is_1_and_of_equal_latents_0():
 
 def test_quantization_error_in_batches_equals_that_of_all_latents_at_once():
     """Also where the mean is large against the spread, in float64."""
-    z = random_pictures(9, 4, 3, 5).double() + 1000 * torch.arange(4.0).view(1, 4, 1, 1)
-    z_q = z + 0.1 * random_pictures(9, 4, 3, 5, seed=1)
+    z = random_images(9, 4, 3, 5).double() + 1000 * torch.arange(4.0).view(1, 4, 1, 1)
+    z_q = z + 0.1 * random_images(9, 4, 3, 5, seed=1)
     whole, parts = (QuantizationError({"global": 1, "local": 3}) for _ in range(2))
     whole.update(z, z_q)
     for latents, quantized in zip(z.split(2), z_q.split(2), strict=True):
@@ -273,10 +266,10 @@ def distances(reconstruction, original, **options):
     return metric.compute()
 
 
-def test_the_laplacian_pyramid_adds_up_to_the_picture_again():
+def test_the_laplacian_pyramid_adds_up_to_the_image_again():
     """Each level is the picture less the enlarged next one: enlarging and adding from the coarsest on restores it."""
-    pictures = random_pictures(2, 3, 70, 64)
-    levels = laplacian_pyramid(pictures)
+    images = random_images(2, 3, 70, 64)
+    levels = laplacian_pyramid(images)
     assert [tuple(level.shape[-2:]) for level in levels] == [(70, 64), (35, 32), (18, 16)]
     restored = levels[-1]
     binomial = torch.tensor([1.0, 4, 6, 4, 1]) / 16
@@ -286,28 +279,28 @@ def test_the_laplacian_pyramid_adds_up_to_the_picture_again():
         padded = torch.nn.functional.pad(spread, (2, 2, 2, 2), mode="reflect")
         kernel = torch.outer(binomial, binomial).expand(3, 1, 5, 5)
         restored = level + 4 * torch.nn.functional.conv2d(padded, kernel, groups=3)
-    torch.testing.assert_close(restored, pictures)
+    torch.testing.assert_close(restored, images)
 
 
-def test_sliced_wasserstein_of_equal_pictures_is_0_and_grows_with_blur():
+def test_sliced_wasserstein_of_equal_images_is_0_and_grows_with_blur():
     original = photograph_pair(64, 64)[1]
     blurred = [torch.nn.functional.avg_pool2d(original, side, 1, side // 2) for side in (1, 3, 5)]
-    found = [distances(picture, original)["swd"] for picture in blurred]
+    found = [distances(image, original)["swd"] for image in blurred]
     assert found[0] == 0 and 0 < found[1] < found[2]
 
 
 def test_sliced_wasserstein_of_a_level_by_brute_force():
     """One level (below 32 pixels), every position drawn: sorted projections of patches normalised by the originals."""
-    original = random_pictures(2, 3, 20, 20)
+    original = random_images(2, 3, 20, 20)
     reconstruction = (0.5 * original + 0.1).clamp(0, 1)
     found = distances(reconstruction, original, patches=50, directions=8, repeats=1)
     generator = torch.Generator().manual_seed(0)
     places = [[torch.randint(14, (50,), generator=generator) for _ in range(2)] for _ in range(2)]
     sets = []
-    for pictures in (original, reconstruction):
+    for images in (original, reconstruction):
         rows = [
-            picture[:, top : top + 7, left : left + 7]
-            for picture, (tops, lefts) in zip(pictures, places, strict=True)
+            image[:, top : top + 7, left : left + 7]
+            for image, (tops, lefts) in zip(images, places, strict=True)
             for top, left in zip(tops, lefts, strict=True)
         ]
         sets.append(torch.stack(rows))
@@ -321,16 +314,16 @@ def test_sliced_wasserstein_of_a_level_by_brute_force():
 
 
 def test_sliced_wasserstein_sees_a_loss_of_contrast_which_own_normalisation_would_hide():
-    original = random_pictures(2, 3, 20, 20)
+    original = random_images(2, 3, 20, 20)
     halved = 0.5 + 0.5 * (original - 0.5)
     # Directions of unit length, channels of unit variance: half of each projection is lost, E|N(0, 1)| / 2 = 0.4.
     assert distances(halved, original)["swd"] == pytest.approx(400, rel=0.1)
 
 
-def test_sliced_wasserstein_does_not_depend_on_batches_and_counts_the_first_pictures_only():
-    original, reconstruction = random_pictures(5, 3, 40, 36), random_pictures(5, 3, 40, 36, seed=1)
+def test_sliced_wasserstein_does_not_depend_on_batches_and_counts_the_first_images_only():
+    original, reconstruction = random_images(5, 3, 40, 36), random_images(5, 3, 40, 36, seed=1)
     whole = distances(reconstruction, original)
-    parts, first = SlicedWasserstein(), SlicedWasserstein(pictures=2)
+    parts, first = SlicedWasserstein(), SlicedWasserstein(images=2)
     for one, other in zip(reconstruction.split(2), original.split(2), strict=True):
         parts.update(one, other)
         first.update(one, other)

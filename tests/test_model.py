@@ -37,12 +37,12 @@ def test_any_size_comes_back_and_tokens_are_enough(model, size):
     assert torch.equal(model.detokenize(tokens)[..., : size[0], : size[1]], model.detokenize(tokens, size=size))
 
 
-def test_vqmodels_encode_and_decode(model, pictures):
+def test_vqmodels_encode_and_decode(model, images):
     with torch.no_grad():
-        z = model.encode(pictures).latents
-        out = model(pictures)
+        z = model.encode(images).latents
+        out = model(images)
         assert torch.equal(z, out.latents)
-        height, width = pictures.shape[-2:]
+        height, width = images.shape[-2:]
         torch.testing.assert_close(model.decode(z).sample[..., :height, :width], out.sample)
         torch.testing.assert_close(
             model.decode(out.quantized, force_not_quantize=True).sample[..., :height, :width], out.sample
@@ -53,82 +53,82 @@ def test_vqmodels_encode_and_decode(model, pictures):
         torch.testing.assert_close(from_ids[..., :height, :width], out.sample)
         torch.testing.assert_close(model.decode(ids.view(b, h, w)).sample, from_ids)
         assert model.decode(z, return_dict=False)[1] == model.quantize(z)[1]
-        assert model.encode(pictures, return_dict=False)[0].equal(z)
+        assert model.encode(images, return_dict=False)[0].equal(z)
 
 
-def test_the_tuple_is_the_dict(model, pictures):
+def test_the_tuple_is_the_dict(model, images):
     with torch.no_grad():
-        out, tup = model(pictures), model(pictures, return_dict=False)
+        out, tup = model(images), model(images, return_dict=False)
     assert torch.equal(out.sample, tup[0])
     assert torch.equal(out.tokens, tup[1])
     assert out.losses == tup[2]
 
 
-def test_slices_give_the_same(model, pictures):
-    whole = model.detokenize(model.tokenize(pictures))
+def test_slices_give_the_same(model, images):
+    whole = model.detokenize(model.tokenize(images))
     model.enable_slicing()
-    torch.testing.assert_close(model.detokenize(model.tokenize(pictures)), whole)
+    torch.testing.assert_close(model.detokenize(model.tokenize(images)), whole)
 
 
-def test_save_and_load_is_equal_bit_for_bit(model, pictures, tmp_path):
+def test_save_and_load_is_equal_bit_for_bit(model, images, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = DualCodebookVQModel.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     with torch.no_grad():
-        assert torch.equal(loaded(pictures).sample, model(pictures).sample)
+        assert torch.equal(loaded(images).sample, model(images).sample)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loading_in_low_precision_keeps_the_codebooks(model, pictures, tmp_path, dtype):
+def test_loading_in_low_precision_keeps_the_codebooks(model, images, tmp_path, dtype):
     model.save_pretrained(tmp_path)
     low = DualCodebookVQModel.from_pretrained(tmp_path, dtype=dtype)
     assert {parameter.dtype for parameter in low.encoder.parameters()} == {dtype}
-    for book, same in zip(low.quantize.books.values(), model.quantize.books.values(), strict=True):
-        assert torch.equal(book.codes(), same.codes())
-    z = low.encode(pictures.to(dtype)).latents
+    for codebook, same in zip(low.quantize.codebooks.values(), model.quantize.codebooks.values(), strict=True):
+        assert torch.equal(codebook.codes(), same.codes())
+    z = low.encode(images.to(dtype)).latents
     assert z.dtype == dtype
     assert torch.equal(low.quantize(z)[2][2], model.quantize(z.float())[2][2])
-    assert low.detokenize(low.tokenize(pictures.to(dtype))).dtype == dtype
+    assert low.detokenize(low.tokenize(images.to(dtype))).dtype == dtype
 
 
 def test_codes_rounded_by_to_are_searched_in_float32(model):
     z = torch.randn(2, 12, 4, 4)
     low = copy.deepcopy(model).to(torch.bfloat16)
-    codes = [book.codes() for book in low.quantize.books.values()]
+    codes = [codebook.codes() for codebook in low.quantize.codebooks.values()]
     for index, (part, table) in enumerate(zip(z.split([8, 4], 1), codes, strict=True)):
         distances = (part.movedim(1, -1)[..., None, :] - table).double().square().sum(-1)
         assert torch.equal(low.quantize.quantize_latents(z).tokens[:, index], distances.argmin(-1))
 
 
-def test_autocast_gives_the_tokens_of_its_own_latents(model, pictures):
+def test_autocast_gives_the_tokens_of_its_own_latents(model, images):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        out = model(pictures)
+        out = model(images)
     assert torch.equal(out.tokens, model.quantize.quantize_latents(out.latents.float()).tokens)
 
 
-def test_gradient_checkpointing_changes_nothing(model, pictures):
+def test_gradient_checkpointing_changes_nothing(model, images):
     model.train()
     gradients = []
     for checkpointed in (False, True):
         model.zero_grad()
         if checkpointed:
             model.enable_gradient_checkpointing()
-        out = model(pictures)
+        out = model(images)
         (out.sample.square().mean() + sum(out.losses.values())).backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
 
 
-def test_compiled_model_equals_eager(model, pictures):
+def test_compiled_model_equals_eager(model, images):
     with torch.no_grad():
-        expected = model(pictures)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(pictures)
+        expected = model(images)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(images)
     assert torch.equal(compiled.tokens, expected.tokens)
     torch.testing.assert_close(compiled.sample, expected.sample)
 
 
-def test_the_vqgan_backbone_is_diffusers_vqmodels(pictures):
+def test_the_vqgan_backbone_is_diffusers_vqmodels(images):
     ours = DualCodebookVQModel(**{**TINY, "attention": True}).eval()
     theirs = VQModel(
         block_out_channels=(8, 16),
@@ -142,12 +142,12 @@ def test_the_vqgan_backbone_is_diffusers_vqmodels(pictures):
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
     assert missing == ["quantize.embedding.weight"]
-    x = pictures[..., :12, :18]
+    x = images[..., :12, :18]
     with torch.no_grad():
         assert torch.equal(theirs.encode(x).latents, ours.encode(x).latents)
 
 
-def test_the_dcae_backbone_is_diffusers_autoencoderdc(pictures):
+def test_the_dcae_backbone_is_diffusers_autoencoderdc(images):
     ours = DualCodebookVQModel(**{**DCAE, "linear_shortcut": False, "layers_per_level": [1, 1, 1]}).eval()
     theirs = AutoencoderDC(
         latent_channels=12,
@@ -162,7 +162,7 @@ def test_the_dcae_backbone_is_diffusers_autoencoderdc(pictures):
     ).eval()
     theirs.encoder.load_state_dict(ours.encoder.state_dict())
     theirs.decoder.load_state_dict(ours.decoder.state_dict())
-    x = pictures[..., :12, :16]
+    x = images[..., :12, :16]
     with torch.no_grad():
         assert torch.equal(theirs.encoder(x), ours.encoder(x))
         assert torch.equal(theirs.decoder(theirs.encoder(x)), ours.decoder(ours.encoder(x)))
@@ -202,8 +202,8 @@ def test_wrong_tokens_are_named(tiny_model, tokens, keywords, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
-def test_any_integer_type_of_tokens_decodes(tiny_model, pictures, dtype):
-    tokens = tiny_model.tokenize(pictures)
+def test_any_integer_type_of_tokens_decodes(tiny_model, images, dtype):
+    tokens = tiny_model.tokenize(images)
     assert torch.equal(tiny_model.detokenize(tokens.to(dtype)), tiny_model.detokenize(tokens))
 
 
@@ -216,12 +216,12 @@ def test_padding_reflects_again_and_again_and_repeats_a_single_pixel():
     assert torch.equal(padded, torch.nn.functional.pad(x, (0, 12, 0, 0), mode="reflect"))
 
 
-def test_layerwise_casting_stores_in_float8_and_computes_in_float32(model, pictures):
+def test_layerwise_casting_stores_in_float8_and_computes_in_float32(model, images):
     with torch.no_grad():
-        expected = model(pictures)
+        expected = model(images)
         model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
-        out = model(pictures)
+        out = model(images)
     assert out.sample.dtype == torch.float32
     assert (out.sample - expected.sample).square().mean() < 0.2 * expected.sample.square().mean() + 0.1
-    codes = [book.codes() for book in model.quantize.books.values()]
+    codes = [codebook.codes() for codebook in model.quantize.codebooks.values()]
     assert all(code.dtype == torch.float32 for code in codes)

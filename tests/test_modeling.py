@@ -28,7 +28,7 @@ def folder(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def picture():
+def image():
     return Image.effect_mandelbrot((21, 14), (-2, -1.5, 1, 1.5), 50).convert("RGB")
 
 
@@ -47,7 +47,7 @@ def test_both_faces_start_from_the_same_weights_under_the_same_names(tiny_config
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_one_folder_serves_both_libraries_bit_for_bit(folder, tiny_model, pictures):
+def test_one_folder_serves_both_libraries_bit_for_bit(folder, tiny_model, images):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", WEIGHTS, "preprocessor_config.json"]
     model = AutoModel.from_pretrained(folder)
     assert type(model) is DualCodebookModel and not model.training
@@ -56,43 +56,43 @@ def test_one_folder_serves_both_libraries_bit_for_bit(folder, tiny_model, pictur
         name: tiny_model.config[name] for name in config.fields_dict()
     }).fields_dict()  # fmt: skip
     with torch.no_grad():
-        ours, theirs = model(pictures), tiny_model(pictures)
+        ours, theirs = model(images), tiny_model(images)
     assert torch.equal(ours.decoded_pixel_values, theirs.sample)
     assert torch.equal(ours.image_tokens, theirs.tokens)
     assert torch.equal(ours.last_hidden_state, theirs.latents)
     assert torch.equal(ours.quantized_last_hidden_state, theirs.quantized)
-    assert torch.equal(model.tokenize(pictures), theirs.tokens)
-    restored = model.detokenize(theirs.tokens, size=pictures.shape[-2:], only="local")
-    assert torch.equal(restored, tiny_model.detokenize(theirs.tokens, size=pictures.shape[-2:], only="local"))
+    assert torch.equal(model.tokenize(images), theirs.tokens)
+    restored = model.detokenize(theirs.tokens, size=images.shape[-2:], only="local")
+    assert torch.equal(restored, tiny_model.detokenize(theirs.tokens, size=images.shape[-2:], only="local"))
 
 
-def test_the_embedded_checkpoint_loads_by_the_auto_classes(picture):
+def test_the_embedded_checkpoint_loads_by_the_auto_classes(image):
     model = AutoModel.from_pretrained(default_checkpoint(), dtype=torch.float32)
     reference = DualCodebookVQModel.from_pretrained(default_checkpoint())
-    pixels = AutoImageProcessor.from_pretrained(default_checkpoint())(picture, return_tensors="pt")["pixel_values"]
+    pixels = AutoImageProcessor.from_pretrained(default_checkpoint())(image, return_tensors="pt")["pixel_values"]
     assert torch.equal(model.tokenize(pixels), reference.tokenize(pixels))
 
 
-def test_a_folder_of_transformers_own_loads_again(folder, pictures, tmp_path):
+def test_a_folder_of_transformers_own_loads_again(folder, images, tmp_path):
     model = AutoModel.from_pretrained(folder)
     for place in (tmp_path / "again", folder):  # the second: beside the weights that diffusers' face saved
         model.save_pretrained(place)
         again = AutoModel.from_pretrained(place)
         with torch.no_grad():
-            assert torch.equal(again(pictures).decoded_pixel_values, model(pictures).decoded_pixel_values)
+            assert torch.equal(again(images).decoded_pixel_values, model(images).decoded_pixel_values)
         with pytest.raises(OSError, match="was saved by transformers"):
             DualCodebookVQModel.from_pretrained(place)
 
 
-def test_the_loss_is_l1_and_the_books_and_only_on_demand(tiny_config, pictures):
+def test_the_loss_is_l1_and_the_codebooks_and_only_on_demand(tiny_config, images):
     model = build(tiny_config).eval()
-    out = model(pictures, return_loss=True)
+    out = model(images, return_loss=True)
     assert torch.isclose(out.embedding_loss, model.quantize(out.last_hidden_state)[1])
-    difference = (out.decoded_pixel_values - pictures).abs().sum() / pictures.numel()
+    difference = (out.decoded_pixel_values - images).abs().sum() / images.numel()
     assert torch.isclose(out.loss, difference + out.embedding_loss)
-    plain = model(pictures)
+    plain = model(images)
     assert plain.loss is None and plain.embedding_loss is None
-    values = model(pictures, return_dict=False)
+    values = model(images, return_dict=False)
     assert len(values) == 4
     assert torch.equal(values[0], plain.image_tokens) and torch.equal(values[1], plain.decoded_pixel_values)
 
@@ -113,34 +113,34 @@ def test_trainer_trains_and_evaluates_it(tiny_config, tmp_path):
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
 
 
-def test_feature_extraction_pipeline_gives_the_tokens(folder, tiny_model, picture):
+def test_feature_extraction_pipeline_gives_the_tokens(folder, tiny_model, image):
     extract = pipeline("image-feature-extraction", model=str(folder))
-    pixels = DualCodebookImageProcessor()(picture, return_tensors="pt")["pixel_values"]
+    pixels = DualCodebookImageProcessor()(image, return_tensors="pt")["pixel_values"]
     expected = tiny_model.tokenize(pixels)
-    assert extract(picture) == expected.tolist()
-    batched = extract([picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), picture], batch_size=2)
+    assert extract(image) == expected.tolist()
+    batched = extract([image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), image], batch_size=2)
     assert batched[0] == batched[2] == expected.tolist() and batched[1] != batched[0]
 
 
-def test_reconstruction_pipeline_gives_picture_and_tokens(folder, tiny_model, picture, tmp_path):
-    picture.save(tmp_path / "a.png")
+def test_reconstruction_pipeline_gives_image_and_tokens(folder, tiny_model, image, tmp_path):
+    image.save(tmp_path / "a.png")
     reconstruct = pipeline("image-reconstruction", model=str(folder))
     processor = DualCodebookImageProcessor()
-    tokens = tiny_model.tokenize(processor(picture, return_tensors="pt")["pixel_values"])
+    tokens = tiny_model.tokenize(processor(image, return_tensors="pt")["pixel_values"])
     expected = processor.postprocess(tiny_model.detokenize(tokens, size=(14, 21)))[0]
     single = reconstruct(str(tmp_path / "a.png"))
-    for result in (single, *reconstruct([picture, str(tmp_path / "a.png"), picture], batch_size=2)):
+    for result in (single, *reconstruct([image, str(tmp_path / "a.png"), image], batch_size=2)):
         assert result["image"].tobytes() == expected.tobytes() and result["image"].size == (21, 14)
         assert torch.equal(result["image_tokens"], tokens[0])
     with pytest.raises(ValueError, match="image_processor_kwargs"):
-        reconstruct(picture, size=8)
+        reconstruct(image, size=8)
     reconstruct.save_pretrained(tmp_path / "saved")
     again = pipeline("image-reconstruction", model=str(tmp_path / "saved"))
-    assert torch.equal(again(picture)["image_tokens"], tokens[0])
+    assert torch.equal(again(image)["image_tokens"], tokens[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_books_stay_in_float32_under_any_dtype(folder, dtype):
+def test_the_codebooks_stay_in_float32_under_any_dtype(folder, dtype):
     model = AutoModel.from_pretrained(folder, dtype=dtype)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == (torch.float32 if name.startswith("quantize.") else dtype), name
@@ -149,20 +149,20 @@ def test_the_books_stay_in_float32_under_any_dtype(folder, dtype):
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, "offloaded"])
-def test_device_map_does_not_change_the_result(folder, tiny_model, pictures, tmp_path, device_map):
+def test_device_map_does_not_change_the_result(folder, tiny_model, images, tmp_path, device_map):
     options = {"device_map": device_map}
     if device_map == "offloaded":
         places = {"encoder": "disk", "quant_conv": "cpu", "quantize": "disk", "post_quant_conv": "cpu"}
         options = {"device_map": {**places, "decoder": "disk"}, "offload_folder": str(tmp_path / "offload")}
     model = AutoModel.from_pretrained(folder, **options)
     with torch.no_grad():
-        out = model(pictures)
-    assert torch.equal(out.decoded_pixel_values, tiny_model(pictures).sample)
-    restored = model.detokenize(out.image_tokens, size=pictures.shape[-2:])
-    assert torch.equal(restored, tiny_model.detokenize(out.image_tokens, size=pictures.shape[-2:]))
+        out = model(images)
+    assert torch.equal(out.decoded_pixel_values, tiny_model(images).sample)
+    restored = model.detokenize(out.image_tokens, size=images.shape[-2:])
+    assert torch.equal(restored, tiny_model.detokenize(out.image_tokens, size=images.shape[-2:]))
     if device_map == "auto":
         theirs = DualCodebookVQModel.from_pretrained(folder, device_map=device_map)
-        assert torch.equal(theirs.tokenize(pictures), out.image_tokens)
+        assert torch.equal(theirs.tokenize(images), out.image_tokens)
 
 
 def test_parameters_that_a_file_lacks_are_drawn_as_in_a_fresh_model(folder, tiny_config):
@@ -185,7 +185,7 @@ def test_built_on_the_meta_device_it_takes_no_memory(tiny_config):
 
 
 @pytest.mark.parametrize("backbone", ["vqgan", "dcae"])
-def test_gradient_checkpointing_gives_the_same_gradients_and_computes_each_level_twice(tiny_config, pictures, backbone):
+def test_gradient_checkpointing_gives_the_same_gradients_and_computes_each_level_twice(tiny_config, images, backbone):
     gradients, runs = [], {False: [], True: []}
     for checkpointing, seen in runs.items():
         model = build({**tiny_config, "backbone": backbone}).train()
@@ -194,7 +194,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_computes_each_level
         for level in (*model.encoder.down_blocks, *model.decoder.up_blocks):
             convolution = next(module for module in level.modules() if isinstance(module, torch.nn.Conv2d))
             convolution.register_forward_hook(lambda *_, seen=seen: seen.append(1))
-        model(pictures, return_loss=True).loss.backward()
+        model(images, return_loss=True).loss.backward()
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert len(runs[True]) == 2 * len(runs[False]) > 0
     assert gradients[0].keys() == gradients[1].keys()
@@ -203,10 +203,10 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_computes_each_level
 
 
 @pytest.mark.slow
-def test_compiled_it_gives_the_same(folder, pictures):
+def test_compiled_it_gives_the_same(folder, images):
     model = AutoModel.from_pretrained(folder)
     with torch.no_grad():
-        expected, out = model(pictures), torch.compile(model)(pictures)
+        expected, out = model(images), torch.compile(model)(images)
     assert torch.equal(out.image_tokens, expected.image_tokens)
     assert torch.allclose(out.decoded_pixel_values, expected.decoded_pixel_values, atol=1e-5)
 

@@ -10,11 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-from dualcodebook_hf.evaluation.charts import PAPER, Series, bars, curves
-from dualcodebook_hf.evaluation.codecs import CODECS, Codec, available_codecs, coded_at, coded_within
-from dualcodebook_hf.evaluation.paper_figures import (
+from charts import PAPER, Series, bars, curves
+from paper_figures import (
     MARK,
     Tile,
     code_patches,
@@ -23,6 +20,9 @@ from dualcodebook_hf.evaluation.paper_figures import (
     models_figure,
     tiles_figure,
 )
+from PIL import Image
+
+from dualcodebook_hf.evaluation.codecs import CODECS, Codec, available_codecs, coded_at, coded_within
 
 datasets = pytest.importorskip("datasets")
 
@@ -35,7 +35,7 @@ def photograph(size: int = 64) -> Image.Image:
     return Image.fromarray(data.astronaut()[:256, 100:356]).resize((size, size), Image.Resampling.LANCZOS)
 
 
-def test_a_patch_is_the_middle_of_a_field_of_its_code_with_the_other_book_at_its_mean(tiny_model) -> None:
+def test_a_patch_is_the_middle_of_a_field_of_its_code_with_the_other_codebook_at_its_mean(tiny_model) -> None:
     patches = code_patches(tiny_model, "local")
     assert patches.shape == (16, 3, 2, 2)
     tokens = torch.zeros(1, 2, 3, 3, dtype=torch.long)
@@ -60,8 +60,8 @@ def test_codes_stand_in_order_of_use_and_unused_ones_are_crossed_out() -> None:
 
 
 def test_bars_are_as_high_as_their_counts() -> None:
-    picture = np.asarray(bars(np.array([4, 2, 0, 1]), (40, 80), (0, 0, 0)).convert("L"), dtype=int)
-    heights = [(255 - picture[:, 10 * place + 5]).sum() / 255 for place in range(4)]
+    image = np.asarray(bars(np.array([4, 2, 0, 1]), (40, 80), (0, 0, 0)).convert("L"), dtype=int)
+    heights = [(255 - image[:, 10 * place + 5]).sum() / 255 for place in range(4)]
     assert heights == pytest.approx([80, 40, 0, 20], abs=1)
 
 
@@ -93,10 +93,10 @@ def test_the_window_is_where_the_models_differ_not_where_both_are_wrong() -> Non
 
 
 def test_the_enlarged_region_is_that_of_the_box() -> None:
-    picture = photograph(64)
-    tiles = [Tile(picture, box=(8, 16, 40, 48))] * 2
+    image = photograph(64)
+    tiles = [Tile(image, box=(8, 16, 40, 48))] * 2
     figure = np.asarray(models_figure([tiles], ["original", "model"], "title"))
-    enlarged = np.asarray(picture.crop((8, 16, 40, 48)).resize((64, 64), Image.Resampling.LANCZOS))[2:-2, 2:-2]
+    enlarged = np.asarray(image.crop((8, 16, 40, 48)).resize((64, 64), Image.Resampling.LANCZOS))[2:-2, 2:-2]
     places = [
         (top, left)
         for top in range(figure.shape[0] - 60)
@@ -105,7 +105,7 @@ def test_the_enlarged_region_is_that_of_the_box() -> None:
     ]
     assert len(places) == 2
     with pytest.raises(ValueError, match="`rows` must hold 2 tiles each, all with a box"):
-        models_figure([[Tile(picture)] * 2], ["original", "model"], "title")
+        models_figure([[Tile(image)] * 2], ["original", "model"], "title")
 
 
 def test_marked_captions_are_in_colour() -> None:
@@ -119,22 +119,22 @@ def test_marked_captions_are_in_colour() -> None:
 def test_a_codec_takes_the_highest_quality_within_the_bytes_or_its_smallest_file_marked(name: str) -> None:
     if name not in available_codecs():
         pytest.skip(f"this Pillow has no {name}")
-    codec, picture = CODECS[name], photograph(64)
-    coded = coded_within(codec, picture, 900)
-    assert not coded.smallest and coded.count <= 900 and coded.image.size == picture.size
-    assert coded.count == len(codec.encode(picture, coded.quality)) == coded_at(codec, picture, coded.quality).count
-    assert coded.quality == codec.highest or len(codec.encode(picture, coded.quality + 1)) > 900
-    smallest = coded_within(codec, picture, 10)
+    codec, image = CODECS[name], photograph(64)
+    coded = coded_within(codec, image, 900)
+    assert not coded.smallest and coded.count <= 900 and coded.image.size == image.size
+    assert coded.count == len(codec.encode(image, coded.quality)) == coded_at(codec, image, coded.quality).count
+    assert coded.quality == codec.highest or len(codec.encode(image, coded.quality + 1)) > 900
+    smallest = coded_within(codec, image, 10)
     assert smallest.smallest and smallest.quality == codec.lowest
-    assert smallest.count == len(codec.encode(picture, codec.lowest)) > 10
+    assert smallest.count == len(codec.encode(image, codec.lowest)) > 10
 
 
-def test_half_size_is_coded_as_a_picture_of_half_the_sides() -> None:
-    picture = photograph(64)
+def test_half_size_is_coded_as_a_image_of_half_the_sides() -> None:
+    image = photograph(64)
     half = Codec("JPEG", "jpg", 1, 95, shrink=2)
-    data = half.encode(picture, 50)
-    assert data == Codec("JPEG", "jpg", 1, 95).encode(picture.resize((32, 32), Image.Resampling.LANCZOS), 50)
-    assert half.decode(data, picture.size).size == (64, 64)
+    data = half.encode(image, 50)
+    assert data == Codec("JPEG", "jpg", 1, 95).encode(image.resize((32, 32), Image.Resampling.LANCZOS), 50)
+    assert half.decode(data, image.size).size == (64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_each_figure_of_the_paper_is_one_command(figure: str, command, tmp_path)
 
 
 def test_rate_and_quality_are_measured_as_by_evaluate_and_at_equal_bytes(command, tiny_model, folder, tmp_path) -> None:
-    from dualcodebook_hf.evaluation.evaluate import evaluate_model
+    from dualcodebook_hf.evaluation.evaluator import evaluate_model
 
     output, numbers = tmp_path / "rate.jpg", tmp_path / "rate.json"
     assert figures.main(["rate", *command, "--output", str(output), "--json", str(numbers)]) == 0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from dualcodebook_hf.training.perceptual import HEADS_PATH, LPIPS
+from dualcodebook_hf.perceptual.vgg import HEADS_PATH, LPIPS
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers of VGG16's convolutions
 
@@ -25,7 +25,7 @@ def lpips() -> LPIPS:
 
 
 @pytest.fixture
-def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return tuple(torch.rand(2, 3, 16, 32, generator=generator) * 2 - 1 for _ in range(2))
 
@@ -41,14 +41,14 @@ def test_it_has_vgg16s_13_convolutions_under_their_usual_names(lpips):
     assert sum(parameter.numel() for parameter in lpips.vgg.parameters()) == 14_714_688  # VGG16 less its classifier
 
 
-def test_the_five_features_are_relus_of_halving_size(lpips, pictures):
-    features = lpips.vgg(pictures[0])
+def test_the_five_features_are_relus_of_halving_size(lpips, images):
+    features = lpips.vgg(images[0])
     shapes = [(64, 16, 32), (128, 8, 16), (256, 4, 8), (512, 2, 4), (512, 1, 2)]
     assert [tuple(feature.shape[1:]) for feature in features] == shapes
     assert all(feature.min() == 0 for feature in features)
 
 
-def test_it_equals_a_functional_recomputation_from_the_same_weights(lpips, pictures):
+def test_it_equals_a_functional_recomputation_from_the_same_weights(lpips, images):
     weights = dict(lpips.vgg.named_parameters())
 
     def slices(x):
@@ -65,12 +65,12 @@ def test_it_equals_a_functional_recomputation_from_the_same_weights(lpips, pictu
         return found
 
     expected = torch.zeros(2)
-    for first, second, head in zip(*map(slices, pictures), lpips.heads, strict=True):
+    for first, second, head in zip(*map(slices, images), lpips.heads, strict=True):
         expected += torch.einsum("bchw,c->bhw", (first - second) ** 2, head.weight.flatten()).mean((1, 2))
-    torch.testing.assert_close(lpips(*pictures), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lpips(*images), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_it_equals_torchmetrics_lpips(lpips, pictures):
+def test_it_equals_torchmetrics_lpips(lpips, images):
     pytest.importorskip("torchvision")
     from torchmetrics.functional.image.lpips import _LPIPS
 
@@ -81,20 +81,20 @@ def test_it_equals_torchmetrics_lpips(lpips, pictures):
             parameter.copy_(own)
         for number, head in enumerate(lpips.heads):
             getattr(reference, f"lin{number}").model[-1].weight.copy_(head.weight)
-    torch.testing.assert_close(lpips(*pictures), reference(*pictures).flatten(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lpips(*images), reference(*images).flatten(), rtol=1e-4, atol=1e-6)
 
 
-def test_equal_pictures_have_distance_0_and_others_more(lpips, pictures):
-    x, other = pictures
+def test_equal_images_have_distance_0_and_others_more(lpips, images):
+    x, other = images
     assert lpips(x, x).tolist() == [0, 0]
     assert (lpips(x, other) > 0).all()
     assert lpips(x, other).shape == (2,)
     torch.testing.assert_close(lpips(x, other), lpips(other, x))
 
 
-def test_gradients_reach_the_picture_and_no_weight(lpips, pictures):
-    x_hat = pictures[0].clone().requires_grad_()
-    lpips(x_hat, pictures[1]).mean().backward()
+def test_gradients_reach_the_image_and_no_weight(lpips, images):
+    x_hat = images[0].clone().requires_grad_()
+    lpips(x_hat, images[1]).mean().backward()
     assert x_hat.grad.isfinite().all()
     assert x_hat.grad.abs().sum() > 0
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in lpips.parameters())
@@ -109,17 +109,17 @@ def test_gradients_stay_finite_where_all_features_are_0(lpips):
     assert x_hat.grad.isfinite().all()
 
 
-def test_under_bfloat16_autocast_the_distance_is_float32_and_close(lpips, pictures):
+def test_under_bfloat16_autocast_the_distance_is_float32_and_close(lpips, images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        distance = lpips(*pictures)
+        distance = lpips(*images)
     assert distance.dtype == torch.float32
-    torch.testing.assert_close(distance, lpips(*pictures), rtol=0.05, atol=1e-3)
+    torch.testing.assert_close(distance, lpips(*images), rtol=0.05, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (3, 16, 32), (2, 1, 16, 32), (2, 3, 8, 32)])
-def test_shapes_it_cannot_compare_are_refused(lpips, pictures, shape):
+def test_shapes_it_cannot_compare_are_refused(lpips, images, shape):
     with pytest.raises(ValueError, match=r"`x_hat` and `x` must be of one shape \(B, 3, H, W\)"):
-        lpips(torch.zeros(shape), pictures[0] if shape == (2, 3, 32, 32) else torch.zeros(shape))
+        lpips(torch.zeros(shape), images[0] if shape == (2, 3, 32, 32) else torch.zeros(shape))
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])

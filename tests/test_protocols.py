@@ -15,10 +15,10 @@ from PIL import Image
 
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.cli.main import _build_parser
-from dualcodebook_hf.evaluation.evaluate import evaluate_model, evaluate_protocol
+from dualcodebook_hf.evaluation.evaluator import evaluate_model, evaluate_protocol
 from dualcodebook_hf.evaluation.protocols import FIXED, PROTOCOLS, Protocol, get_protocol
+from dualcodebook_hf.perceptual.vgg import LPIPS
 from dualcodebook_hf.training.arguments import parse_run_config
-from dualcodebook_hf.training.perceptual import LPIPS
 
 datasets = pytest.importorskip("datasets")
 
@@ -51,7 +51,7 @@ def test_the_papers_data_sets_are_there_and_measured_at_256_pixels():
         assert protocol.name == name and protocol.size == 256 and protocol.origin
         assert protocol.split != protocol.train_split
         assert protocol.dataset.count("/") == 1
-    assert (PROTOCOLS["coco2017"].pictures, PROTOCOLS["imagenet"].pictures) == (5000, 50_000)
+    assert (PROTOCOLS["coco2017"].images, PROTOCOLS["imagenet"].images) == (5000, 50_000)
 
 
 def test_an_option_that_agrees_is_accepted_and_one_that_contradicts_is_named():
@@ -146,9 +146,9 @@ def test_the_commands_of_the_papers_table_are_valid(monkeypatch):
         else:
             arguments = _build_parser().parse_args(command)
             assert get_protocol(arguments.protocol) and arguments.model[0].removesuffix("/final") in trained
-    pictures = {"runs/ade20k": 20_210, "runs/celebahq": 28_000, "runs/coco2017": 117_266}
-    assert set(trained) == set(pictures)
+    images = {"runs/ade20k": 20_210, "runs/celebahq": 28_000, "runs/coco2017": 117_266}
+    assert set(trained) == set(images)
     for folder, run in trained.items():
         protocol = get_protocol(folder.removeprefix("runs/"))
         assert (run.data.dataset, run.data.train_split) == (protocol.train_dataset, protocol.train_split)
-        assert run.training.max_train_steps == math.ceil(500 * pictures[folder] / (2 * run.training.train_batch_size))
+        assert run.training.max_train_steps == math.ceil(500 * images[folder] / (2 * run.training.train_batch_size))

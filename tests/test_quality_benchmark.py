@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
-from dualcodebook_hf.training.trainer import StopRequest, build_model
+from dualcodebook_hf.training.run import StopRequest, build_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 quality, quality_report = (importlib.import_module(name) for name in ("quality", "quality_report"))
@@ -132,9 +132,9 @@ def test_codes_with_dropout_are_measured_without_it_and_as_one_draw_with_it(work
     job = quality.build_job(quality.read_row(str(path)), 0, parsed(work))
     model = quality.load_trained(job)
     assert model.quantize.local_codebook.transformer is None
-    book, kept = model.quantize.global_codebook, model.quantize.global_codebook.codes()
+    codebook, kept = model.quantize.global_codebook, model.quantize.global_codebook.codes()
     torch.manual_seed(5)
-    drawn = book.train().codes()
+    drawn = codebook.train().codes()
     copy = quality.with_drawn_codes(model, seed=5)
     assert torch.equal(copy.quantize.global_codebook.codes(), drawn) and not torch.equal(drawn, kept)
     assert torch.equal(copy.quantize.local_codebook.codes(), model.quantize.local_codebook.codes())
@@ -241,9 +241,13 @@ def test_bad_input_is_named_before_any_work(work, capsys, changes, message):
 
 def line(row, seed, psnr, bits=18, dataset="drawn", quantizer="dual", **extra):
     """A result with the numbers that the report reads."""
-    book = {"size": 512, "usage": 0.5, "perplexity": 100.0, "normalized_entropy": 0.74}
+    codebook = {"size": 512, "usage": 0.5, "perplexity": 100.0, "normalized_entropy": 0.74}
     metrics = {"psnr": psnr, "ssim": 0.5, "ms_ssim": 0.6, "swd": 100.0, "quantization_error": 0.1, "pair_entropy": 9.0}
-    metrics |= {"bits_per_position": bits, "bits_per_pixel": bits / 64, "codebooks": {"global": book, "local": book}}
+    metrics |= {
+        "bits_per_position": bits,
+        "bits_per_pixel": bits / 64,
+        "codebooks": {"global": codebook, "local": codebook},
+    }
     data = {"resolution": 64, "dataset": "drawn", "train_split": "train"}
     training = {"max_train_steps": 10, "train_batch_size": 2, "mixed_precision": "no"}
     run = {"model": {"quantizer": quantizer}, "data": data, "training": training}
@@ -279,10 +283,10 @@ def test_the_table_by_hand():
 
 def test_dots_stand_where_their_values_are():
     lines = [line("low", 0, 10.0), line("middle", 0, 15.0), line("high", 0, 20.0)]
-    picture = quality_report.chart(
+    image = quality_report.chart(
         "t", "n", quality_report.groups(lines), {"": lambda one: one["metrics"]["psnr"]}, "{:.1f}"
     )
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     colour = (pixels == quality_report.COLOURS[0]).all(-1)
     scale, places = quality_report.SCALE, []
     for row in range(3):  # from the best down

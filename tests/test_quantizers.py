@@ -9,8 +9,8 @@ from dualcodebook_hf.quantizers import build_quantizer
 def build(tiny_config, **changes):
     torch.manual_seed(0)
     quantizer = build_quantizer(DualCodebookConfig(**{**tiny_config, **changes}))
-    for book in quantizer.books.values():
-        torch.nn.init.normal_(book.weight)
+    for codebook in quantizer.codebooks.values():
+        torch.nn.init.normal_(codebook.weight)
     return quantizer.eval()
 
 
@@ -26,8 +26,10 @@ def z():
 
 def test_each_half_takes_its_own_nearest_code(quantizer, z):
     out = quantizer.quantize_latents(z)
-    for book, part, tokens in zip(quantizer.books.values(), z.split([8, 4], 1), out.tokens.unbind(1), strict=True):
-        codes = book.codes().detach().numpy()
+    for codebook, part, tokens in zip(
+        quantizer.codebooks.values(), z.split([8, 4], 1), out.tokens.unbind(1), strict=True
+    ):
+        codes = codebook.codes().detach().numpy()
         for position in np.ndindex(2, 3, 5):
             vector = part[position[0], :, position[1], position[2]].numpy()
             assert tokens[position] == ((codes - vector) ** 2).sum(1).argmin()
@@ -50,12 +52,12 @@ def test_beta_weighs_the_term_that_moves_the_latents(quantizer, z):
     out.losses["local_codebook"].backward()
     error = z[:, 8:] - out.quantized[:, 8:]
     torch.testing.assert_close(z.grad[:, 8:], 0.5 * error.detach() / error.numel())
-    book = quantizer.local_codebook
-    expected = torch.zeros_like(book.weight)
+    codebook = quantizer.local_codebook
+    expected = torch.zeros_like(codebook.weight)
     expected.index_add_(
         0, out.tokens[:, 1].flatten(), (-2 * error / error.numel()).movedim(1, -1).reshape(-1, 4).detach()
     )
-    torch.testing.assert_close(book.weight.grad, expected)
+    torch.testing.assert_close(codebook.weight.grad, expected)
 
 
 def test_the_straight_through_gradient_is_exactly_one(quantizer, z):
@@ -65,7 +67,7 @@ def test_the_straight_through_gradient_is_exactly_one(quantizer, z):
     assert torch.equal(z.grad, upstream)
 
 
-def test_an_ema_book_has_the_commitment_term_alone(tiny_config, z):
+def test_an_ema_codebook_has_the_commitment_term_alone(tiny_config, z):
     quantizer = build(tiny_config, local_update="ema")
     out = quantizer.quantize_latents(z)
     error = (z[:, 8:] - out.quantized[:, 8:]).square().mean()
@@ -87,8 +89,8 @@ def test_vqmodels_contract(quantizer, z):
 
 def test_product_ids_split_and_join(quantizer):
     ids = torch.arange(32 * 16).view(2, 16, 16)
-    tokens = quantizer.split(ids)
-    assert torch.equal(quantizer.join(tokens), ids)
+    tokens = quantizer.from_product_ids(ids)
+    assert torch.equal(quantizer.to_product_ids(tokens), ids)
     assert tokens[:, 0].max() == 31
     assert tokens[:, 1].max() == 15
 
@@ -99,7 +101,7 @@ def test_a_product_id_out_of_range_is_an_error(quantizer, wrong):
         quantizer.get_codebook_entry(torch.full((1, 2, 2), wrong), (1, 2, 2, 12))
 
 
-def test_only_one_book_leaves_the_mean_of_the_other(quantizer, z):
+def test_only_one_codebook_leaves_the_mean_of_the_other(quantizer, z):
     tokens = quantizer.quantize_latents(z).tokens
     half = quantizer.lookup(tokens, only="global")
     assert torch.equal(half[:, :8], quantizer.lookup(tokens)[:, :8])
@@ -131,19 +133,19 @@ def test_linear_codes_are_a_fixed_table_times_a_learned_matrix(tiny_config, z):
     """SimVQ: a gradient to any one used code moves all codes of its book, and only the matrix learns."""
     plain = {"global_transformer_layers": 0, "global_update": "linear", "local_update": "linear"}
     quantizer = build(tiny_config, **plain).train()
-    book = quantizer.local_codebook
-    expected = book.weight.detach().numpy() @ book.projection.weight.detach().numpy().T
-    np.testing.assert_allclose(book.codes().detach().numpy(), expected, atol=1e-6)
+    codebook = quantizer.local_codebook
+    expected = codebook.weight.detach().numpy() @ codebook.projection.weight.detach().numpy().T
+    np.testing.assert_allclose(codebook.codes().detach().numpy(), expected, atol=1e-6)
     learned = {name for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
     assert learned == {"global_codebook.projection.weight", "local_codebook.projection.weight"}
     out = quantizer.quantize_latents(z)
     error = (z[:, 8:] - out.quantized[:, 8:]).square().mean()
     torch.testing.assert_close(out.losses["local_codebook"], 1.25 * error)
     out.losses["local_codebook"].backward()
-    before = book.codes().detach()
+    before = codebook.codes().detach()
     with torch.no_grad():
-        book.projection.weight -= 0.1 * book.projection.weight.grad
-    assert ((book.codes() - before).abs().amax(1) > 0).all()
+        codebook.projection.weight -= 0.1 * codebook.projection.weight.grad
+    assert ((codebook.codes() - before).abs().amax(1) > 0).all()
     moved = quantizer.eval().quantize_latents(z)
     assert torch.equal(quantizer.lookup(moved.tokens), moved.quantized)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualcodebook_hf import default_checkpoint
-from dualcodebook_hf.evaluation.evaluate import format_table
+from dualcodebook_hf.evaluation.evaluator import format_table
 from dualcodebook_hf.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def test_the_embedded_checkpoint_beats_the_linear_codec_at_the_same_bits():
     assert results[0]["protocol"]["pictures"] == results[1]["protocol"]["pictures"] == 372
     assert ours["bits_per_position"] == codec["bits_per_position"] == 18
     assert ours["psnr"] > codec["psnr"]
-    assert all(book["usage"] > 0.95 for book in ours["codebooks"].values())
+    assert all(codebook["usage"] > 0.95 for codebook in ours["codebooks"].values())
 
 
 def test_the_embedded_checkpoint_is_small_and_its_codebooks_are_float32():

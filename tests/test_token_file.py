@@ -10,20 +10,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dualcodebook_hf.token_file import METADATA_KEY, TokenFile, TokenizedPicture, load_tokens, save_tokens, token_bytes
+from dualcodebook_hf.tokens.file import METADATA_KEY, TokenFile, TokenizedImage, load_tokens, save_tokens, token_bytes
 
-BOOKS = {"global": 512, "local": 300}
+CODEBOOKS = {"global": 512, "local": 300}
 
 
-def picture(name: str = "a.png", size: tuple[int, int] = (33, 50), books: dict[str, int] = BOOKS) -> TokenizedPicture:
+def image(
+    name: str = "a.png", size: tuple[int, int] = (33, 50), codebooks: dict[str, int] = CODEBOOKS
+) -> TokenizedImage:
     grid = [-(-side // 16) for side in size]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.stack([torch.randint(0, n, grid, generator=generator) for n in books.values()])
-    return TokenizedPicture(name, size, tokens)
+    tokens = torch.stack([torch.randint(0, n, grid, generator=generator) for n in codebooks.values()])
+    return TokenizedImage(name, size, tokens)
 
 
-def content(*pictures: TokenizedPicture, **changes) -> TokenFile:
-    return dataclasses.replace(TokenFile(pictures or (picture(),), 16, dict(BOOKS), "0123456789ab"), **changes)
+def content(*images: TokenizedImage, **changes) -> TokenFile:
+    return dataclasses.replace(TokenFile(images or (image(),), 16, dict(CODEBOOKS), "0123456789ab"), **changes)
 
 
 def rewrite(path, tensors=None, **header) -> None:
@@ -36,18 +38,18 @@ def rewrite(path, tensors=None, **header) -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_everything_comes_back(tmp_path, count: int) -> None:
     sizes = [(1, 1), (33, 50), (16, 4096)]
-    saved = content().pictures[:0] if count == 0 else [picture(f"ü {i}.jpg", sizes[i]) for i in range(count)]
-    save_tokens(tmp_path / "t.safetensors", content(pictures=saved))
+    saved = content().images[:0] if count == 0 else [image(f"ü {i}.jpg", sizes[i]) for i in range(count)]
+    save_tokens(tmp_path / "t.safetensors", content(images=saved))
     loaded = load_tokens(tmp_path / "t.safetensors")
-    assert (loaded.downsample_factor, loaded.books, loaded.config_hash) == (16, BOOKS, "0123456789ab")
-    assert list(loaded.books) == ["global", "local"]
-    assert [(p.name, p.size) for p in loaded.pictures] == [(p.name, p.size) for p in saved]
-    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(loaded.pictures, saved, strict=True))
-    assert all(p.tokens.dtype == torch.int64 for p in loaded.pictures)
+    assert (loaded.downsample_factor, loaded.codebooks, loaded.config_hash) == (16, CODEBOOKS, "0123456789ab")
+    assert list(loaded.codebooks) == ["global", "local"]
+    assert [(p.name, p.size) for p in loaded.images] == [(p.name, p.size) for p in saved]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(loaded.images, saved, strict=True))
+    assert all(p.tokens.dtype == torch.int64 for p in loaded.images)
 
 
 def test_the_format_is_uint16_tensors_with_numbered_names(tmp_path) -> None:
-    save_tokens(tmp_path / "t.safetensors", content(picture(), picture("b.png", (1, 1))))
+    save_tokens(tmp_path / "t.safetensors", content(image(), image("b.png", (1, 1))))
     tensors = load_file(tmp_path / "t.safetensors")
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == {
         "0000.tokens": (torch.uint16, (2, 3, 4)),
@@ -55,11 +57,11 @@ def test_the_format_is_uint16_tensors_with_numbered_names(tmp_path) -> None:
     }
 
 
-def test_the_largest_book_of_uint16_keeps_its_last_token_and_a_larger_one_is_refused(tmp_path) -> None:
+def test_the_largest_codebook_of_uint16_keeps_its_last_token_and_a_larger_one_is_refused(tmp_path) -> None:
     tokens = torch.tensor([[[65535]]])
     path = tmp_path / "t.safetensors"
-    save_tokens(path, TokenFile([TokenizedPicture("a", (1, 1), tokens)], 16, {"codebook": 65536}, ""))
-    assert load_tokens(path).pictures[0].tokens.item() == 65535
+    save_tokens(path, TokenFile([TokenizedImage("a", (1, 1), tokens)], 16, {"codebook": 65536}, ""))
+    assert load_tokens(path).images[0].tokens.item() == 65535
     with pytest.raises(ValueError, match=r"`books`.*'codebook'.*65536.*65537"):
         save_tokens(path, TokenFile([], 16, {"codebook": 65537}, ""))
 
@@ -73,17 +75,17 @@ def test_bytes_of_tokens_are_rounded_up() -> None:
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (TokenizedPicture("a.png", (33, 70), picture().tokens), r"'a.png'.*\(2, 3, 5\).*70x33.*f=16.*\(2, 3, 4\)"),
-        (TokenizedPicture("a.png", (33, 50), picture().tokens[:1]), r"'a.png'.*\(1, 3, 4\)"),
-        (TokenizedPicture("a.png", (33, 50), picture().tokens.float()), r"integers.*float32"),
-        (TokenizedPicture("a.png", (33, 50), torch.full((2, 3, 4), 300)), r"local book.*\[0, 300\).*\[300, 300\]"),
-        (TokenizedPicture("a.png", (33, 50), torch.full((2, 3, 4), -1)), r"global book.*\[-1, -1\]"),
-        (TokenizedPicture("a.png", (0, 50), torch.zeros(2, 0, 4, dtype=int)), r"`size`.*\(0, 50\)"),
-        (TokenizedPicture("../a.png", (33, 50), picture().tokens), r"`name`.*'\.\./a\.png'"),
-        (TokenizedPicture("..", (33, 50), picture().tokens), r"`name`"),
+        (TokenizedImage("a.png", (33, 70), image().tokens), r"'a.png'.*\(2, 3, 5\).*70x33.*f=16.*\(2, 3, 4\)"),
+        (TokenizedImage("a.png", (33, 50), image().tokens[:1]), r"'a.png'.*\(1, 3, 4\)"),
+        (TokenizedImage("a.png", (33, 50), image().tokens.float()), r"integers.*float32"),
+        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), 300)), r"local book.*\[0, 300\).*\[300, 300\]"),
+        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), -1)), r"global book.*\[-1, -1\]"),
+        (TokenizedImage("a.png", (0, 50), torch.zeros(2, 0, 4, dtype=int)), r"`size`.*\(0, 50\)"),
+        (TokenizedImage("../a.png", (33, 50), image().tokens), r"`name`.*'\.\./a\.png'"),
+        (TokenizedImage("..", (33, 50), image().tokens), r"`name`"),
     ],
 )
-def test_what_cannot_be_decoded_is_not_written(tmp_path, wrong: TokenizedPicture, message: str) -> None:
+def test_what_cannot_be_decoded_is_not_written(tmp_path, wrong: TokenizedImage, message: str) -> None:
     path = tmp_path / "t.safetensors"
     with pytest.raises(ValueError, match=message):
         save_tokens(path, content(wrong))
@@ -132,7 +134,7 @@ def test_a_file_that_contradicts_itself_is_a_value_error_that_names_it(tmp_path,
 def test_tokens_of_another_type_are_refused(tmp_path) -> None:
     path = tmp_path / "t.safetensors"
     save_tokens(path, content())
-    rewrite(path, tensors={"0000.tokens": picture().tokens.int()})
+    rewrite(path, tensors={"0000.tokens": image().tokens.int()})
     with pytest.raises(ValueError, match=r"uint16, got torch.int32"):
         load_tokens(path)
 

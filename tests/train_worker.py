@@ -11,7 +11,7 @@ import sys
 import torch
 
 from dualcodebook_hf.training.arguments import CLASSES, RunConfig
-from dualcodebook_hf.training.trainer import Trainer
+from dualcodebook_hf.training.run import Trainer
 
 
 class KilledTrainer(Trainer):

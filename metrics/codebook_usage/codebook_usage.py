@@ -2,8 +2,8 @@
 
 import evaluate
 
-from dualcodebook_hf.evaluation.metric_inputs import token_features, token_grid
-from dualcodebook_hf.evaluation.metrics import TokenStatistics
+from dualcodebook_hf.metrics.evaluate_inputs import token_features, token_grid
+from dualcodebook_hf.metrics.tokens import TokenStatistics
 
 _DESCRIPTION = """
 Usage, perplexity and entropy of each codebook, and the entropy of the books' tokens together, over all token grids.

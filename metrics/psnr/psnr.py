@@ -2,8 +2,8 @@
 
 import evaluate
 
-from dualcodebook_hf.evaluation.metric_inputs import picture_pair, picture_pair_features
-from dualcodebook_hf.evaluation.metrics import psnr
+from dualcodebook_hf.metrics.evaluate_inputs import image_pair, image_pair_features
+from dualcodebook_hf.metrics.images import psnr
 
 _DESCRIPTION = """
 PSNR in dB by the protocol of dualcodebook_hf: values clamped to [0, 1] and not rounded, one number a picture, then the
@@ -28,12 +28,12 @@ class Psnr(evaluate.Metric):
             description=_DESCRIPTION,
             citation="",
             inputs_description=_INPUTS,
-            features=picture_pair_features(),
+            features=image_pair_features(),
         )
 
     def _compute(self, predictions, references):
         if not predictions:
             raise ValueError("`predictions` must hold pictures, got none")
-        pairs = (picture_pair(*pair) for pair in zip(predictions, references, strict=True))
+        pairs = (image_pair(*pair) for pair in zip(predictions, references, strict=True))
         values = [psnr(prediction[None], reference[None]).item() for prediction, reference in pairs]
         return {"psnr": sum(values) / len(values)}

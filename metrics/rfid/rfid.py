@@ -5,8 +5,8 @@ from itertools import groupby, islice
 import evaluate
 import torch
 
-from dualcodebook_hf.evaluation.frechet import FrechetDistance, inception_extractor
-from dualcodebook_hf.evaluation.metric_inputs import picture_pair, picture_pair_features
+from dualcodebook_hf.metrics.evaluate_inputs import image_pair, image_pair_features
+from dualcodebook_hf.metrics.frechet import FrechetDistance, inception_extractor
 
 _DESCRIPTION = """
 rFID: the squared Frechet distance between the Inception features of reconstructions and of their originals, with
@@ -38,7 +38,7 @@ class Rfid(evaluate.Metric):
             description=_DESCRIPTION,
             citation="",
             inputs_description=_INPUTS,
-            features=picture_pair_features(),
+            features=image_pair_features(),
         )
 
     def _download_and_prepare(self, dl_manager):
@@ -49,7 +49,7 @@ class Rfid(evaluate.Metric):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}")
         distance = FrechetDistance(self.feature_extractor)
-        pairs = (picture_pair(*pair) for pair in zip(predictions, references, strict=True))
+        pairs = (image_pair(*pair) for pair in zip(predictions, references, strict=True))
         for _, group in groupby(pairs, key=lambda pair: pair[0].shape):
             while batch := list(islice(group, batch_size)):
                 distance.update(*map(torch.stack, zip(*batch, strict=True)))

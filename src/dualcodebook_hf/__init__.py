@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -11,8 +9,9 @@ from .autoencoder_dualcodebook import DualCodebookVQModel
 from .configuration_dualcodebook import DualCodebookConfig
 from .core import DualCodebookOutput
 from .image_processing_dualcodebook import DualCodebookImageProcessor
+from .loading import default_checkpoint
 from .modeling_dualcodebook import DualCodebookModel, DualCodebookModelOutput
-from .pipelines import TASK, ImageReconstructionPipeline
+from .reconstruction_pipeline import TASK, ImageReconstructionPipeline
 from .version import __version__
 
 __all__ = [
@@ -35,8 +34,3 @@ PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=ImageReconstructionPipe
 
 # Without it a saved pipeline would carry a copy of its code, and want trust_remote_code where the package is there.
 del ImageReconstructionPipeline._registered_impl
-
-
-def default_checkpoint() -> str:
-    """Folder of the embedded checkpoint, inside the package; `from_pretrained` takes it like any other."""
-    return str(Path(__file__).parent / "checkpoints" / "tiny")

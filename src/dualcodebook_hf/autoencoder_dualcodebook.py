@@ -12,13 +12,21 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 
 from .configuration_dualcodebook import DualCodebookConfig
-from .core import UNDIVIDED, DualCodebookCore, DualCodebookOutput
+from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput
 from .presets import load_preset
 
 # Keys that transformers writes into the shared config.json; they are no arguments of ours.
 TRANSFORMERS_KEYS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "transformers_weights"}
 # What finds a config.json; the other arguments of `from_pretrained` are for the weights.
-LOADING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+CONFIG_LOADING_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
 # Where transformers finds the classes when the code files lie in the folder (`trust_remote_code=True`).
 AUTO_MAP = {
     "AutoConfig": "configuration_dualcodebook.DualCodebookConfig",
@@ -35,7 +43,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
-    _no_split_modules = UNDIVIDED
+    _no_split_modules = NO_SPLIT_MODULES
     _skip_layerwise_casting_patterns = ["quantize"]
     # Through accelerate, which the base install lacks; see `from_pretrained`.
     _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None
@@ -101,7 +109,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
 
         Raises OSError for a folder that transformers saved last: its weights lie in another file, beside stale ones.
         """
-        where = {key: kwargs[key] for key in LOADING if key in kwargs}
+        where = {key: kwargs[key] for key in CONFIG_LOADING_ARGUMENTS if key in kwargs}
         config = cls.load_config(pretrained_model_name_or_path, **where)
         if "transformers_version" in config and "transformers_weights" not in config:
             raise OSError(

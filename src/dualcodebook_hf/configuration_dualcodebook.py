@@ -117,7 +117,7 @@ class DualCodebookFields:
         for name in ("global_transformer_layers", "local_transformer_layers", "revival_threshold", "commitment_cost"):
             _at_least(name, getattr(self, name), 0)
         self._check_backbone()
-        self._check_books()
+        self._check_codebooks()
         if self.quantizer in ("dual", "single"):
             self._check_updates()
         self._check_scalars()
@@ -141,7 +141,7 @@ class DualCodebookFields:
                     f"`block_out_channels` must be multiples of norm_num_groups={self.norm_num_groups}, got {wrong}"
                 )
 
-    def _check_books(self) -> None:
+    def _check_codebooks(self) -> None:
         if self.quantizer != "single":
             _at_least("global_codebook_size", self.global_codebook_size, 1)
             _at_least("global_dim", self.global_dim, 1)
@@ -165,16 +165,16 @@ class DualCodebookFields:
             raise ValueError(f"`codebook_ema_decay` must lie in (0, 1), got {self.codebook_ema_decay}")
 
     def _check_updates(self) -> None:
-        for book in ("global", "local") if self.quantizer == "dual" else ("local",):
-            layers, dim = getattr(self, f"{book}_transformer_layers"), getattr(self, f"{book}_dim")
+        for codebook in ("global", "local") if self.quantizer == "dual" else ("local",):
+            layers, dim = getattr(self, f"{codebook}_transformer_layers"), getattr(self, f"{codebook}_dim")
             if layers and dim % self.transformer_heads:
                 raise ValueError(
-                    f"`{book}_dim` must be a multiple of transformer_heads={self.transformer_heads}, got {dim}"
+                    f"`{codebook}_dim` must be a multiple of transformer_heads={self.transformer_heads}, got {dim}"
                 )
-            update = getattr(self, f"{book}_update")
+            update = getattr(self, f"{codebook}_update")
             if layers and update != "gradient":
                 raise ValueError(
-                    f"`{book}_update: {update}` needs a plain table; set {book}_transformer_layers to 0, got {layers}"
+                    f"`{codebook}_update: {update}` needs a plain table; set {codebook}_transformer_layers to 0, got {layers}"
                 )
 
     def _check_scalars(self) -> None:
@@ -191,11 +191,11 @@ class DualCodebookFields:
                     f"`fsq_levels` must be one number of at least 3 for each of the global_dim + local_dim = {width} "
                     f"channels, got {levels}"
                 )
-        for book, part in (("global", levels[: self.global_dim]), ("local", levels[self.global_dim :])):
-            size, count = getattr(self, f"{book}_codebook_size"), math.prod(part)
+        for codebook, part in (("global", levels[: self.global_dim]), ("local", levels[self.global_dim :])):
+            size, count = getattr(self, f"{codebook}_codebook_size"), math.prod(part)
             if size != count:
                 raise ValueError(
-                    f"`{book}_codebook_size` must be {count} = {' x '.join(map(str, part))}, its channels' levels, "
+                    f"`{codebook}_codebook_size` must be {count} = {' x '.join(map(str, part))}, its channels' levels, "
                     f"with `quantizer: {self.quantizer}`, got {size}"
                 )
 

@@ -61,17 +61,17 @@ PARTS = {
     r"(\.attentions\.\d+)\.([qkv])\.": r"\1.to_\2.",
     r"(\.attentions\.\d+)\.proj_out\.": r"\1.to_out.0.",
 }
-SINGLE_BOOK = {r"quantize\.embedding\.weight": "quantize.codebook.weight"}
-AUTHORS_BOOKS = {
+SINGLE_CODEBOOK = {r"quantize\.embedding\.weight": "quantize.codebook.weight"}
+AUTHORS_CODEBOOKS = {
     r"quantize\.global_codebook": "quantize.global_codebook.weight",
     r"quantize\.local_codebook\.weight": "quantize.local_codebook.weight",
     r"quantize\.transformer\.(.+)": r"quantize.global_codebook.transformer.\1",
 }
 BACKBONE_AS_IT_IS = {r"((encoder|decoder|quant_conv|post_quant_conv)\..+)": r"\1"}
 RULES = {
-    "authors": {**TAMING, **AUTHORS_BOOKS},
-    "taming": {**TAMING, **SINGLE_BOOK},
-    "vqmodel": {**BACKBONE_AS_IT_IS, **SINGLE_BOOK},
+    "authors": {**TAMING, **AUTHORS_CODEBOOKS},
+    "taming": {**TAMING, **SINGLE_CODEBOOK},
+    "vqmodel": {**BACKBONE_AS_IT_IS, **SINGLE_CODEBOOK},
 }
 TAMING_GROUPS = 32  # of every GroupNorm there; fixed in its code
 AUTHORS_HEADS = 8  # of the codebook's transformer; fixed in the authors' code, and in no tensor's shape
@@ -369,11 +369,15 @@ def _taming_config(state: Mapping[str, torch.Tensor], kind: str, name: str) -> d
         "norm_num_groups": TAMING_GROUPS,
         **_attention(*attended.values(), lowest=levels - 1, middle=middle, name=name),
         **_widths(latents, width, name),
-        **(_authors_books(shape, count) if kind == "authors" else _single_book(*shape("quantize.embedding.weight"))),
+        **(
+            _authors_codebooks(shape, count)
+            if kind == "authors"
+            else _single_codebook(*shape("quantize.embedding.weight"))
+        ),
     }
 
 
-def _authors_books(shape, count) -> dict:
+def _authors_codebooks(shape, count) -> dict:
     (global_size, global_dim), (local_size, local_dim) = (
         shape("quantize.global_codebook"),
         shape("quantize.local_codebook.weight"),
@@ -393,7 +397,7 @@ def _authors_books(shape, count) -> dict:
 # --- what both kinds of source share
 
 
-def _single_book(size: int, dim: int) -> dict:
+def _single_codebook(size: int, dim: int) -> dict:
     return {
         "quantizer": "single",
         "global_codebook_size": 0,
@@ -504,7 +508,7 @@ def _vqmodel_config(config: Mapping, name: str) -> dict:
         "block_out_channels": list(config["block_out_channels"]),
         **_attention(encoder, decoder, lowest=levels - 1, middle=middle, name=name),
         **_widths(config["latent_channels"], width, name),
-        **_single_book(config["num_vq_embeddings"], width),
+        **_single_codebook(config["num_vq_embeddings"], width),
     }
 
 

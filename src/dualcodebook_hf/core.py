@@ -18,7 +18,7 @@ from .quantizers import QUANTIZERS, build_quantizer
 # bfloat16 rounds values near 1 by up to 2**-9; what lies further out has another range (0..255, ...).
 RANGE_TOLERANCE = 1e-2
 # What `device_map` keeps on one device: classes within which tensors meet without a hooked forward pass.
-UNDIVIDED = ["Encoder", "Decoder", "DCEncoder", "DCDecoder", *(kind.__name__ for kind in QUANTIZERS.values())]
+NO_SPLIT_MODULES = ["Encoder", "Decoder", "DCEncoder", "DCDecoder", *(kind.__name__ for kind in QUANTIZERS.values())]
 
 
 @dataclass
@@ -54,6 +54,21 @@ class DualCodebookCore:
             self.linear_encoder = nn.Conv2d(config.in_channels, width, factor, stride=factor)
             self.linear_decoder = nn.ConvTranspose2d(width, config.out_channels, factor, stride=factor)
         self.use_slicing = False
+
+    @property
+    def codebook_sizes(self) -> dict[str, int]:
+        """Codes of each codebook by name, in the order of the tokens."""
+        return {name: codebook.size for name, codebook in self.quantize.codebooks.items()}
+
+    @property
+    def latent_slices(self) -> dict[str, int]:
+        """Channels of each part of the latents that is quantized by itself, in order."""
+        return self.quantize.slices
+
+    @property
+    def bits_per_position(self) -> float:
+        """log2 of the number of combinations of tokens at one position (paper: 9 + 9 = 18)."""
+        return self.quantize.bits_per_position
 
     def cast_backbone(self, dtype: torch.dtype) -> None:
         """Casts everything but the quantizer, whose codebooks stay as they are (`.to(dtype)` rounds them too)."""
@@ -160,25 +175,25 @@ class DualCodebookCore:
             raise ValueError(f"`pixel_values` must have the model's dtype {self.dtype}, got {x.dtype}")
 
     def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
-        books = self.quantize.books
+        codebooks = self.quantize.codebooks
         if not isinstance(tokens, torch.Tensor):
             raise ValueError(f"`tokens` must be a torch tensor, got {type(tokens).__name__}")
         if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
             raise ValueError(f"`tokens` must be integers, got {tokens.dtype}")
-        if tokens.ndim != 4 or tokens.shape[1] != len(books) or 0 in tokens.shape:
-            raise ValueError(f"`tokens` must be of shape (B, {len(books)}, h, w), got {tuple(tokens.shape)}")
-        if only is not None and only not in books:
-            raise ValueError(f"`only` must be one of {', '.join(books)} or None, got {only!r}")
+        if tokens.ndim != 4 or tokens.shape[1] != len(codebooks) or 0 in tokens.shape:
+            raise ValueError(f"`tokens` must be of shape (B, {len(codebooks)}, h, w), got {tuple(tokens.shape)}")
+        if only is not None and only not in codebooks:
+            raise ValueError(f"`only` must be one of {', '.join(codebooks)} or None, got {only!r}")
         factor, grid = self.downsample_factor, tuple(tokens.shape[-2:])
         pair = isinstance(size, (tuple, list, torch.Size)) and len(size) == 2
         if size is not None and not (pair and tuple(-(-side // factor) for side in size) == grid):
             raise ValueError(f"`size` must be an (H, W) that f={factor} maps to the token grid {grid}, got {size}")
         if torch.compiler.is_compiling():
             return
-        for index, (name, book) in enumerate(books.items()):
+        for index, (name, codebook) in enumerate(codebooks.items()):
             low, high = tokens[:, index].long().aminmax()
-            if low < 0 or high >= book.size:
-                raise ValueError(f"`tokens` of the {name} book must lie in [0, {book.size}), got [{low}, {high}]")
+            if low < 0 or high >= codebook.size:
+                raise ValueError(f"`tokens` of the {name} book must lie in [0, {codebook.size}), got [{low}, {high}]")
 
 
 def _check_range(pixels: torch.Tensor) -> None:

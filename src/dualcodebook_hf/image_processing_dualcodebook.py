@@ -221,8 +221,8 @@ class DualCodebookImageProcessor(PilBackend):
             return array
         if array.dtype != np.uint8:
             raise ValueError(f"`images` must have 3 channels or be uint8, got {array.dtype} of shape {array.shape}")
-        picture = Image.fromarray(array[0] if array.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1)))
-        return np.moveaxis(np.array(read_image(picture)), -1, 0)
+        opened = Image.fromarray(array[0] if array.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1)))
+        return np.moveaxis(np.array(read_image(opened)), -1, 0)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
         """The middle of an array (C, H, W); never pads."""

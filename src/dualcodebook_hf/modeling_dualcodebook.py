@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_dualcodebook import DualCodebookConfig
-from .core import UNDIVIDED, DualCodebookCore
+from .core import NO_SPLIT_MODULES, DualCodebookCore
 
 
 @dataclass
@@ -81,7 +81,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = UNDIVIDED
+    _no_split_modules = NO_SPLIT_MODULES
     _keep_in_fp32_modules_strict = ["quantize"]
 
     def __init__(self, config: DualCodebookConfig) -> None:

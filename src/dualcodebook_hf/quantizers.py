@@ -32,26 +32,26 @@ class Quantizer(nn.Module):
     A subclass registers its codebooks as submodules and names them in `book_names`: {token name: attribute}.
     """
 
-    book_names: dict[str, str] = {}
+    codebook_names: dict[str, str] = {}
 
     def __init__(self, commitment_cost: float = 0.25) -> None:
         super().__init__()
         self.commitment_cost = commitment_cost
 
     @property
-    def books(self) -> dict[str, Codebook]:
+    def codebooks(self) -> dict[str, Codebook]:
         """The codebooks by name, in the order of the tokens and of the channels."""
-        return {name: getattr(self, attribute) for name, attribute in self.book_names.items()}
+        return {name: getattr(self, attribute) for name, attribute in self.codebook_names.items()}
 
     @property
     def sizes(self) -> list[int]:
         """Entries of each book."""
-        return [book.size for book in self.books.values()]
+        return [codebook.size for codebook in self.codebooks.values()]
 
     @property
     def slices(self) -> dict[str, int]:
         """Width of each part of the channels that is quantized by itself, in order: one for each book."""
-        return {name: book.dim for name, book in self.books.items()}
+        return {name: codebook.dim for name, codebook in self.codebooks.items()}
 
     @property
     def dims(self) -> list[int]:
@@ -73,22 +73,24 @@ class Quantizer(nn.Module):
         self._check_latents(z)
         quantized, tokens, losses = [], [], {}
         with torch.autocast(z.device.type, enabled=False):
-            for (name, book), part in zip(self.books.items(), z.float().split(self.dims, dim=1), strict=True):
+            for (name, codebook), part in zip(self.codebooks.items(), z.float().split(self.dims, dim=1), strict=True):
                 vectors = part.movedim(1, -1)
-                codes, ids, loss = self._quantize_slice(book, vectors.reshape(-1, book.dim))
+                codes, ids, loss = self._quantize_slice(codebook, vectors.reshape(-1, codebook.dim))
                 losses[f"{name}_codebook" if name != "codebook" else name] = loss
                 quantized.append(codes.view(vectors.shape).movedim(-1, 1))
                 tokens.append(ids.view(vectors.shape[:-1]))
         quantized = torch.cat(quantized, dim=1).to(z.dtype)
         return QuantizerOutput(quantized.contiguous(), torch.stack(tokens, dim=1), losses)
 
-    def _quantize_slice(self, book: Codebook, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _quantize_slice(
+        self, codebook: Codebook, vectors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Vectors (M, D) float32 -> codes (M, D) with the vectors' gradient, ids int64 (M,), loss."""
-        nearest, ids, _ = book(vectors)
+        nearest, ids, _ = codebook(vectors)
         loss = self.commitment_cost * F.mse_loss(vectors, nearest.detach())
-        if book.update != "ema":
+        if codebook.update != "ema":
             loss = loss + F.mse_loss(nearest, vectors.detach())
-        return with_gradient_of(vectors, nearest), ids, loss
+        return straight_through(vectors, nearest), ids, loss
 
     def lookup(self, tokens: torch.Tensor, only: str | None = None) -> torch.Tensor:
         """Tokens (B, books, h, w) -> codes (B, C, h, w) float32.
@@ -96,23 +98,23 @@ class Quantizer(nn.Module):
         With `only` (a book's name) every other slice is the mean of its book's codes.
         """
         parts = []
-        for index, (name, book) in enumerate(self.books.items()):
-            codes = book.codes()
+        for index, (name, codebook) in enumerate(self.codebooks.items()):
+            codes = codebook.codes()
             if only is None or only == name:
                 part = F.embedding(tokens[:, index].to(codes.device), codes)
             else:
-                part = codes.mean(0).expand(*tokens[:, index].shape, book.dim)
+                part = codes.mean(0).expand(*tokens[:, index].shape, codebook.dim)
             parts.append(part)
         return torch.cat(parts, dim=-1).movedim(-1, 1).contiguous()
 
-    def join(self, tokens: torch.Tensor) -> torch.Tensor:
+    def to_product_ids(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, books, h, w) -> one product id a position, (B, h, w): g * N_local + l."""
         ids = tokens[:, 0]
         for index, size in enumerate(self.sizes[1:], start=1):
             ids = ids * size + tokens[:, index]
         return ids
 
-    def split(self, ids: torch.Tensor) -> torch.Tensor:
+    def from_product_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Product ids (B, h, w) -> tokens (B, books, h, w)."""
         parts = []
         for size in reversed(self.sizes[1:]):
@@ -131,14 +133,14 @@ class Quantizer(nn.Module):
         output = self.quantize_latents(z)
         if return_dict:
             return output
-        return output.quantized, sum(output.losses.values()), (None, None, self.join(output.tokens).flatten())
+        return output.quantized, sum(output.losses.values()), (None, None, self.to_product_ids(output.tokens).flatten())
 
     def get_codebook_entry(self, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """diffusers' VQModel contract: product ids of any shape and (B, h, w, C) -> codes (B, C, h, w).
 
         Raises IndexError for an id out of range, as an embedding does.
         """
-        return self.lookup(self.split(indices.long().reshape(tuple(shape[:3]))))
+        return self.lookup(self.from_product_ids(indices.long().reshape(tuple(shape[:3]))))
 
     def _check_latents(self, z: torch.Tensor) -> None:
         if z.ndim != 4 or z.shape[1] != sum(self.dims) or not z.is_floating_point():
@@ -150,7 +152,7 @@ class Quantizer(nn.Module):
 class DualCodebookQuantizer(Quantizer):
     """The paper's: the first `global_dim` channels by the global codebook, the rest by the local one."""
 
-    book_names = {"global": "global_codebook", "local": "local_codebook"}
+    codebook_names = {"global": "global_codebook", "local": "local_codebook"}
 
     def __init__(self, config: DualCodebookConfig) -> None:
         super().__init__(config.commitment_cost)
@@ -158,20 +160,20 @@ class DualCodebookQuantizer(Quantizer):
             config.global_codebook_size,
             config.global_dim,
             transformer_layers=config.global_transformer_layers,
-            **_book_options(config, config.global_update),
+            **_codebook_options(config, config.global_update),
         )
         self.local_codebook = LocalCodebook(
             config.local_codebook_size,
             config.local_dim,
             transformer_layers=config.local_transformer_layers,
-            **_book_options(config, config.local_update),
+            **_codebook_options(config, config.local_update),
         )
 
 
 class SingleCodebookQuantizer(Quantizer):
     """VQGAN's: one book over all channels (`local_codebook_size` x `local_dim`)."""
 
-    book_names = {"codebook": "codebook"}
+    codebook_names = {"codebook": "codebook"}
 
     def __init__(self, config: DualCodebookConfig) -> None:
         super().__init__(config.commitment_cost)
@@ -179,7 +181,7 @@ class SingleCodebookQuantizer(Quantizer):
             config.local_codebook_size,
             config.local_dim,
             transformer_layers=config.local_transformer_layers,
-            **_book_options(config, config.local_update),
+            **_codebook_options(config, config.local_update),
         )
 
 
@@ -190,24 +192,24 @@ class ScalarQuantizer(Quantizer):
     of the library `vector-quantize-pytorch`; its commitment term has the weight `commitment_cost` (LFQ).
     """
 
-    book_names = {"first": "first_book", "second": "second_book"}
+    codebook_names = {"first": "first_book", "second": "second_book"}
 
     def __init__(self, config: DualCodebookConfig) -> None:
-        from .rival_quantizers import FSQBook, LFQBook
+        from .baseline_quantizers import FSQCodebook, LFQCodebook
 
         super().__init__(config.commitment_cost)
         if config.quantizer == "fsq":
-            self.first_book = FSQBook(config.fsq_levels[: config.global_dim])
-            self.second_book = FSQBook(config.fsq_levels[config.global_dim :])
+            self.first_book = FSQCodebook(config.fsq_levels[: config.global_dim])
+            self.second_book = FSQCodebook(config.fsq_levels[config.global_dim :])
         else:
-            self.first_book = LFQBook(config.global_dim, config.commitment_cost)
-            self.second_book = LFQBook(config.local_dim, config.commitment_cost)
+            self.first_book = LFQCodebook(config.global_dim, config.commitment_cost)
+            self.second_book = LFQCodebook(config.local_dim, config.commitment_cost)
 
     def _quantize_slice(
-        self, book: nn.Module, vectors: torch.Tensor
+        self, codebook: nn.Module, vectors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        quantized, ids, loss = book(vectors)
-        return with_gradient_of(quantized, F.embedding(ids, book.codes())), ids, loss
+        quantized, ids, loss = codebook(vectors)
+        return straight_through(quantized, F.embedding(ids, codebook.codes())), ids, loss
 
 
 class ResidualQuantizer(Quantizer):
@@ -218,7 +220,7 @@ class ResidualQuantizer(Quantizer):
     """
 
     def __init__(self, config: DualCodebookConfig) -> None:
-        from .rival_quantizers import ResidualStages
+        from .baseline_quantizers import ResidualStages
 
         super().__init__(config.commitment_cost)
         self.stages = ResidualStages(
@@ -230,9 +232,9 @@ class ResidualQuantizer(Quantizer):
         )
 
     @property
-    def books(self) -> dict[str, object]:
+    def codebooks(self) -> dict[str, object]:
         """The stages, each with `size`, `dim` (all channels) and `codes()`."""
-        return dict(zip(("first", "second"), self.stages.books(), strict=True))
+        return dict(zip(("first", "second"), self.stages.codebooks(), strict=True))
 
     @property
     def slices(self) -> dict[str, int]:
@@ -246,8 +248,8 @@ class ResidualQuantizer(Quantizer):
             vectors = z.float().movedim(1, -1)
             codes, ids, losses = self.stages(vectors.reshape(-1, self.stages.dim))
             tokens = ids.view(*vectors.shape[:-1], -1).movedim(-1, 1)
-            quantized = with_gradient_of(z.float(), codes.view(vectors.shape).movedim(-1, 1))
-        named = {f"{name}_codebook": loss for name, loss in zip(self.books, losses, strict=True)}
+            quantized = straight_through(z.float(), codes.view(vectors.shape).movedim(-1, 1))
+        named = {f"{name}_codebook": loss for name, loss in zip(self.codebooks, losses, strict=True)}
         return QuantizerOutput(quantized.to(z.dtype).contiguous(), tokens, named)
 
     def lookup(self, tokens: torch.Tensor, only: str | None = None) -> torch.Tensor:
@@ -256,8 +258,8 @@ class ResidualQuantizer(Quantizer):
         With `only` (a stage's name) every other stage adds the mean of its codes.
         """
         total = 0.0
-        for index, (name, book) in enumerate(self.books.items()):
-            codes = book.codes()
+        for index, (name, codebook) in enumerate(self.codebooks.items()):
+            codes = codebook.codes()
             ids = tokens[:, index].to(codes.device)
             total = total + (F.embedding(ids, codes) if only in (None, name) else codes.mean(0))
         return total.movedim(-1, 1).contiguous()
@@ -284,12 +286,12 @@ def build_quantizer(config: DualCodebookConfig) -> Quantizer:
         return QUANTIZERS[config.quantizer](config)
 
 
-def with_gradient_of(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def straight_through(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Exactly `value`, with exactly the gradient of `source` (straight-through): source - sg(source) is zero."""
     return value.detach() + (source - source.detach())
 
 
-def _book_options(config: DualCodebookConfig, update: str) -> dict:
+def _codebook_options(config: DualCodebookConfig, update: str) -> dict:
     return {
         "heads": config.transformer_heads,
         "feed_forward": config.transformer_feed_forward,

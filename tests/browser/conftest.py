@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 
 expect.set_options(timeout=30_000)
-SINGLE_BOOK = {
+SINGLE_CODEBOOK = {
     "quantizer": "single",
     "block_out_channels": [4, 4, 8],
     "layers_per_block": 1,
@@ -34,7 +34,7 @@ def address(tmp_path_factory):
     """`dualcodebook demo` with the embedded checkpoint and a small random model with one book."""
     folder = tmp_path_factory.mktemp("demo")
     torch.manual_seed(0)
-    DualCodebookVQModel(**SINGLE_BOOK).save_pretrained(folder / "one-book")
+    DualCodebookVQModel(**SINGLE_CODEBOOK).save_pretrained(folder / "one-book")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     models = ["--models", default_checkpoint(), str(folder / "one-book")]

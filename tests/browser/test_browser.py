@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 from dualcodebook_hf.demo.inspection import code, read_upload
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
-from dualcodebook_hf.token_file import load_tokens
+from dualcodebook_hf.tokens.file import load_tokens
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def draw(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 @pytest.fixture
-def picture(tmp_path) -> Path:
+def photo(tmp_path) -> Path:
     draw(320, 200).save(tmp_path / "a picture.png")
     return tmp_path / "a picture.png"
 
@@ -52,16 +52,16 @@ def shown(page: Page, selector: str) -> Image.Image:
     return Image.open(io.BytesIO(page.request.get(image.get_attribute("src")).body())).convert("RGB")
 
 
-def test_reconstruct(visit, model, picture):
+def test_reconstruct(visit, model, photo):
     page = visit()
-    upload(page, picture)
-    coded = code(model, read_upload(picture))
+    upload(page, photo)
+    coded = code(model, read_upload(photo))
     numbers = page.locator("#numbers")
     expect(numbers).to_contain_text(f"{coded.quality[0]:.2f} dB")
     expect(numbers).to_contain_text("585")  # 20 x 13 positions of 18 bits, in bytes
     rows = page.locator("#rates tbody tr")
     expect(rows).to_have_count(4)
-    expect(rows.last).to_contain_text(f"{picture.stat().st_size:,}")
+    expect(rows.last).to_contain_text(f"{photo.stat().st_size:,}")
     for row, name in ((1, "JPEG"), (2, "WebP")):
         expect(rows.nth(row)).to_contain_text(re.compile(f"{name}, (smallest possible|quality \\d+)"))
     images = page.locator("#slider img")
@@ -89,12 +89,12 @@ def test_an_example_and_then_nothing(visit):
     expect(page.locator("#download")).to_be_disabled()
 
 
-def test_look_inside(visit, model, picture):
+def test_look_inside(visit, model, photo):
     page = visit()
     tab(page, "Look inside")
     expect(page.locator("#inside-empty")).to_contain_text("Choose a picture first")
-    upload(page, picture)
-    tokens = model.tokenize(to_pixels(read_image(picture))[None])
+    upload(page, photo)
+    tokens = model.tokenize(to_pixels(read_image(photo))[None])
     expect(page.locator("#cell")).to_contain_text("Row 7 of 13, column 11 of 20")  # the middle, at first
     for index, name in enumerate(("Global", "Local")):
         used = len(tokens[0, index].unique())
@@ -116,22 +116,22 @@ def test_look_inside(visit, model, picture):
     expect(page.locator("#cell figure")).to_have_count(5)
 
 
-def test_swap(visit, model, picture, tmp_path):
+def test_swap(visit, model, photo, tmp_path):
     draw(320, 200, seed=1).save(tmp_path / "other.png")
     page = visit()
-    upload(page, picture)
+    upload(page, photo)
     tab(page, "Look inside")
     page.locator("#other input[type=file]").set_input_files(tmp_path / "other.png")
-    mine, other = (model.tokenize(to_pixels(read_image(path))[None]) for path in (picture, tmp_path / "other.png"))
+    mine, other = (model.tokenize(to_pixels(read_image(path))[None]) for path in (photo, tmp_path / "other.png"))
     mixed = torch.cat([mine[:, :1], other[:, 1:]], 1), torch.cat([other[:, :1], mine[:, 1:]], 1)
     for index, tokens in enumerate(mixed):
         expected = to_image(model.detokenize(tokens, size=(200, 320))[0])
         assert_alike(shown(page, f"#swap-{index}"), expected)
 
 
-def test_tokens_there_and_back(visit, model, picture, tmp_path):
+def test_tokens_there_and_back(visit, model, photo, tmp_path):
     page = visit()
-    upload(page, picture)
+    upload(page, photo)
     tab(page, "Tokens")
     expect(page.locator("#token-note")).to_contain_text("20 x 13 = 260 positions")
     with page.expect_download() as download:
@@ -139,8 +139,8 @@ def test_tokens_there_and_back(visit, model, picture, tmp_path):
     file = tmp_path / download.value.suggested_filename
     download.value.save_as(file)
     assert file.name == "a picture.safetensors"
-    tokens = model.tokenize(to_pixels(read_image(picture))[None])
-    assert torch.equal(load_tokens(file).pictures[0].tokens, tokens[0])
+    tokens = model.tokenize(to_pixels(read_image(photo))[None])
+    assert torch.equal(load_tokens(file).images[0].tokens, tokens[0])
 
     stranger = visit()
     tab(stranger, "Tokens")
@@ -150,7 +150,7 @@ def test_tokens_there_and_back(visit, model, picture, tmp_path):
     assert_alike(shown(stranger, "#decoded"), expected)
 
 
-def test_odd_pictures(visit, tmp_path):
+def test_odd_images(visit, tmp_path):
     translucent = draw(60, 40).convert("RGBA")
     translucent.putalpha(Image.linear_gradient("L").resize(translucent.size))
     frames = {"save_all": True, "append_images": [draw(60, 40, 1)], "duration": 90}
@@ -172,10 +172,10 @@ def test_odd_pictures(visit, tmp_path):
         expect(page.locator("#rates table")).to_have_count(0)
 
 
-def test_what_cannot_be_read_gets_a_message_and_leaves_nothing_old(visit, picture, tmp_path):
+def test_what_cannot_be_read_gets_a_message_and_leaves_nothing_old(visit, photo, tmp_path):
     page = visit()
-    upload(page, picture)
-    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:500])
+    upload(page, photo)
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:500])
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "cut.png")
     message = page.get_by_test_id("toast-body")
     expect(message).to_contain_text("cannot read picture 'cut.png'")
@@ -189,9 +189,9 @@ def test_what_cannot_be_read_gets_a_message_and_leaves_nothing_old(visit, pictur
     expect(message.last).to_contain_text("cannot read token file 'not.safetensors'")
 
 
-def test_another_model(visit, picture):
+def test_another_model(visit, photo):
     page = visit()
-    upload(page, picture)
+    upload(page, photo)
     expect(page.locator("#numbers")).to_contain_text("585")
     page.locator("#model input").click()
     page.get_by_role("option", name=re.compile("one-book")).click()
@@ -207,9 +207,9 @@ def test_another_model(visit, picture):
 
 
 @pytest.mark.parametrize(("width", "color_scheme"), [(390, "dark"), (1280, "dark"), (390, "light")])
-def test_every_tab_fits_the_screen(visit, picture, width, color_scheme):
+def test_every_tab_fits_the_screen(visit, photo, width, color_scheme):
     page = visit(width, color_scheme)
-    upload(page, picture)
+    upload(page, photo)
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (color_scheme == "dark")
     for name, content in (("Reconstruct", "#rates"), ("Look inside", "#usage"), ("Tokens", "#download")):
@@ -218,7 +218,7 @@ def test_every_tab_fits_the_screen(visit, picture, width, color_scheme):
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
 
 
-def test_visitors_at_once_see_their_own_pictures(visit, model, tmp_path):
+def test_visitors_at_once_see_their_own_images(visit, model, tmp_path):
     pages = []
     for seed in range(2):
         draw(200 + 16 * seed, 120, seed).save(tmp_path / f"{seed}.png")

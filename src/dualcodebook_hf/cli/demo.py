@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import socket
 
-from .inputs import check_model_name, need, positive
+from ..packages import require_package
+from .inputs import positive
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -23,9 +24,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    need("gradio", "space")
+    from ..loading import check_tokenizer_name
+
+    require_package("gradio", "space")
     for model in arguments.models or [None]:
-        check_model_name(model, "--models")
+        check_tokenizer_name(model, "--models")
     _check_address(arguments.host, arguments.port)
     from ..demo import build_demo, launch_options
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.protocols import PROTOCOLS, get_protocol
+from ..files import atomic_file
+from ..loading import check_tokenizer_name, tokenizer_label
+from ..packages import require_package
 from .inputs import (
     add_model,
     check_file,
     check_folder,
-    check_model_name,
-    complete,
     load_model,
-    need,
     positive,
-    public_name,
 )
 
 # What a flag of the data that was not given stands for without --protocol.
@@ -64,11 +63,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     for name, what in NETWORKS.items():
         default = "(default: with --protocol, where they are to be had)"
         networks.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} {default}")
-    rival = command.add_argument_group("patch-linear codec: the rival without a network, at the first model's bits")
-    rival.add_argument("--patch-linear", action="store_true", help="fit and measure it as well")
-    rival.add_argument("--fit-dataset", help="data set that it is fitted to (default: --dataset's, --protocol's)")
-    rival.add_argument("--fit-split", help="split that it is fitted to (default: train)")
-    rival.add_argument(
+    baseline = command.add_argument_group("patch-linear codec: the rival without a network, at the first model's bits")
+    baseline.add_argument("--patch-linear", action="store_true", help="fit and measure it as well")
+    baseline.add_argument("--fit-dataset", help="data set that it is fitted to (default: --dataset's, --protocol's)")
+    baseline.add_argument("--fit-split", help="split that it is fitted to (default: train)")
+    baseline.add_argument(
         "--fit-pictures", type=positive, default=400, help="so many of its pictures (default: %(default)s)"
     )
     command.add_argument(
@@ -83,17 +82,17 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     models = arguments.model or [None]
     for model in models:
-        check_model_name(model)
+        check_tokenizer_name(model, "--model")
     if arguments.output:
         check_file(arguments.output, "--output", ".json")
     if arguments.save_pictures:
-        from ..evaluation.evaluate import is_free_folder
+        from ..files import is_free_folder
 
         check_folder(arguments.save_pictures, "--save-pictures")
         if not is_free_folder(arguments.save_pictures):
             raise ValueError(f"`--save-pictures` must be an empty folder, '{arguments.save_pictures}' is not")
     data = _data(arguments)
-    need("datasets", "eval")
+    require_package("datasets", "eval")
     fit_source = _fit_source(arguments, data)
     _check_data(data, data["dataset"], data["config"], data["split"])
     if arguments.patch_linear:
@@ -101,9 +100,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     results = _measure(arguments, models, data, fit_source)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with complete(arguments.output) as temporary:
+        with atomic_file(arguments.output) as temporary:
             temporary.write_text(json.dumps({"results": results}, indent=2) + "\n")
-    from ..evaluation.evaluate import format_table
+    from ..evaluation.evaluator import format_table
 
     print(format_table((result["model"]["name"], result) for result in results))
     if arguments.protocol and not results[0]["protocol"]["complete"]:
@@ -142,16 +141,16 @@ def _fit_source(arguments: argparse.Namespace, data: dict[str, Any]) -> tuple[st
 
 def _check_data(data: dict[str, Any], dataset: str, config: str | None, split: str) -> None:
     """Opens a split, so that a wrong name is known before any work."""
-    from ..picture_datasets import load_pictures
+    from ..image_datasets import load_images
 
-    load_pictures(dataset, config, split, data["image_column"], data["streaming"])
+    load_images(dataset, config, split, data["image_column"], data["streaming"])
 
 
 def _measure(
     arguments: argparse.Namespace, models: list[str | None], data: dict[str, Any], fit_source: tuple
 ) -> list[dict[str, Any]]:
     """One result a model, and the linear codec's."""
-    from ..evaluation.evaluate import evaluate_model, evaluate_patch_linear
+    from ..evaluation.evaluator import evaluate_model, evaluate_patch_linear
 
     source = tuple(data.pop(key) for key in ("dataset", "config", "split"))
     options = data | {name: getattr(arguments, name) for name in ("limit", "batch_size")}
@@ -160,14 +159,14 @@ def _measure(
     results, sizes = [], None
     for model in models:
         loaded = load_model(argparse.Namespace(**{**vars(arguments), "model": model}))
-        sizes = sizes or [book.size for book in loaded.quantize.books.values()]
-        options["save_pictures"] = _pictures_of(arguments, public_name(model), len(results))
-        results.append(evaluate_model(loaded, *source, name=public_name(model), **options))
+        sizes = sizes or [codebook.size for codebook in loaded.quantize.codebooks.values()]
+        options["save_pictures"] = _images_of(arguments, tokenizer_label(model), len(results))
+        results.append(evaluate_model(loaded, *source, name=tokenizer_label(model), **options))
         del loaded
     if arguments.patch_linear:
         train_dataset, train_config, train_split = fit_source
         fit = {"train_config": train_config, "train_split": train_split, "train_pictures": arguments.fit_pictures}
-        options["save_pictures"] = _pictures_of(arguments, "patch-linear", len(results))
+        options["save_pictures"] = _images_of(arguments, "patch-linear", len(results))
         results.append(evaluate_patch_linear(train_dataset, *source, **fit, sizes=sizes, **options))
     if arguments.protocol:
         for result in results:
@@ -176,7 +175,7 @@ def _measure(
     return results
 
 
-def _pictures_of(arguments: argparse.Namespace, name: str, place: int) -> Path | None:
+def _images_of(arguments: argparse.Namespace, name: str, place: int) -> Path | None:
     """The folder of one model's pictures; its place tells models of one name apart."""
     if arguments.save_pictures is None:
         return None
@@ -189,7 +188,7 @@ def _networks(arguments: argparse.Namespace) -> tuple[dict[str, bool], dict[str,
     They are loaded once here, so that what is missing is known before the first model has been measured. Raises
     ValueError for one that was asked for and is not to be had.
     """
-    from ..evaluation.evaluate import load_metric_networks
+    from ..evaluation.evaluator import load_metric_networks
 
     found, reasons = {}, {}
     for name in NETWORKS:

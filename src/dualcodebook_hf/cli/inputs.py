@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..files import atomic_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
 
-SOFTWARE = "dualcodebook_hf"  # the PNG text that marks pictures written here, which alone may be overwritten
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DTYPES = ("float32", "bfloat16", "float16")
+SOFTWARE = "dualcodebook_hf"  # the PNG text that marks pictures written here, which alone may be overwritten
 
 
 def add_model(command: argparse.ArgumentParser, **options: str) -> None:
@@ -38,58 +36,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def need(module: str, extra: str) -> None:
-    """Raises ValueError naming the extra to install when a package is missing."""
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(f"this command needs the package {module}: pip install 'dualcodebook-hf[{extra}]'")
-
-
-def public_name(model: str | None) -> str:
-    """A Hub id as it is; of a folder the last two parts: results are published, this machine's folders are not."""
-    if model is None:
-        return "embedded checkpoint"
-    path = Path(model).expanduser()
-    return "/".join(path.resolve().parts[-2:]) if path.is_dir() else model
-
-
-def check_model_name(model: str | None, flag: str = "--model") -> None:
-    """Raises ValueError unless `model` is None (the embedded one), a folder with a config.json, or a Hub id."""
-    from .. import default_checkpoint
-
-    path = Path(model or default_checkpoint()).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"`{flag}`: there is no config.json in the folder '{path}'")
-    elif model is None:
-        raise ValueError(f"the checkpoint inside the package is missing: '{path}'; name another by `{flag}`")
-    elif path.exists() or not HUB_ID.fullmatch(model) or model.startswith("."):
-        raise ValueError(f"`{flag}` must be a folder or a Hub id (owner/name), got '{model}', which is neither")
-
-
 def load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:
     """The model of `--model`, `--device` and `--dtype`, in eval mode. Raises ValueError when one of them is wrong."""
-    check_model_name(arguments.model)
-    import torch
-    from safetensors import SafetensorError
+    from ..loading import check_device, check_tokenizer_name, load_tokenizer
 
-    from .. import DualCodebookVQModel, default_checkpoint
-
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises where there is no CUDA
-        raise ValueError(f"`--device` {device} cannot be used: {str(error).splitlines()[0]}") from error
-    name = arguments.model or default_checkpoint()
-    if Path(name).expanduser().is_dir():
-        name = Path(name).expanduser()
-    try:
-        model = DualCodebookVQModel.from_pretrained(name, dtype=getattr(torch, arguments.dtype))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load the model '{name}': {error}") from error
-    return model.eval().to(device)
+    check_tokenizer_name(arguments.model, "--model")
+    device = check_device(arguments.device, "--device")
+    return load_tokenizer(arguments.model, device=device, dtype=arguments.dtype, argument="--model")
 
 
-def find_pictures(arguments: argparse.Namespace) -> list[Path]:
+def find_images(arguments: argparse.Namespace) -> list[Path]:
     """The pictures that were named, folders replaced by the pictures in them; each was decoded once, to be sure."""
     from PIL import Image
 
@@ -144,7 +100,7 @@ def _check_overwrite(path: Path) -> None:
     """Raises ValueError where a file lies that was not written here: the original, maybe."""
     from PIL import Image
 
-    from ..token_file import load_tokens
+    from ..tokens.file import load_tokens
 
     if not path.exists():
         return
@@ -179,16 +135,5 @@ def save_png(image: Image.Image, path: Path) -> None:
 
     info = PngInfo()
     info.add_text("Software", SOFTWARE)
-    with complete(path) as temporary:
+    with atomic_file(path) as temporary:
         image.save(temporary, "PNG", pnginfo=info)
-
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A temporary name to write to: under its own name the file appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import convert, demo, evaluate, pictures, publish, train
+from . import convert, demo, evaluate, images, publish, train
 
 BAD_INPUT = 2
 
@@ -44,6 +44,6 @@ class _Parser(argparse.ArgumentParser):
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dualcodebook", description="Dual Codebook VQ: images to two grids of tokens and back.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (pictures, evaluate, train, convert, publish, demo):
+    for family in (images, evaluate, train, convert, publish, demo):
         family.add_command(commands)
     return parser

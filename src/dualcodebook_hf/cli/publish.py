@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .inputs import check_folder, complete
+from ..files import atomic_file
+from .inputs import check_folder
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -46,11 +47,11 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from .. import default_checkpoint
     from ..hub import check_repo_id
     from ..hub.card import MARK, model_card
     from ..hub.export import TrainedModel
     from ..hub.records import Records
+    from ..loading import default_checkpoint
 
     output, repo_id = arguments.output, arguments.repo_id
     if repo_id:
@@ -68,7 +69,7 @@ def _card(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     output.parent.mkdir(parents=True, exist_ok=True)
-    with complete(output) as temporary:
+    with atomic_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"card written to {output}")
     return 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .inputs import need
+from ..packages import require_package
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -25,18 +25,18 @@ def train(argv: Sequence[str]) -> int:
 
     The trainer's flags and data are checked here first: the launcher takes long, and turns every exit code into 1.
     """
-    need("accelerate", "train")
-    need("datasets", "train")
-    from ..picture_datasets import load_pictures
+    require_package("accelerate", "train")
+    require_package("datasets", "train")
+    from ..image_datasets import load_images
     from ..training.arguments import EXIT_CODE_FILE, parse_run_config
 
     place = argv.index("--") if "--" in argv else 0
     launch_flags, flags = argv[:place], argv[place + 1 :] if place else argv
     data = parse_run_config(flags).data
     for split in filter(None, (data.train_split, data.validation_split)):
-        load_pictures(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
+        load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launch_flags]
-    command += ["-m", "dualcodebook_hf.training.trainer", *flags]
+    command += ["-m", "dualcodebook_hf.training.run", *flags]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "exit-code"
         code = _run_forwarding_signals(command, {**_environment(launch_flags), EXIT_CODE_FILE: str(code_file)})

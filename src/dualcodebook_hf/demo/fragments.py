@@ -101,11 +101,11 @@ def rate_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return block(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
-def token_note(grid: tuple[int, int], books: int, packed: int, stored: int) -> str:
+def token_note(grid: tuple[int, int], codebooks: int, packed: int, stored: int) -> str:
     """What the token file of a picture holds. grid: columns, rows."""
     positions = grid[0] * grid[1]
     return block(
-        f"<p>{grid[0]} x {grid[1]} = {_count(positions, 'position')} with {_count(books, 'token')} each: "
+        f"<p>{grid[0]} x {grid[1]} = {_count(positions, 'position')} with {_count(codebooks, 'token')} each: "
         f"<b>{packed:,} bytes</b> when packed.</p>",
         f'<p class="faint">The file takes {stored:,} bytes: it stores each token as 16 bits, with a header that names '
         "the picture, its size and the model's codebooks.</p>",

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
-from ..evaluation.figures import error_map, token_map
+from ..figures import error_map, token_map
 from . import fragments, inspection
 
 EMBEDDED = "embedded checkpoint"
@@ -30,7 +30,7 @@ def load_models(names: Sequence[str] | None) -> dict[str, DualCodebookVQModel]:
 
     Raises ValueError, naming the model, for one that cannot be loaded or does not take RGB pictures.
     """
-    from .. import default_checkpoint
+    from ..loading import default_checkpoint
 
     device, models = "cuda" if torch.cuda.is_available() else "cpu", {}
     for name in names or [default_checkpoint()]:
@@ -53,7 +53,7 @@ class Shown:
     """What a visitor is looking at."""
 
     model: str
-    coded: inspection.CodedPicture
+    coded: inspection.CodedImage
 
 
 def _explained(handler: Callable) -> Callable:
@@ -81,7 +81,7 @@ class Handlers:
         self.models = models
 
     @_explained
-    def show_picture(self, picture: dict | None, label: str, progress: gr.Progress = PROGRESS) -> list[Any]:
+    def show_image(self, picture: dict | None, label: str, progress: gr.Progress = PROGRESS) -> list[Any]:
         """Everything on the first tab, what is known of the upload, and the token file."""
         if picture is None:
             return self.nothing()
@@ -91,8 +91,8 @@ class Handlers:
         progress(0.25, desc="Picture to tokens and back")
         coded = inspection.code(model, upload)
         progress(0.7, desc="JPEG and WebP of the same size")
-        rivals = inspection.rivals(model, coded)
-        rows = inspection.table(model, coded, rivals)
+        baselines = inspection.baselines(model, coded)
+        rows = inspection.table(model, coded, baselines)
         return [
             Shown(label, coded),
             fragments.tiles(_key_numbers(rows[0])),
@@ -100,23 +100,23 @@ class Handlers:
             fragments.rate_table(inspection.TABLE_HEADERS, rows),
             inspection.enlarged(error_map(upload.image, coded.reconstruction)),
             *(
-                gr.Image(inspection.enlarged(rival.image), label=row[0])
-                for rival, row in zip(rivals.values(), rows[1:], strict=False)
+                gr.Image(inspection.enlarged(baseline.image), label=row[0])
+                for baseline, row in zip(baselines.values(), rows[1:], strict=False)
             ),
             fragments.about_file(upload.name, upload.file_size, upload.file_bytes, upload.notes),
             *self._token_file(model, coded),
         ]
 
-    def _token_file(self, model: DualCodebookVQModel, coded: inspection.CodedPicture) -> list[Any]:
+    def _token_file(self, model: DualCodebookVQModel, coded: inspection.CodedImage) -> list[Any]:
         """The button that downloads it, and a line about it."""
         try:
-            path = inspection.save_picture_tokens(model, coded.upload, coded.tokens, _new_folder())
+            path = inspection.save_image_tokens(model, coded.upload, coded.tokens, _new_folder())
         except ValueError as error:  # a book of more codes than a token file can number
             return [gr.DownloadButton("Download tokens", value=None, interactive=False), fragments.remark(str(error))]
-        books, rows, columns = coded.tokens.shape
+        codebooks, rows, columns = coded.tokens.shape
         packed, stored = inspection.packed_bytes(model, coded), path.stat().st_size
         button = gr.DownloadButton(f"Download {path.name}", value=str(path), interactive=True)
-        return [button, fragments.token_note((columns, rows), books, packed, stored)]
+        return [button, fragments.token_note((columns, rows), codebooks, packed, stored)]
 
     def nothing(self) -> list[Any]:
         """The first tab as it is before any picture."""
@@ -130,18 +130,19 @@ class Handlers:
         if shown is None:
             return [gr.HTML(visible=True), gr.Column(visible=False), *[gr.skip()] * 9]
         model, coded = self._model(shown.model), shown.coded
-        books = list(model.quantize.books)
+        codebooks = list(model.quantize.codebooks)
         shape = coded.upload.image.size
         maps = [inspection.enlarged(token_map(ids, shape)) for ids in coded.tokens]
-        halves = [inspection.half(model, coded, book) for book in books] if len(books) > 1 else []
+        halves = [inspection.half(model, coded, codebook) for codebook in codebooks] if len(codebooks) > 1 else []
         middle = tuple(side // 2 for side in coded.tokens.shape[1:])
         return [
             gr.HTML(visible=False),
             gr.Column(visible=True),
-            *_pair(maps, [f"{book.capitalize()} tokens" for book in books]),
-            gr.Column(visible=len(books) > 1),
+            *_pair(maps, [f"{codebook.capitalize()} tokens" for codebook in codebooks]),
+            gr.Column(visible=len(codebooks) > 1),
             *_pair(
-                [inspection.enlarged(image) for image in halves], [f"{book.capitalize()} half only" for book in books]
+                [inspection.enlarged(image) for image in halves],
+                [f"{codebook.capitalize()} half only" for codebook in codebooks],
             ),
             fragments.histograms(inspection.usage(model, coded.tokens)),
             *self._cell(shown, middle),
@@ -156,24 +157,24 @@ class Handlers:
 
     def _cell(self, shown: Shown, cell: tuple[int, int]) -> list[Any]:
         model, coded = self._model(shown.model), shown.coded
-        books, ids = list(model.quantize.books), coded.tokens[:, cell[0], cell[1]]
+        codebooks, ids = list(model.quantize.codebooks), coded.tokens[:, cell[0], cell[1]]
         codes = [
-            f"{book} code {id_}" if len(books) > 1 else f"code {id_}"
-            for book, id_ in zip(books, ids.tolist(), strict=True)
+            f"{codebook} code {id_}" if len(codebooks) > 1 else f"code {id_}"
+            for codebook, id_ in zip(codebooks, ids.tolist(), strict=True)
         ]
         same = coded.tokens == ids[:, None, None]
         counts = [f"{code} occurs {_times(int(count))}" for code, count in zip(codes, same.sum((1, 2)), strict=True)]
-        counts += [f"and the two together {_times(int(same.all(0).sum()))}"] if len(books) > 1 else []
+        counts += [f"and the two together {_times(int(same.all(0).sum()))}"] if len(codebooks) > 1 else []
         patches = list(inspection.cell_patches(model, coded, cell).values())
         captions = ["the original here", "the reconstruction here", *(f"{code} alone" for code in codes)]
-        captions += ["both codes, nothing around"] if len(books) > 1 else []
+        captions += ["both codes, nothing around"] if len(codebooks) > 1 else []
         rows, columns = coded.tokens.shape[1:]
         text = fragments.cell(
             f"Row {cell[0] + 1} of {rows}, column {cell[1] + 1} of {columns}",
             f"In this picture {', '.join(counts)}.",
             list(zip(captions, patches, strict=False)),
         )
-        places = [inspection.same_code(model, coded, index, cell) for index in range(len(books))]
+        places = [inspection.same_code(model, coded, index, cell) for index in range(len(codebooks))]
         return [text, *_pair(places, [f"Where else: {code}" for code in codes])]
 
     @_explained
@@ -182,11 +183,14 @@ class Handlers:
         if shown is None or other is None:
             return [None, None]
         model = self._model(shown.model)
-        books = list(model.quantize.books)
-        if len(books) != 2:
+        codebooks = list(model.quantize.codebooks)
+        if len(codebooks) != 2:
             return [None, None]
         results = inspection.swap(model, shown.coded, _upload(other))
-        labels = [f"{books[0]}: yours, {books[1]}: the other's", f"{books[0]}: the other's, {books[1]}: yours"]
+        labels = [
+            f"{codebooks[0]}: yours, {codebooks[1]}: the other's",
+            f"{codebooks[0]}: the other's, {codebooks[1]}: yours",
+        ]
         return _pair([inspection.enlarged(image) for image in results], [label.capitalize() for label in labels])
 
     @_explained
@@ -195,8 +199,8 @@ class Handlers:
         if file is None:
             return [None, ""]
         model = self._model(label)
-        pictures = inspection.read_picture_tokens(model, file["path"])
-        shown = [(inspection.decode_picture(model, picture), picture.name) for picture in pictures]
+        pictures = inspection.read_image_tokens(model, file["path"])
+        shown = [(inspection.decode_image(model, picture), picture.name) for picture in pictures]
         note = fragments.opened_note([(picture.name, picture.size[::-1]) for picture in pictures])
         return [gr.Gallery(shown, selected_index=0), note]
 
@@ -205,14 +209,14 @@ class Handlers:
         """A picture through tokens and back, and a table of bytes, bits per pixel, PSNR and SSIM."""
         tokenizer, upload = self._model(model), _upload(image)
         coded = inspection.code(tokenizer, upload)
-        return coded.reconstruction, inspection.table(tokenizer, coded, inspection.rivals(tokenizer, coded))
+        return coded.reconstruction, inspection.table(tokenizer, coded, inspection.baselines(tokenizer, coded))
 
     @_explained
     def tokenize_endpoint(self, image: dict | None, model: str) -> str:
         """A picture to its token file (.safetensors)."""
         tokenizer, upload = self._model(model), _upload(image)
         return str(
-            inspection.save_picture_tokens(tokenizer, upload, inspection.tokenize(tokenizer, upload), _new_folder())
+            inspection.save_image_tokens(tokenizer, upload, inspection.tokenize(tokenizer, upload), _new_folder())
         )
 
     @_explained
@@ -221,10 +225,10 @@ class Handlers:
         tokenizer = self._model(model)
         if file is None:
             raise ValueError("`file` must be a token file, got nothing")
-        pictures = inspection.read_picture_tokens(tokenizer, file["path"])
+        pictures = inspection.read_image_tokens(tokenizer, file["path"])
         if picture not in range(1, len(pictures) + 1):
             raise ValueError(f"`picture` must be a whole number from 1 to {len(pictures)}, got {picture}")
-        return inspection.decode_picture(tokenizer, pictures[int(picture) - 1])
+        return inspection.decode_image(tokenizer, pictures[int(picture) - 1])
 
     def _model(self, label: str) -> DualCodebookVQModel:
         if label not in self.models:

@@ -15,16 +15,17 @@ from PIL import Image, ImageDraw, ImageOps
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import config_hash
 from ..evaluation import codecs
-from ..evaluation.metrics import TokenStatistics, bits_per_pixel, picture_quality
 from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, read_image, resize_to_max_pixels, to_image, to_pixels
-from ..token_file import TokenFile, TokenizedPicture, load_tokens, save_tokens, token_bytes
+from ..metrics.images import image_quality
+from ..metrics.tokens import TokenStatistics, bits_per_pixel
+from ..tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens, token_bytes
 
 LARGEST_UPLOAD = 100_000_000  # pixels of a picture file: what a modern camera makes, and 300 MB as RGB
 LONGEST_SIDE = 16_000  # pixels after shrinking: WebP ends at 16,383, and a line of pixels pads to f lines
 LARGEST_FILE = 4 * DEFAULT_MAX_PIXELS  # pixels of all pictures of a token file together
 SMALLEST_SHOWN = 256  # smaller pictures are enlarged by whole factors
 HIGHLIGHT, FADED = (255, 140, 0), 0.25
-RIVALS = ("JPEG", "WebP")
+BASELINES = ("JPEG", "WebP")
 TABLE_HEADERS = ["What", "Bytes", "Bits per pixel", "PSNR (dB)", "SSIM"]
 
 
@@ -40,7 +41,7 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class CodedPicture:
+class CodedImage:
     """One upload through one model. tokens: int64 (books, h, w). quality: PSNR in dB and SSIM, values not rounded."""
 
     upload: Upload
@@ -78,27 +79,25 @@ def tokenize(model: DualCodebookVQModel, upload: Upload) -> torch.Tensor:
     return model.tokenize(to_pixels(upload.image)[None].to(model.device, model.dtype))[0].cpu()
 
 
-def code(model: DualCodebookVQModel, upload: Upload) -> CodedPicture:
+def code(model: DualCodebookVQModel, upload: Upload) -> CodedImage:
     """Tokenizes, detokenizes and measures a picture, by the protocol of `evaluate`."""
     tokens = tokenize(model, upload)
     pixels = model.detokenize(tokens[None].to(model.device), size=upload.image.size[::-1])
-    return CodedPicture(upload, tokens, to_image(pixels[0]), picture_quality(pixels, to_pixels(upload.image)[None]))
+    return CodedImage(upload, tokens, to_image(pixels[0]), image_quality(pixels, to_pixels(upload.image)[None]))
 
 
-def packed_bytes(model: DualCodebookVQModel, coded: CodedPicture) -> int:
+def packed_bytes(model: DualCodebookVQModel, coded: CodedImage) -> int:
     """Bytes of a picture's tokens, densely packed."""
     return token_bytes(tuple(coded.tokens.shape[1:]), model.quantize.bits_per_position)
 
 
-def rivals(model: DualCodebookVQModel, coded: CodedPicture) -> dict[str, codecs.CodedPicture]:
+def baselines(model: DualCodebookVQModel, coded: CodedImage) -> dict[str, codecs.CodedImage]:
     """A JPEG and a WebP of the tokens' bytes, or their smallest possible."""
     count = packed_bytes(model, coded)
-    return {name: codecs.coded_within(codecs.CODECS[name], coded.upload.image, count) for name in RIVALS}
+    return {name: codecs.coded_within(codecs.CODECS[name], coded.upload.image, count) for name in BASELINES}
 
 
-def table(
-    model: DualCodebookVQModel, coded: CodedPicture, others: Mapping[str, codecs.CodedPicture]
-) -> list[list[object]]:
+def table(model: DualCodebookVQModel, coded: CodedImage, others: Mapping[str, codecs.CodedImage]) -> list[list[object]]:
     """Rows under `TABLE_HEADERS`: the tokens, their rivals and the file itself, which has no quality (None)."""
     upload, count = coded.upload, packed_bytes(model, coded)
     width, height = upload.image.size
@@ -107,7 +106,7 @@ def table(
     original = to_pixels(upload.image)[None]
     for label, other in others.items():
         note = "smallest possible" if other.smallest else f"quality {other.quality}"
-        measured = picture_quality(to_pixels(other.image)[None], original)
+        measured = image_quality(to_pixels(other.image)[None], original)
         rows.append(_row(f"{label}, {note}", other.count, other.count * 8 / (width * height), measured))
     pixels = upload.file_size[0] * upload.file_size[1]
     return [*rows, _row("The file itself", upload.file_bytes, upload.file_bytes * 8 / pixels, (None, None))]
@@ -115,18 +114,18 @@ def table(
 
 def usage(model: DualCodebookVQModel, tokens: torch.Tensor) -> dict[str, tuple[list[int], float]]:
     """Of each book: how often each code occurs in tokens (books, h, w), and the perplexity (2 to the entropy)."""
-    statistics = TokenStatistics({name: book.size for name, book in model.quantize.books.items()})
+    statistics = TokenStatistics({name: codebook.size for name, codebook in model.quantize.codebooks.items()})
     statistics.update(tokens[None])
     health = statistics.codebooks()
     return {name: (counts.tolist(), health[name]["perplexity"]) for name, counts in statistics.histograms.items()}
 
 
-def half(model: DualCodebookVQModel, coded: CodedPicture, book: str) -> Image.Image:
+def half(model: DualCodebookVQModel, coded: CodedImage, codebook: str) -> Image.Image:
     """The picture from one book's tokens; the other book gives the mean of its codes."""
-    return _decode(model, coded.tokens, coded.upload.image.size, only=book)
+    return _decode(model, coded.tokens, coded.upload.image.size, only=codebook)
 
 
-def swap(model: DualCodebookVQModel, coded: CodedPicture, other: Upload) -> list[Image.Image]:
+def swap(model: DualCodebookVQModel, coded: CodedImage, other: Upload) -> list[Image.Image]:
     """Decodes the first book's tokens of one picture with the second's of another, and the other way round.
 
     The other picture is resized and cut to the first one's size.
@@ -138,14 +137,14 @@ def swap(model: DualCodebookVQModel, coded: CodedPicture, other: Upload) -> list
     return [_decode(model, pair, size) for pair in mixed]
 
 
-def cell_at(model: DualCodebookVQModel, coded: CodedPicture, point: tuple[float, float]) -> tuple[int, int]:
+def cell_at(model: DualCodebookVQModel, coded: CodedImage, point: tuple[float, float]) -> tuple[int, int]:
     """Row and column of the token at a point (x, y) of the picture as `enlarged` shows it."""
     scale = model.downsample_factor * _enlargement(coded.upload.image.size)
     rows, columns = coded.tokens.shape[1:]
     return min(max(int(point[1] // scale), 0), rows - 1), min(max(int(point[0] // scale), 0), columns - 1)
 
 
-def cell_patches(model: DualCodebookVQModel, coded: CodedPicture, cell: tuple[int, int]) -> dict[str, Image.Image]:
+def cell_patches(model: DualCodebookVQModel, coded: CodedImage, cell: tuple[int, int]) -> dict[str, Image.Image]:
     """What stands at a cell in the picture and its reconstruction, and what each code, and all, decode to alone.
 
     Alone: the middle of 3 x 3 positions that all hold the code, f x f pixels.
@@ -156,18 +155,18 @@ def cell_patches(model: DualCodebookVQModel, coded: CodedPicture, cell: tuple[in
     patches = {"original": coded.upload.image.crop(box), "reconstruction": coded.reconstruction.crop(box)}
     tokens = coded.tokens[:, row, column][:, None, None].expand(-1, 3, 3)
     middle = (factor, factor, 2 * factor, 2 * factor)
-    for book in model.quantize.books:
-        patches[book] = _decode(model, tokens, (3 * factor, 3 * factor), only=book).crop(middle)
+    for codebook in model.quantize.codebooks:
+        patches[codebook] = _decode(model, tokens, (3 * factor, 3 * factor), only=codebook).crop(middle)
     patches["all"] = _decode(model, tokens, (3 * factor, 3 * factor)).crop(middle)
     return patches
 
 
-def same_code(model: DualCodebookVQModel, coded: CodedPicture, book: int, cell: tuple[int, int]) -> Image.Image:
+def same_code(model: DualCodebookVQModel, coded: CodedImage, codebook: int, cell: tuple[int, int]) -> Image.Image:
     """The reconstruction, faded wherever book number `book` has another code than at the cell, which is framed."""
     factor, (row, column) = model.downsample_factor, cell
     scale = _enlargement(coded.upload.image.size)
     picture = enlarged(coded.reconstruction)
-    same = (coded.tokens[book] == coded.tokens[book, row, column]).numpy()
+    same = (coded.tokens[codebook] == coded.tokens[codebook, row, column]).numpy()
     rows, columns = (np.arange(side) // (factor * scale) for side in picture.size[::-1])
     bright = same[rows[:, None], columns[None, :], None]
     pixels = np.asarray(picture, dtype=np.float32)
@@ -184,16 +183,16 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image if factor == 1 else image.resize(tuple(side * factor for side in image.size), Image.Resampling.NEAREST)
 
 
-def save_picture_tokens(model: DualCodebookVQModel, upload: Upload, tokens: torch.Tensor, folder: Path) -> Path:
+def save_image_tokens(model: DualCodebookVQModel, upload: Upload, tokens: torch.Tensor, folder: Path) -> Path:
     """Writes one picture's tokens (books, h, w) into a token file in `folder`, named after the picture."""
     path = folder / f"{Path(upload.name).stem}.safetensors"
-    books = {name: book.size for name, book in model.quantize.books.items()}
-    picture = TokenizedPicture(upload.name, upload.image.size[::-1], tokens)
-    save_tokens(path, TokenFile([picture], model.downsample_factor, books, config_hash(model.config)))
+    codebooks = {name: codebook.size for name, codebook in model.quantize.codebooks.items()}
+    picture = TokenizedImage(upload.name, upload.image.size[::-1], tokens)
+    save_tokens(path, TokenFile([picture], model.downsample_factor, codebooks, config_hash(model.config)))
     return path
 
 
-def read_picture_tokens(model: DualCodebookVQModel, path: str | Path) -> Sequence[TokenizedPicture]:
+def read_image_tokens(model: DualCodebookVQModel, path: str | Path) -> Sequence[TokenizedImage]:
     """The pictures of a token file that this model can decode.
 
     Raises ValueError, naming the file without its folder, for any other file, and for more than four megapixels.
@@ -204,18 +203,18 @@ def read_picture_tokens(model: DualCodebookVQModel, path: str | Path) -> Sequenc
     if content.config_hash != config_hash(model.config):
         raise ValueError(
             f"the tokens in '{path.name}' are of a model with config hash {content.config_hash}, books "
-            f"{content.books}; this model's is {config_hash(model.config)}"
+            f"{content.codebooks}; this model's is {config_hash(model.config)}"
         )
-    pixels = sum(picture.tokens[0].numel() for picture in content.pictures) * content.downsample_factor**2
+    pixels = sum(picture.tokens[0].numel() for picture in content.images) * content.downsample_factor**2
     if not 0 < pixels <= LARGEST_FILE:
         raise ValueError(
             f"the pictures in '{path.name}' have {pixels:,} pixels together; "
             f"this app decodes between 1 and {LARGEST_FILE:,} at once"
         )
-    return content.pictures
+    return content.images
 
 
-def decode_picture(model: DualCodebookVQModel, picture: TokenizedPicture) -> Image.Image:
+def decode_image(model: DualCodebookVQModel, picture: TokenizedImage) -> Image.Image:
     """The picture of its tokens alone."""
     return _decode(model, picture.tokens, picture.size[::-1])
 

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..evaluation.figures import ERROR_SCALE
+from ..figures import ERROR_SCALE
 from . import fragments
 from .handlers import HINT, Handlers, load_models
 from .inspection import TABLE_HEADERS
@@ -106,9 +106,9 @@ def _lay_out_reconstruct() -> SimpleNamespace:
     rates = gr.HTML(elem_id="rates")
     with gr.Row():
         error = _output("Error map", "error", 260)
-        rivals = [_output(name, name.lower(), 260) for name in ("JPEG", "WebP")]
+        baselines = [_output(name, name.lower(), 260) for name in ("JPEG", "WebP")]
     gr.HTML(fragments.remark(LEGEND))
-    return SimpleNamespace(numbers=numbers, slider=slider, rates=rates, error=error, rivals=rivals)
+    return SimpleNamespace(numbers=numbers, slider=slider, rates=rates, error=error, baselines=baselines)
 
 
 def _lay_out_inside() -> SimpleNamespace:
@@ -187,7 +187,7 @@ def _input(label: str, name: str, height: int) -> gr.Image:
         label=label, sources=["upload", "clipboard"], type="filepath", height=height, buttons=[], elem_id=name
     )
     gr.Examples(
-        _example_pictures(), picture, label="Or take an example", api_visibility="private", elem_id=f"{name}-examples"
+        _example_images(), picture, label="Or take an example", api_visibility="private", elem_id=f"{name}-examples"
     )
     return picture
 
@@ -206,17 +206,17 @@ def _output(label: str, name: str, height: int, *classes: str) -> gr.Image:
     )
 
 
-def _example_pictures() -> list[str]:
+def _example_images() -> list[str]:
     """Photographs of scikit-image's wheel; where it is not installed, two drawn pictures."""
     package = importlib.util.find_spec("skimage")
     folder = Path(package.origin).parent / "data" if package else None
     if folder is None or not all((folder / name).is_file() for name in EXAMPLES):
-        return [str(path) for path in sorted(Path(_drawn_pictures().name).glob("*.png"))]
+        return [str(path) for path in sorted(Path(_drawn_images().name).glob("*.png"))]
     return [str(folder / name) for name in EXAMPLES]
 
 
 @functools.cache
-def _drawn_pictures() -> tempfile.TemporaryDirectory:
+def _drawn_images() -> tempfile.TemporaryDirectory:
     folder = tempfile.TemporaryDirectory(prefix="dualcodebook-")
     disc = Image.radial_gradient("L").resize((512, 384))
     fractal = Image.effect_mandelbrot(disc.size, (-2, -1.2, 0.8, 1.2), 90)
@@ -235,7 +235,7 @@ def _connect(
     files: SimpleNamespace,
 ) -> None:
     """A new picture, or model, runs through all tabs; a failure clears what another picture left."""
-    first = [shown, result.numbers, result.slider, result.rates, result.error, *result.rivals]
+    first = [shown, result.numbers, result.slider, result.rates, result.error, *result.baselines]
     first += [source.about, files.download, files.note]
     found = [inside.cell, *inside.places]
     second = [inside.empty, inside.page, *inside.maps, inside.pair, *inside.halves, inside.usage, *found]
@@ -244,7 +244,7 @@ def _connect(
     swap = {"fn": handlers.swap, "inputs": [shown, inside.other], "outputs": inside.swapped, **latest}
     start = gr.on(
         [source.picture.change, source.model.change],
-        handlers.show_picture,
+        handlers.show_image,
         [source.picture, source.model],
         first,
         show_progress_on=[result.slider],

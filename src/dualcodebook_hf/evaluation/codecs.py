@@ -52,7 +52,7 @@ CODECS = {
 
 
 @dataclass(frozen=True)
-class CodedPicture:
+class CodedImage:
     """image: a picture coded and decoded again. smallest: even the lowest quality takes more bytes than allowed."""
 
     image: Image.Image
@@ -66,13 +66,13 @@ def available_codecs() -> dict[str, Codec]:
     return {name: codec for name, codec in CODECS.items() if features.check(codec.feature)}
 
 
-def coded_at(codec: Codec, image: Image.Image, quality: int) -> CodedPicture:
+def coded_at(codec: Codec, image: Image.Image, quality: int) -> CodedImage:
     """The picture at a quality of the codec's own scale."""
     data = codec.encode(image, quality)
-    return CodedPicture(codec.decode(data, image.size), len(data), quality)
+    return CodedImage(codec.decode(data, image.size), len(data), quality)
 
 
-def coded_within(codec: Codec, image: Image.Image, count: int) -> CodedPicture:
+def coded_within(codec: Codec, image: Image.Image, count: int) -> CodedImage:
     """The picture at the highest quality of at most `count` bytes, or, marked `smallest`, at the lowest quality.
 
     By bisection: files are taken to grow with quality.
@@ -80,7 +80,7 @@ def coded_within(codec: Codec, image: Image.Image, count: int) -> CodedPicture:
     low, high = codec.lowest, codec.highest
     best = codec.encode(image, low)
     if len(best) > count:
-        return CodedPicture(codec.decode(best, image.size), len(best), low, smallest=True)
+        return CodedImage(codec.decode(best, image.size), len(best), low, smallest=True)
     while low < high:
         middle = (low + high + 1) // 2
         data = codec.encode(image, middle)
@@ -88,4 +88,4 @@ def coded_within(codec: Codec, image: Image.Image, count: int) -> CodedPicture:
             low, best = middle, data
         else:
             high = middle - 1
-    return CodedPicture(codec.decode(best, image.size), len(best), low)
+    return CodedImage(codec.decode(best, image.size), len(best), low)

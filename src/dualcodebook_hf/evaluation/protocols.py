@@ -21,7 +21,7 @@ class Protocol:
     name: str
     dataset: str
     split: str
-    pictures: int
+    images: int
     train_dataset: str
     train_split: str
     origin: str
@@ -44,9 +44,9 @@ class Protocol:
                 )
         return fixed
 
-    def record(self, pictures: int) -> dict[str, Any]:
+    def record(self, images: int) -> dict[str, Any]:
         """For the JSON: the name, and whether all of the split was measured, without which numbers do not compare."""
-        return {"name": self.name, "expected_pictures": self.pictures, "complete": pictures == self.pictures}
+        return {"name": self.name, "expected_pictures": self.images, "complete": images == self.images}
 
 
 PROTOCOLS = {

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
-from ..evaluation.evaluate import format_table
+from ..evaluation.evaluator import format_table
 from .records import Records, complete_records
 
 MARK = "<!-- Written by `dualcodebook card`; a new one replaces it. -->"
@@ -109,7 +109,7 @@ def _code(language: str, text: str) -> str:
 
 
 def _introduction(records: Records) -> str:
-    dual = len(records.model().quantize.books) == 2
+    dual = len(records.model().quantize.codebooks) == 2
     grids = "two grids of tokens, and the tokens" if dual else "a grid of tokens, and the tokens"
     return _text(
         f"An image tokenizer with {'two codebooks' if dual else 'one codebook'}: a picture becomes {grids} become the "
@@ -123,9 +123,9 @@ def _facts(records: Records) -> str:
     fields, model = records.fields, records.model()
     factor, bits = fields.downsample_factor, model.quantize.bits_per_position
     rows = [("downsampling", f"{factor} x {factor} pixels a position")]
-    for name, book in model.quantize.books.items():
+    for name, codebook in model.quantize.codebooks.items():
         title = name if name == "codebook" else f"{name} codebook"
-        rows.append((title, f"{book.size} codes of {book.dim}, {_book_kind(fields, name)}"))
+        rows.append((title, f"{codebook.size} codes of {codebook.dim}, {_codebook_kind(fields, name)}"))
     rows.append(("rate", f"{bits:g} bits a position, {bits / factor**2:.4f} bits per pixel"))
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
     rows.append(("parameters", f"{parameters:.1f} M ({fields.backbone} backbone)"))
@@ -135,7 +135,7 @@ def _facts(records: Records) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
 
 
-def _book_kind(fields: DualCodebookFields, name: str) -> str:
+def _codebook_kind(fields: DualCodebookFields, name: str) -> str:
     if fields.quantizer not in ("dual", "single"):
         return f"quantizer `{fields.quantizer}`"
     prefix = name if name in ("global", "local") else "local"
@@ -181,13 +181,13 @@ processor = AutoImageProcessor.from_pretrained({folder}, trust_remote_code=True)
 
 
 def _tokens(records: Records) -> str:
-    fields, books = records.fields, records.model().quantize.books
-    factor, sizes = fields.downsample_factor, [book.size for book in books.values()]
-    shape = f"`tokenize` gives int64 (B, {len(books)}, ceil(H / {factor}), ceil(W / {factor})) for any H and W;"
-    if len(books) == 1:
+    fields, codebooks = records.fields, records.model().quantize.codebooks
+    factor, sizes = fields.downsample_factor, [codebook.size for codebook in codebooks.values()]
+    shape = f"`tokenize` gives int64 (B, {len(codebooks)}, ceil(H / {factor}), ceil(W / {factor})) for any H and W;"
+    if len(codebooks) == 1:
         ids = [f"Ids lie in [0, {sizes[0]})."]
     else:
-        global_name, local_name = books
+        global_name, local_name = codebooks
         ids = [
             f"`[:, 0]` are ids of the {global_name} codebook in [0, {sizes[0]}), `[:, 1]` of the {local_name} one in",
             f'[0, {sizes[1]}). `detokenize(tokens, only="{global_name}")` shows what one book holds.',
@@ -256,8 +256,10 @@ def _measurements(records: Records, name: str) -> str:
     fitted = [result["model"]["fitted_to"] for result in records.results if result not in own]
     sources = dict.fromkeys(f"{item['pictures']} pictures of `{item['dataset']}` {item['split']}" for item in fitted)
     if sources:
-        rival = "The patch-linear codec is the rival without a network, at the same bits: PCA of patches and two-stage"
-        parts.append(_text(rival, f"k-means, fitted to {' and '.join(sources)}."))
+        baseline = (
+            "The patch-linear codec is the rival without a network, at the same bits: PCA of patches and two-stage"
+        )
+        parts.append(_text(baseline, f"k-means, fitted to {' and '.join(sources)}."))
     protocols = [result["protocol"] for result in own]
     sizes = dict.fromkeys(f"`size` {item['size']}, `resample` {item['resample']}" for item in protocols)
     parts.append(f"Protocol: `dualcodebook evaluate`, {'; '.join(sizes)}:")

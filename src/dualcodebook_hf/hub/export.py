@@ -72,8 +72,8 @@ class TrainedModel:
                 raise ValueError(f"`metrics` must be a file written by `dualcodebook evaluate`, got '{metrics}'")
         step = re.fullmatch(r"checkpoint-(\d+)", home.name)
         wanted = f"step-{int(step[1]):07d}.png" if step else "step-*.png"
-        pictures = sorted(((home.parent if step else home) / "samples").glob(wanted))
-        return cls(folder, records, pictures[-1] if pictures else None, re.sub(r"[^\w.-]|^[.-]", "_", home.name))
+        images = sorted(((home.parent if step else home) / "samples").glob(wanted))
+        return cls(folder, records, images[-1] if images else None, re.sub(r"[^\w.-]|^[.-]", "_", home.name))
 
     def check_weights(self) -> None:
         """Raises ValueError unless the weights are those that config.json speaks of."""

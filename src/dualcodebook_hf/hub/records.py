@@ -83,7 +83,7 @@ class Records:
         if len(names) != 1:
             raise ValueError(f"`metrics` must hold the results of one model, got {', '.join(sorted(names)) or 'none'}")
         model = self.model()
-        sizes = {name: book.size for name, book in model.quantize.books.items()}
+        sizes = {name: codebook.size for name, codebook in model.quantize.codebooks.items()}
         parameters = sum(weight.numel() for weight in model.parameters())
         for described in (result["model"] for result in self.own()):
             if (described["parameters"], described["codebook_sizes"]) != (parameters, sizes):

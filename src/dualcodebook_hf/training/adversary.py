@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .discriminator import PatchDiscriminator
+from .discriminators.patch import PatchDiscriminator
 from .losses import adaptive_weight, generator_loss, hinge_discriminator_loss
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..image_datasets import image_source, load_images
 from ..image_processing_dualcodebook import read_image, resampling_filter, resize_shorter_side, to_pixels
-from ..picture_datasets import load_pictures, picture_source
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PREFETCHED_BATCHES = 4  # of each worker process
 
 
-class PictureTransform:
+class ImageTransform:
     """RGB picture -> square crop, a pure function of (picture, seed, epoch, index): nothing else is random.
 
     First the resize: with `resize`, "shorter" brings the shorter side to so many pixels and "exact" brings both sides
@@ -125,7 +125,7 @@ class TrainingBatches(IterableDataset):
     def __init__(
         self,
         dataset: datasets.Dataset | datasets.IterableDataset,
-        transform: PictureTransform,
+        transform: ImageTransform,
         *,
         batch_size: int,
         image_column: str = "image",
@@ -208,7 +208,7 @@ class TrainingBatches(IterableDataset):
         return self.transform.crop(pixels, sample.epoch, sample.index)
 
 
-class TrainingPictures:
+class TrainingImages:
     """The split that is trained on, opened and not decoded; at most `max_train_samples` rows of it, the first ones.
 
     Raises ValueError as `load_pictures` does, and for arguments that `PictureTransform` or `TrainingBatches` refuse.
@@ -218,12 +218,12 @@ class TrainingPictures:
         self.args, self.seed = args, seed
         self.name = f"{args.dataset} ({args.train_split})"
         self.transform = _transform(args, args.crop, args.horizontal_flip, seed)
-        pictures = _open(args, args.train_split)
+        images = _open(args, args.train_split)
         if args.max_train_samples and args.streaming:
-            pictures = pictures.take(args.max_train_samples)
+            images = images.take(args.max_train_samples)
         elif args.max_train_samples:
-            pictures = pictures.select(range(min(args.max_train_samples, len(pictures))))
-        self.dataset = pictures
+            images = images.select(range(min(args.max_train_samples, len(images))))
+        self.dataset = images
         self._batches(batch_size=1)
 
     def loader(
@@ -268,7 +268,7 @@ def _ignore_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class ValidationPictures:
+class ValidationImages:
     """Pictures of the validation split, centre-cropped, otherwise transformed as in training, the same ones each time.
 
     `samples` of them (0 = all), spread evenly over the split, because many are sorted by class; of a stream the first.
@@ -309,18 +309,18 @@ def _streamed_rows(dataset: datasets.IterableDataset) -> Iterator[dict[str, Any]
 
 def _decode(value: dict[str, Any], index: int, name: str) -> Image.Image:
     try:
-        return read_image(picture_source(value))
+        return read_image(image_source(value))
     except (ValueError, OSError) as error:
         raise ValueError(f"picture {index} of {name} cannot be read: {error}") from error
 
 
 def _open(args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:
-    pictures = load_pictures(args.dataset, args.dataset_config, split, args.image_column, args.streaming)
-    return pictures.select_columns([args.image_column])
+    images = load_images(args.dataset, args.dataset_config, split, args.image_column, args.streaming)
+    return images.select_columns([args.image_column])
 
 
-def _transform(args: DataArguments, crop: str, horizontal_flip: bool, seed: int) -> PictureTransform:
-    return PictureTransform(
+def _transform(args: DataArguments, crop: str, horizontal_flip: bool, seed: int) -> ImageTransform:
+    return ImageTransform(
         args.resolution,
         resize=args.resize,
         resize_mode=args.resize_mode,

@@ -9,14 +9,14 @@ from torch import nn
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..backbone import last_convolution
+from ..clustering import kmeans, patchify, principal_components
 from ..codebooks import nearest_codes
-from ..evaluation.patch_linear import kmeans
 
 PATCHES = 40_000
 
 
 @torch.no_grad()
-def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor, seed: int = 0) -> None:
+def initialize_from_images(model: DualCodebookVQModel, images: torch.Tensor, seed: int = 0) -> None:
     """Fits the shortcut and the books to `pictures` (N, 3, R, R) in [-1, 1]; the networks start by adding nothing.
 
     The latents are the principal components of f x f patches, at the pixels' scale: the strongest ones in the first
@@ -29,12 +29,12 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
     if model.linear_encoder is None:
         raise ValueError("`linear_shortcut` must be true for an initialisation from pictures, got false")
     generator = torch.Generator().manual_seed(seed)
-    factor, books = model.downsample_factor, model.quantize.books
-    patches = pictures.unfold(2, factor, factor).unfold(3, factor, factor).permute(0, 2, 3, 1, 4, 5).flatten(3)
-    patches = patches.flatten(0, 2)
+    factor, codebooks = model.downsample_factor, model.quantize.codebooks
+    height, width = images.shape[-2:]
+    patches = patchify(images[..., : height - height % factor, : width - width % factor], factor).flatten(0, 2)
     patches = patches[torch.randperm(len(patches), generator=generator)[:PATCHES]]
-    components, variances = principal_components(patches, sum(model.quantize.dims))
-    channels = _assign(variances, [math.log2(book.size) for book in books.values()], model.quantize.dims)
+    components, variances = principal_components(torch.cov(patches.T.double()), sum(model.quantize.dims))
+    channels = _assign(variances, [math.log2(codebook.size) for codebook in codebooks.values()], model.quantize.dims)
     kernels = torch.zeros(len(channels), components.shape[1])
     scales = torch.full((len(channels),), variances.sqrt()[len(variances) // 2].item())
     for channel, component in enumerate(channels):
@@ -51,13 +51,15 @@ def initialize_from_pictures(model: DualCodebookVQModel, pictures: torch.Tensor,
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     latents = (patches @ kernels.T).split(model.quantize.dims, dim=1)
-    for book, vectors in zip(books.values(), latents, strict=True):
-        if book.transformer is None and book.update != "linear":
-            book.weight.copy_(_starting_codes(vectors, book.size, generator))
-        if book.update == "ema":
-            counts = torch.bincount(nearest_codes(vectors, book.weight), minlength=book.size)
+    for codebook, vectors in zip(codebooks.values(), latents, strict=True):
+        if codebook.transformer is None and codebook.update != "linear":
+            codebook.weight.copy_(_starting_codes(vectors, codebook.size, generator))
+        if codebook.update == "ema":
+            counts = torch.bincount(nearest_codes(vectors, codebook.weight), minlength=codebook.size)
             # At least a uniform share's tenth: a rare cluster is not dead before training has looked for it.
-            book.cluster_size.copy_((counts / counts.sum()).clamp_min(max(0.1, 2 * book.revival_threshold) / book.size))
+            codebook.cluster_size.copy_(
+                (counts / counts.sum()).clamp_min(max(0.1, 2 * codebook.revival_threshold) / codebook.size)
+            )
 
 
 def _starting_codes(vectors: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -77,8 +79,8 @@ def _assign(variances: torch.Tensor, bits: list[float], dims: list[int]) -> list
     rates = _water_filling(variances, sum(bits)).cumsum(0)
     channels: list[int | None] = []
     first, share = 0, 0.0
-    for book_bits, dim in zip(bits, dims, strict=True):
-        share += book_bits
+    for codebook_bits, dim in zip(bits, dims, strict=True):
+        share += codebook_bits
         last = len(variances) if len(channels) + dim == sum(dims) else int((rates - share).abs().argmin()) + 1
         taken = list(range(first, min(last, first + dim)))
         channels += taken + [None] * (dim - len(taken))
@@ -94,9 +96,3 @@ def _water_filling(variances: torch.Tensor, bits: float) -> torch.Tensor:
         rates = ((variances.log() - level) / (2 * math.log(2))).clamp_min(0)
         low, high = (level, high) if rates.sum() > bits else (low, level)
     return rates
-
-
-def principal_components(vectors: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors (M, D) -> the `count` orthonormal directions of largest variance (count, D), and those variances."""
-    variances, directions = torch.linalg.eigh(torch.cov(vectors.T.double()))
-    return directions.flip(1).T[:count].float(), variances.flip(0)[:count].clamp_min(0).float()

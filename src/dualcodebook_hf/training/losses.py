@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..evaluation.metrics import ms_ssim
-from .perceptual import LPIPS
+from ..metrics.images import ms_ssim
+from ..perceptual.vgg import LPIPS
 
 ADAPTIVE_EPSILON = 1e-4
 ADAPTIVE_MAXIMUM = 1e4

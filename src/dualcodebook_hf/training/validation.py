@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
-from ..evaluation.figures import grid
-from ..evaluation.metrics import QuantizationError, TokenStatistics, bits_per_pixel, psnr, ssim
+from ..figures import grid
+from ..metrics.images import psnr, ssim
+from ..metrics.tokens import QuantizationError, TokenStatistics, bits_per_pixel
 
-PICTURES_SHOWN = 8
+IMAGES_SHOWN = 8
 
 
 @torch.no_grad()
@@ -20,8 +21,8 @@ def validate(model: DualCodebookVQModel, batches: Iterable[torch.Tensor]) -> tup
 
     Metrics: psnr, ssim (means over pictures), quantization_error, bits_per_pixel, usage and perplexity of each book.
     """
-    books = model.quantize.books
-    tokens = TokenStatistics({name: book.size for name, book in books.items()})
+    codebooks = model.quantize.codebooks
+    tokens = TokenStatistics({name: codebook.size for name, codebook in codebooks.items()})
     error = QuantizationError(model.quantize.slices)
     values: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -33,7 +34,7 @@ def validate(model: DualCodebookVQModel, batches: Iterable[torch.Tensor]) -> tup
         values["ssim"].append(ssim(reconstruction, original).cpu())
         tokens.update(out.tokens)
         error.update(out.latents, out.quantized)
-        if sum(len(pair[0]) for pair in shown) < PICTURES_SHOWN:
+        if sum(len(pair[0]) for pair in shown) < IMAGES_SHOWN:
             shown.append((batch.cpu(), out.sample.cpu()))
     metrics = {name: torch.cat(value).mean().item() for name, value in values.items()}
     metrics["quantization_error"] = error.compute()["all"]
@@ -41,5 +42,5 @@ def validate(model: DualCodebookVQModel, batches: Iterable[torch.Tensor]) -> tup
     metrics["bits_per_pixel"] = bits_per_pixel(positions, model.quantize.bits_per_position, *batch.shape[-2:])
     for name, statistics in tokens.codebooks().items():
         metrics |= {f"usage_{name}": statistics["usage"], f"perplexity_{name}": statistics["perplexity"]}
-    originals, reconstructions = (torch.cat(column)[:PICTURES_SHOWN] for column in zip(*shown, strict=True))
+    originals, reconstructions = (torch.cat(column)[:IMAGES_SHOWN] for column in zip(*shown, strict=True))
     return metrics, grid(originals, reconstructions)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core import DualCodebookCore
+from ..files import is_free_folder, public_name
+from ..image_datasets import image_source, load_images
 from ..image_processing_dualcodebook import (
     center_crop,
     read_image,
@@ -23,21 +25,21 @@ from ..image_processing_dualcodebook import (
     to_image,
     to_pixels,
 )
-from ..picture_datasets import load_pictures, picture_source
-from ..training.perceptual import INSTEAD, LPIPS, SMALLEST_SIDE
+from ..metrics.frechet import FeatureExtractor, FrechetDistance, inception_extractor
+from ..metrics.images import l1, ms_ssim, psnr, ssim
+from ..metrics.tokens import QuantizationError, TokenStatistics, bits_per_pixel
+from ..metrics.wasserstein import SlicedWasserstein
+from ..perceptual.vgg import INSTEAD, LPIPS, SMALLEST_SIDE
 from ..version import __version__
-from .frechet import FeatureExtractor, FrechetDistance, inception_extractor
-from .metrics import QuantizationError, TokenStatistics, bits_per_pixel, l1, ms_ssim, psnr, ssim
-from .patch_linear import PatchLinearCodec
+from .linear_codec import PatchLinearCodec
 from .protocols import Protocol, get_protocol
-from .wasserstein import SlicedWasserstein
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 # Reconstructions and originals (B, 3, H, W) in [0, 1] -> (B,).
-PictureMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-PICTURE_METRICS: dict[str, PictureMetric] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim, "l1": l1}
+ImageMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+IMAGE_METRICS: dict[str, ImageMetric] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim, "l1": l1}
 DEFINITIONS = {
     "crop": "shorter side resized to `size`, up or down, by PIL's filter `resample`; then the centre, size x size",
     "values": "colours in [0, 1]; reconstructions clamped to it, not rounded to 8 bits, never through JPEG",
@@ -106,18 +108,18 @@ def evaluate_model(
     _check_model(model)
     _check_positive(size=size, batch_size=batch_size, limit=1 if limit is None else limit)
     _check_options(size, resample, bool(lpips), save_pictures)
-    rows = load_pictures(dataset, config, split, image_column, streaming)
-    pixels = picture_crops(rows, image_column, size, resample, limit)
+    rows = load_images(dataset, config, split, image_column, streaming)
+    pixels = image_crops(rows, image_column, size, resample, limit)
     if progress:
         pixels = _with_bar(pixels, limit if streaming else min(limit or len(rows), len(rows)))
     if device is not None:
         model.to(device)
     networks = load_metric_networks(lpips, rfid, _placement(model)[0])
     with _eval_mode(model):
-        count, metrics = _measure(model, _batches(pixels, batch_size), *networks, _picture_saver(save_pictures))
+        count, metrics = _measure(model, _batches(pixels, batch_size), *networks, _image_saver(save_pictures))
     if not count:
         raise ValueError(f"`split` must hold pictures, got none in {split!r} of {str(dataset)!r}")
-    source = {"dataset": _public_name(dataset), "config": config, "split": split, "image_column": image_column}
+    source = {"dataset": public_name(dataset), "config": config, "split": split, "image_column": image_column}
     steps = {"pictures": count, "limit": limit, "size": size, "resample": resample, "batch_size": batch_size}
     where = {"versions": _versions(), "hardware": _hardware(_placement(model)[0])}
     protocol = {**source, **steps, "definitions": _definitions(metrics, rfid), **where}
@@ -169,7 +171,7 @@ def fit_patch_linear(
     streaming: bool = False,
     size: int = 256,
     resample: str = "lanczos",
-    pictures: int = 400,
+    images: int = 400,
     sizes: Sequence[int] = (512, 512),
     components: int = 48,
     seed: int = 0,
@@ -178,11 +180,11 @@ def fit_patch_linear(
 
     Takes well under a minute on two cores. Raises ValueError for wrong arguments, before any work.
     """
-    _check_positive(size=size, pictures=pictures)
+    _check_positive(size=size, images=images)
     resampling_filter(resample)
     codec = PatchLinearCodec(sizes, components)
-    rows = load_pictures(dataset, config, split, image_column, streaming).shuffle(seed=seed)
-    return codec.fit(picture_crops(rows, image_column, size, resample, pictures), seed=seed)
+    rows = load_images(dataset, config, split, image_column, streaming).shuffle(seed=seed)
+    return codec.fit(image_crops(rows, image_column, size, resample, images), seed=seed)
 
 
 def evaluate_patch_linear(
@@ -193,7 +195,7 @@ def evaluate_patch_linear(
     *,
     train_config: str | None = None,
     train_split: str = "train",
-    train_pictures: int = 400,
+    train_images: int = 400,
     sizes: Sequence[int] = (512, 512),
     components: int = 48,
     seed: int = 0,
@@ -205,10 +207,10 @@ def evaluate_patch_linear(
     what they say of columns, streaming and crops holds for both data sets.
     """
     shared = {key: options[key] for key in ("image_column", "streaming", "size", "resample") if key in options}
-    fitting = {"pictures": train_pictures, "sizes": sizes, "components": components, "seed": seed}
+    fitting = {"pictures": train_images, "sizes": sizes, "components": components, "seed": seed}
     codec = fit_patch_linear(train_dataset, train_config, train_split, **fitting, **shared)
     result = evaluate_model(codec, dataset, config, split, **{"name": "patch-linear codec", **options})
-    fitted = {"dataset": _public_name(train_dataset), "config": train_config, "split": train_split}
+    fitted = {"dataset": public_name(train_dataset), "config": train_config, "split": train_split}
     result["model"]["fitted_to"] = {**fitted, **fitting, "sizes": list(sizes)}
     return result
 
@@ -232,7 +234,7 @@ def format_table(results: Iterable[tuple[str, dict[str, Any]]]) -> str:
 
 def _table_row(name: str, result: dict[str, Any], optional: Sequence[str]) -> list[str]:
     protocol, metrics = result["protocol"], result["metrics"]
-    books = metrics["codebooks"].values()
+    codebooks = metrics["codebooks"].values()
     return [
         name,
         f"{protocol['dataset']} {protocol['split']}",
@@ -245,9 +247,9 @@ def _table_row(name: str, result: dict[str, Any], optional: Sequence[str]) -> li
         f"{metrics['l1']:.4f}",
         *(_optional_cell(metrics.get(key), OPTIONAL_COLUMNS[key][1]) for key in optional),
         f"{metrics['quantization_error']:.4f}",
-        " / ".join(f"{book['usage']:.1%}" for book in books),
-        " / ".join(f"{book['perplexity']:.0f}" for book in books),
-        " / ".join(f"{book['normalized_entropy']:.3f}" for book in books),
+        " / ".join(f"{codebook['usage']:.1%}" for codebook in codebooks),
+        " / ".join(f"{codebook['perplexity']:.0f}" for codebook in codebooks),
+        " / ".join(f"{codebook['normalized_entropy']:.3f}" for codebook in codebooks),
         f"{metrics['pair_entropy']:.2f}",
     ]
 
@@ -275,18 +277,18 @@ def _measure(
     save: Callable[..., None] | None,
 ) -> tuple[int, dict[str, Any]]:
     """Batches (B, 3, H, W) in [-1, 1] -> number of pictures, metrics."""
-    sizes, dims, bits = _books(model)
+    sizes, dims, bits = _codebooks(model)
     statistics, error, swd = TokenStatistics(sizes), QuantizationError(dims), SlicedWasserstein()
     frechet = FrechetDistance(features) if features else None
-    picture_metrics = PICTURE_METRICS | ({"lpips": _in_unit_range(lpips)} if lpips else {})
-    values: dict[str, list[torch.Tensor]] = {key: [] for key in picture_metrics}
+    image_metrics = IMAGE_METRICS | ({"lpips": _in_unit_range(lpips)} if lpips else {})
+    values: dict[str, list[torch.Tensor]] = {key: [] for key in image_metrics}
     device, dtype = _placement(model)
-    forward = model if isinstance(model, PatchLinearCodec) else model.autoencode
+    forward = model.autoencode
     for batch in batches:
         batch = batch.to(device)
         out = forward(batch.to(dtype))
         original, reconstruction = (batch + 1) / 2, (out.sample.float() + 1) / 2
-        for key, metric in picture_metrics.items():
+        for key, metric in image_metrics.items():
             values[key].append(metric(reconstruction, original).cpu())
         for sets in filter(None, (swd, frechet)):
             sets.update(reconstruction, original)
@@ -305,20 +307,20 @@ def _measure(
     metrics["bits_per_pixel"] = bits_per_pixel(statistics.positions // count, bits, *batch.shape[-2:])
     metrics["pair_entropy"] = statistics.pair_entropy
     metrics["codebooks"] = {
-        key: {**book, "quantization_error": errors.get(key)} for key, book in statistics.codebooks().items()
+        key: {**codebook, "quantization_error": errors.get(key)} for key, codebook in statistics.codebooks().items()
     }
     return count, metrics
 
 
-def _books(model: DualCodebookCore | PatchLinearCodec) -> tuple[dict[str, int], dict[str, int], float]:
+def _codebooks(model: DualCodebookCore | PatchLinearCodec) -> tuple[dict[str, int], dict[str, int], float]:
     """Sizes of the books, widths of the slices whose error is measured, bits a position."""
     if isinstance(model, PatchLinearCodec):  # its books do not divide the channels: only the whole has an error
         return model.codebook_sizes, {"components": model.components}, model.bits_per_position
-    sizes = {key: book.size for key, book in model.quantize.books.items()}
+    sizes = {key: codebook.size for key, codebook in model.quantize.codebooks.items()}
     return sizes, model.quantize.slices, model.quantize.bits_per_position
 
 
-def _picture_saver(folder: str | Path | None) -> Callable[..., None] | None:
+def _image_saver(folder: str | Path | None) -> Callable[..., None] | None:
     """Saves batches (B, 3, H, W) in [-1, 1], named by keywords, as PNG: folder/keyword/00000.png, counting on."""
     if folder is None:
         return None
@@ -334,7 +336,7 @@ def _picture_saver(folder: str | Path | None) -> Callable[..., None] | None:
     return save
 
 
-def _in_unit_range(lpips: LPIPS) -> PictureMetric:
+def _in_unit_range(lpips: LPIPS) -> ImageMetric:
     """LPIPS of pictures in [0, 1], clamped: the network takes [-1, 1]."""
     return lambda reconstruction, original: lpips(reconstruction.clamp(0, 1) * 2 - 1, original * 2 - 1)
 
@@ -346,7 +348,7 @@ def _placement(model: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _describe(model: DualCodebookCore | PatchLinearCodec, name: str | None) -> dict[str, Any]:
-    sizes, _, bits = _books(model)
+    sizes, _, bits = _codebooks(model)
     weights = model.buffers() if isinstance(model, PatchLinearCodec) else model.parameters()
     return {
         "name": name,
@@ -380,24 +382,19 @@ def _check_options(size: int, resample: str, lpips: bool, save_pictures: str | P
         raise ValueError(f"`save_pictures` must be an empty folder or none yet, got '{save_pictures}'")
 
 
-def is_free_folder(path: Path) -> bool:
-    """Nothing is there yet, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
 def _check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
 
 
-def picture_crops(
+def image_crops(
     rows: Dataset | IterableDataset, image_column: str, size: int, resample: str, limit: int | None
 ) -> Iterator[torch.Tensor]:
     """The first `limit` rows of `load_pictures` -> (3, size, size) in [-1, 1], one after the other."""
     for index, row in enumerate(islice(rows, limit)):
         try:
-            image = read_image(picture_source(row[image_column]))
+            image = read_image(image_source(row[image_column]))
         except ValueError as error:
             raise ValueError(f"picture {index} of the data set: {error}") from error
         yield to_pixels(center_crop(resize_shorter_side(image, size, resample), size))
@@ -413,12 +410,6 @@ def _batches(pixels: Iterable[torch.Tensor], batch_size: int) -> Iterator[torch.
     pixels = iter(pixels)
     while batch := list(islice(pixels, batch_size)):
         yield torch.stack(batch)
-
-
-def _public_name(dataset: str | Path) -> str:
-    """A Hub id as it is; of a local path the last part only: results are published, this machine's folders are not."""
-    path = Path(dataset).expanduser()
-    return path.resolve().name if path.exists() else str(dataset)
 
 
 def _versions() -> dict[str, str]:

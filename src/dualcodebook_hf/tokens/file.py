@@ -21,11 +21,11 @@ from safetensors.torch import save
 
 FORMAT_VERSION = 1
 METADATA_KEY = "dualcodebook_tokens"
-LARGEST_BOOK = 2**16  # tokens are stored as uint16
+LARGEST_CODEBOOK = 2**16  # tokens are stored as uint16
 
 
 @dataclass(frozen=True)
-class TokenizedPicture:
+class TokenizedImage:
     """name: the original's file name, without folders. size: its (H, W). tokens: integers (books, h, w)."""
 
     name: str
@@ -41,22 +41,24 @@ class TokenFile:
     config_hash: identifies the model's architecture.
     """
 
-    pictures: Sequence[TokenizedPicture]
+    images: Sequence[TokenizedImage]
     downsample_factor: int
-    books: dict[str, int]
+    codebooks: dict[str, int]
     config_hash: str
 
     def check(self) -> None:
         """Raises ValueError, naming the picture, for anything that contradicts the format or the books' sizes."""
         if not _is_count(self.downsample_factor):
             raise ValueError(f"`downsample_factor` must be a positive integer, got {self.downsample_factor!r}")
-        if not self.books:
+        if not self.codebooks:
             raise ValueError("`books` must name at least one codebook, got none")
-        for name, size in self.books.items():
-            if not _is_count(size) or size > LARGEST_BOOK:
-                raise ValueError(f"`books`: size of {name!r} must lie in [1, {LARGEST_BOOK}] (uint16), got {size!r}")
-        for picture in self.pictures:
-            _check_picture(picture, self.downsample_factor, self.books)
+        for name, size in self.codebooks.items():
+            if not _is_count(size) or size > LARGEST_CODEBOOK:
+                raise ValueError(
+                    f"`books`: size of {name!r} must lie in [1, {LARGEST_CODEBOOK}] (uint16), got {size!r}"
+                )
+        for image in self.images:
+            _check_image(image, self.downsample_factor, self.codebooks)
 
 
 def save_tokens(path: str | Path, content: TokenFile) -> None:
@@ -68,13 +70,12 @@ def save_tokens(path: str | Path, content: TokenFile) -> None:
     header = {
         "format_version": FORMAT_VERSION,
         "downsample_factor": content.downsample_factor,
-        "books": [[name, size] for name, size in content.books.items()],
+        "books": [[name, size] for name, size in content.codebooks.items()],
         "config_hash": content.config_hash,
-        "pictures": [{"name": p.name, "height": p.size[0], "width": p.size[1]} for p in content.pictures],
+        "pictures": [{"name": p.name, "height": p.size[0], "width": p.size[1]} for p in content.images],
     }
     tensors = {
-        _key(index): picture.tokens.cpu().to(torch.uint16).contiguous()
-        for index, picture in enumerate(content.pictures)
+        _key(index): image.tokens.cpu().to(torch.uint16).contiguous() for index, image in enumerate(content.images)
     }
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -117,11 +118,11 @@ def _load(path: Path) -> TokenFile:
     for tensor in tensors:
         if tensor.dtype != torch.uint16:
             raise ValueError(f"expected tokens of type torch.uint16, got {tensor.dtype}")
-    pictures = [
-        TokenizedPicture(item["name"], (item["height"], item["width"]), tensor.to(torch.int64))
+    images = [
+        TokenizedImage(item["name"], (item["height"], item["width"]), tensor.to(torch.int64))
         for item, tensor in zip(names, tensors, strict=True)
     ]
-    return TokenFile(pictures, header["downsample_factor"], dict(header["books"]), header["config_hash"])
+    return TokenFile(images, header["downsample_factor"], dict(header["books"]), header["config_hash"])
 
 
 def _header(metadata: dict[str, str]) -> dict:
@@ -135,7 +136,10 @@ def _header(metadata: dict[str, str]) -> dict:
     for key, kind in expected.items():
         if not isinstance(header.get(key), kind):
             raise ValueError(f"metadata `{key}` must be of type {kind.__name__}, got {header.get(key)!r}")
-    if not all(isinstance(book, list) and len(book) == 2 and isinstance(book[0], str) for book in header["books"]):
+    if not all(
+        isinstance(codebook, list) and len(codebook) == 2 and isinstance(codebook[0], str)
+        for codebook in header["books"]
+    ):
         raise ValueError(f"metadata `books` must be a list of [name, size], got {header['books']!r}")
     for item in header["pictures"]:
         if not isinstance(item, dict) or set(item) != {"name", "height", "width"}:
@@ -143,26 +147,28 @@ def _header(metadata: dict[str, str]) -> dict:
     return header
 
 
-def _check_picture(picture: TokenizedPicture, factor: int, books: dict[str, int]) -> None:
-    name, tokens = picture.name, picture.tokens
+def _check_image(image: TokenizedImage, factor: int, codebooks: dict[str, int]) -> None:
+    name, tokens = image.name, image.tokens
     # A name with a folder in it could make a reader write outside the folder that it was told to write to.
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise ValueError(f"`name` must be a file name without folders, got {name!r}")
-    if len(picture.size) != 2 or not all(_is_count(side) for side in picture.size):
-        raise ValueError(f"`size` of {name!r} must be a positive (H, W), got {picture.size!r}")
+    if len(image.size) != 2 or not all(_is_count(side) for side in image.size):
+        raise ValueError(f"`size` of {name!r} must be a positive (H, W), got {image.size!r}")
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise ValueError(f"`tokens` of {name!r} must be integers, got {tokens.dtype}")
-    expected = (len(books), *(-(-side // factor) for side in picture.size))
+    expected = (len(codebooks), *(-(-side // factor) for side in image.size))
     if tuple(tokens.shape) != expected:
-        height, width = picture.size
+        height, width = image.size
         raise ValueError(
             f"`tokens` of {name!r} must be of shape {expected} for {width}x{height} pixels at f={factor}, "
             f"got {tuple(tokens.shape)}"
         )
-    for (book, size), ids in zip(books.items(), tokens.to(torch.int64), strict=True):
+    for (codebook, size), ids in zip(codebooks.items(), tokens.to(torch.int64), strict=True):
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= size:
-            raise ValueError(f"`tokens` of {name!r} in the {book} book must lie in [0, {size}), got [{low}, {high}]")
+            raise ValueError(
+                f"`tokens` of {name!r} in the {codebook} book must lie in [0, {size}), got [{low}, {high}]"
+            )
 
 
 def _key(index: int) -> str:

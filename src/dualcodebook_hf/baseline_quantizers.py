@@ -25,7 +25,7 @@ def library() -> ModuleType:
         ) from error
 
 
-class _ScalarBook(nn.Module):
+class _ScalarCodebook(nn.Module):
     """A book without weights: its codes are a grid, and the library's module is no part of the state.
 
     That module is made where it is first needed: its tables are in no checkpoint, and a model that is built on the meta
@@ -57,7 +57,7 @@ class _ScalarBook(nn.Module):
         return f"{self.size}, {self.dim}"
 
 
-class FSQBook(_ScalarBook):
+class FSQCodebook(_ScalarCodebook):
     """Finite scalar quantization (arXiv 2309.15505): channel i is bounded by a tanh and rounded to levels[i] values.
 
     Args:
@@ -81,7 +81,7 @@ class FSQBook(_ScalarBook):
         return quantized[0], ids[0].long(), vectors.new_zeros(())
 
 
-class LFQBook(_ScalarBook):
+class LFQCodebook(_ScalarCodebook):
     """Lookup-free quantization (MAGVIT-v2, arXiv 2310.05737): the signs of D channels, N = 2^D codes of -1 and 1.
 
     The loss is the library's, with its weights: 0.1 x (entropy of a position - entropy of the batch), taken over this
@@ -134,7 +134,7 @@ class ResidualStages(nn.Module):
         for module in self.residual.modules():
             module._non_persistent_buffers_set.clear()
 
-    def books(self) -> list[Stage]:
+    def codebooks(self) -> list[Stage]:
         """A view of each stage's table."""
         return [Stage(layer) for layer in self.residual.layers]
 

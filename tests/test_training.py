@@ -23,10 +23,10 @@ from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
 from dualcodebook_hf.training.checkpoints import list_checkpoints
-from dualcodebook_hf.training.trainer import Trainer, learning_rate_factor
+from dualcodebook_hf.training.run import Trainer, learning_rate_factor
 
 WORKER = Path(__file__).with_name("train_worker.py")
-EMA_BOOKS = {"global_transformer_layers": 0, "global_update": "ema", "local_update": "ema"}
+EMA_CODEBOOKS = {"global_transformer_layers": 0, "global_update": "ema", "local_update": "ema"}
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +139,7 @@ def test_six_steps_equal_three_then_sigkill_then_three(dataset, tmp_path, stream
 
 
 def test_two_processes_equal_one_with_the_doubled_batch_and_stay_equal_with_the_adversary(dataset, tmp_path):
-    shared = {"model": EMA_BOOKS, "adversarial_weight": 0.8, "adversarial_start": 3, "checkpointing_steps": 3}
+    shared = {"model": EMA_CODEBOOKS, "adversarial_weight": 0.8, "adversarial_start": 3, "checkpointing_steps": 3}
     result = run_worker(run_config(dataset, tmp_path / "two", **shared), "dump", tmp_path, processes=2)
     assert result.returncode == 0, result.stderr
     Trainer(run_config(dataset, tmp_path / "one", **{**shared, "train_batch_size": 4, "max_train_steps": 3})).train()
@@ -166,7 +166,7 @@ def test_accumulated_gradients_equal_the_larger_batch(dataset, tmp_path):
 
 
 def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_path):
-    model = {**EMA_BOOKS, "linear_shortcut": True, "backbone": "dcae"}
+    model = {**EMA_CODEBOOKS, "linear_shortcut": True, "backbone": "dcae"}
     run = run_config(
         dataset,
         tmp_path,
@@ -180,7 +180,7 @@ def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_pat
         weights_dtype="bfloat16",
     )
     trainer = Trainer(run)
-    batches = list(trainer.validation_pictures.batches(8))
+    batches = list(trainer.validation_images.batches(8))
     losses = []
     for _ in range(2):
         with trainer.averaged_weights() as network, torch.no_grad():
@@ -242,7 +242,7 @@ def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
 
 
 def test_a_lost_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_path, capsys):
-    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_BOOKS, learning_rate=1e30, non_finite_limit=3))
+    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_CODEBOOKS, learning_rate=1e30, non_finite_limit=3))
     with pytest.raises(RuntimeError, match=r"update 2 not taken: .* = (nan|inf).*pictures \[\d, \d\].*3 in a row"):
         trainer.train()
     assert trainer.progress.step == 1
@@ -251,7 +251,7 @@ def test_a_lost_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_
 
 
 @pytest.mark.parametrize(
-    "model", [TINY, {**EMA_BOOKS, "backbone": "dcae", "linear_shortcut": True}], ids=["vqgan", "dcae"]
+    "model", [TINY, {**EMA_CODEBOOKS, "backbone": "dcae", "linear_shortcut": True}], ids=["vqgan", "dcae"]
 )
 def test_bfloat16_with_everything_on_trains(dataset, tmp_path, model):
     trainer = Trainer(
@@ -289,7 +289,7 @@ def test_a_compiled_model_trains_with_the_adversary(dataset, tmp_path):
 def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(dataset, tmp_path):
     run = run_config(dataset, tmp_path, data={"num_workers": 2}, max_train_steps=100_000, checkpointing_steps=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run.to_dict()))
-    command = [sys.executable, "-m", "dualcodebook_hf.training.trainer", "--config", str(tmp_path / "run.yaml")]
+    command = [sys.executable, "-m", "dualcodebook_hf.training.run", "--config", str(tmp_path / "run.yaml")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
@@ -301,7 +301,7 @@ def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(da
     assert (tmp_path / "final" / "config.json").is_file()
 
 
-def test_a_picture_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
+def test_a_image_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
     broken = shutil.copytree(dataset, tmp_path / "broken")
     (Path(broken) / "train" / "5.png").write_bytes(b"no picture")
     trainer = Trainer(run_config(str(broken), tmp_path / "run", max_train_steps=100))
@@ -323,7 +323,7 @@ def test_clipping_and_the_schedule_act_on_both_networks(dataset, tmp_path):
 
 def test_a_lost_update_leaves_no_trace_in_the_discriminator(dataset, tmp_path):
     shared = {"adversarial_weight": 0.8, "adversarial_start": 0, "non_finite_limit": 2}
-    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_BOOKS, learning_rate=1e30, **shared))
+    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_CODEBOOKS, learning_rate=1e30, **shared))
     with pytest.raises(RuntimeError, match="not taken"):
         trainer.train()
     state = trainer.accelerator.unwrap_model(trainer.adversary.discriminator).state_dict()
@@ -400,8 +400,8 @@ def test_codebooks_have_a_rate_of_their_own(dataset, tmp_path):
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
     assert rates["codebooks"] == 5e-3
     assert rates["backbone"] == pytest.approx(1e-3 / 6)
-    books = {id(parameter) for parameter in trainer.network.quantize.parameters()}
-    assert {id(p) for p in trainer.optimizer.param_groups[1]["params"]} == books
+    codebooks = {id(parameter) for parameter in trainer.network.quantize.parameters()}
+    assert {id(p) for p in trainer.optimizer.param_groups[1]["params"]} == codebooks
 
 
 def test_the_schedule_by_hand():

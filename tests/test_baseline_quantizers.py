@@ -11,23 +11,23 @@ from conftest import TINY
 from transformers import AutoModel
 
 from dualcodebook_hf import DualCodebookConfig, DualCodebookVQModel
-from dualcodebook_hf.evaluation.metrics import QuantizationError
+from dualcodebook_hf.metrics.tokens import QuantizationError
 from dualcodebook_hf.quantizers import build_quantizer
 
 pytest.importorskip("vector_quantize_pytorch")
 
-RIVALS = {
+BASELINES = {
     "residual": {"quantizer": "residual", "global_codebook_size": 32, "local_codebook_size": 16},
     "fsq": {"quantizer": "fsq", "fsq_levels": [8, 5, 3, 4], "global_dim": 2, "local_dim": 2}
     | {"global_codebook_size": 40, "local_codebook_size": 12},
     "lfq": {"quantizer": "lfq", "global_dim": 5, "local_dim": 3, "global_codebook_size": 32, "local_codebook_size": 8},
 }
-by_name = pytest.mark.parametrize("name", list(RIVALS))
+by_name = pytest.mark.parametrize("name", list(BASELINES))
 
 
 def build(name, **changes):
     torch.manual_seed(0)
-    return build_quantizer(DualCodebookConfig(**{**TINY, **RIVALS[name], **changes}))
+    return build_quantizer(DualCodebookConfig(**{**TINY, **BASELINES[name], **changes}))
 
 
 def latents(quantizer, batch=4):
@@ -50,11 +50,11 @@ def test_tokens_give_exactly_the_codes_of_the_forward_pass(name):
     assert out.tokens.shape == (4, 2, 6, 5)
     assert out.tokens.dtype == torch.int64
     assert torch.equal(quantizer.lookup(out.tokens), out.quantized)
-    sizes = [book.size for book in quantizer.books.values()]
-    assert sizes == quantizer.sizes == [out.codes().shape[0] for out in quantizer.books.values()]
+    sizes = [codebook.size for codebook in quantizer.codebooks.values()]
+    assert sizes == quantizer.sizes == [out.codes().shape[0] for out in quantizer.codebooks.values()]
     assert quantizer.bits_per_position == pytest.approx(math.log2(math.prod(sizes)))
     ids = quantizer(z)[2][2]
-    assert torch.equal(quantizer.split(quantizer.join(out.tokens)), out.tokens)
+    assert torch.equal(quantizer.from_product_ids(quantizer.to_product_ids(out.tokens)), out.tokens)
     assert torch.equal(quantizer.get_codebook_entry(ids, (4, 6, 5, z.shape[1])), out.quantized)
 
 
@@ -73,11 +73,11 @@ def test_the_library_agrees(name):
         values, ids, losses = theirs(flat)
     else:
         widths = quantizer.dims
-        books = [library.FSQ([8, 5]), library.FSQ([3, 4])]
+        codebooks = [library.FSQ([8, 5]), library.FSQ([3, 4])]
         if name == "lfq":
-            books = [library.LFQ(codebook_size=size, commitment_loss_weight=0.25) for size in (32, 8)]
+            codebooks = [library.LFQ(codebook_size=size, commitment_loss_weight=0.25) for size in (32, 8)]
         flat.requires_grad_()
-        parts = [book(part) for book, part in zip(books, flat.split(widths, dim=-1), strict=True)]
+        parts = [codebook(part) for codebook, part in zip(codebooks, flat.split(widths, dim=-1), strict=True)]
         values, ids = (torch.cat([part[0] for part in parts], -1), torch.stack([part[1] for part in parts], -1))
         losses = torch.stack([part[2] for part in parts]) if name == "lfq" else torch.zeros(2)
         values.backward(upstream.movedim(1, -1).reshape(values.shape))
@@ -106,7 +106,7 @@ def test_residual_stages_by_brute_force():
     quantizer = trained("residual")
     z = latents(quantizer)
     tokens = quantizer.quantize_latents(z).tokens
-    first, second = (book.codes().numpy() for book in quantizer.books.values())
+    first, second = (codebook.codes().numpy() for codebook in quantizer.codebooks.values())
     for position in np.ndindex(4, 6, 5):
         vector = z[position[0], :, position[1], position[2]].numpy()
         coarse = ((first - vector) ** 2).sum(1).argmin()
@@ -117,7 +117,7 @@ def test_residual_stages_by_brute_force():
     torch.testing.assert_close(half, expected)
 
 
-def test_residual_books_learn_where_the_latents_are():
+def test_residual_codebooks_learn_where_the_latents_are():
     quantizer = build("residual").train()
     error = []
     for _ in range(6):
@@ -133,7 +133,7 @@ def test_residual_books_learn_where_the_latents_are():
 @by_name
 def test_both_faces_load_what_one_saved(name, tmp_path):
     torch.manual_seed(0)
-    model = DualCodebookVQModel(**{**TINY, **RIVALS[name]}).train()
+    model = DualCodebookVQModel(**{**TINY, **BASELINES[name]}).train()
     x = torch.rand(3, 3, 13, 18, generator=torch.Generator().manual_seed(0)) * 2 - 1
     model(x)
     model.eval().save_pretrained(tmp_path)
@@ -172,9 +172,9 @@ def test_the_rest_of_the_model_starts_with_the_same_weights_under_every_quantize
 
     dual = weights()
     plain = {"global_transformer_layers": 0, "global_update": "ema"}
-    for changes in (RIVALS["residual"], plain, {"local_update": "linear"}, {"local_codebook_size": 64}):
+    for changes in (BASELINES["residual"], plain, {"local_update": "linear"}, {"local_codebook_size": 64}):
         other = weights(**changes)
         assert all(torch.equal(value, other[key]) for key, value in dual.items())
-    narrow = weights(**RIVALS["fsq"])
+    narrow = weights(**BASELINES["fsq"])
     same = [key for key in dual if key.startswith("encoder.") and not key.startswith("encoder.conv_out")]
     assert all(torch.equal(dual[key], narrow[key]) for key in same)

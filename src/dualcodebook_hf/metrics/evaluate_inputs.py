@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 RANGE_TOLERANCE = 1e-3
 
 
-def picture_pair_features() -> list[Features]:
+def image_pair_features() -> list[Features]:
     """`predictions` and `references`: PIL pictures, files or uint8 arrays (H, W, C); or floats (C, H, W) in [0, 1]."""
     from datasets import Features, Image, List, Value
 
@@ -41,7 +41,7 @@ def token_grid(prediction: Any) -> torch.Tensor:
     return tokens.long()
 
 
-def picture_pair(prediction: Any, reference: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def image_pair(prediction: Any, reference: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """One row of `picture_pair_features` -> two tensors (C, H, W) float32, references in [0, 1].
 
     Pictures of 8 bits are divided by 255; predictions in floating point may leave the range, they are clamped later.
@@ -57,12 +57,12 @@ def picture_pair(prediction: Any, reference: Any) -> tuple[torch.Tensor, torch.T
     return pixels["predictions"], pixels["references"]
 
 
-def _pixels(picture: Any, name: str) -> torch.Tensor:
-    if isinstance(picture, Image.Image):
-        if picture.mode == "F":
-            raise ValueError(f"`{name}` in floating point must be of shape (C, H, W), got {picture.size[::-1]}")
-        return (to_pixels(read_image(picture)) + 1) / 2
-    pixels = torch.tensor(picture, dtype=torch.float32)
+def _pixels(image: Any, name: str) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        if image.mode == "F":
+            raise ValueError(f"`{name}` in floating point must be of shape (C, H, W), got {image.size[::-1]}")
+        return (to_pixels(read_image(image)) + 1) / 2
+    pixels = torch.tensor(image, dtype=torch.float32)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(f"`{name}` in floating point must be of shape (C, H, W), C 1 or 3, got {tuple(pixels.shape)}")
     return pixels

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from ..image_processing_dualcodebook import to_image
-from .charts import FAINT_INK, INK, PAPER, font, text_width
+from .image_processing_dualcodebook import to_image
 
+PAPER, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
 ERROR_SCALE = 0.25  # mean absolute difference of the channels, of 1, that gets the brightest colour
 LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller pictures are enlarged by whole factors
 # Text and spaces for a panel of 340 pixels and less; they grow with larger ones.
@@ -32,8 +33,8 @@ def comparison(
     original: Image.Image,
     reconstruction: Image.Image,
     tokens: torch.Tensor,
-    book_sizes: Sequence[int],
-    book_names: Sequence[str],
+    codebook_sizes: Sequence[int],
+    codebook_names: Sequence[str],
     title: str | None = None,
 ) -> Image.Image:
     """original | reconstruction | error map | one token map a book, with captions.
@@ -50,10 +51,10 @@ def comparison(
     """
     if original.size != reconstruction.size:
         raise ValueError(f"`reconstruction` must have the original's size {original.size}, got {reconstruction.size}")
-    if tokens.ndim != 3 or not len(tokens) == len(book_sizes) == len(book_names):
+    if tokens.ndim != 3 or not len(tokens) == len(codebook_sizes) == len(codebook_names):
         raise ValueError(
-            f"`tokens` must be of shape ({len(book_names)}, h, w) for the books {list(book_names)} "
-            f"of sizes {list(book_sizes)}, got {tuple(tokens.shape)}"
+            f"`tokens` must be of shape ({len(codebook_names)}, h, w) for the books {list(codebook_names)} "
+            f"of sizes {list(codebook_sizes)}, got {tuple(tokens.shape)}"
         )
     size_note = f"{original.width} x {original.height}"
     grid_note = f"{tokens.shape[2]} x {tokens.shape[1]}"
@@ -62,9 +63,9 @@ def comparison(
         ("reconstruction", size_note, reconstruction, Image.Resampling.LANCZOS),
         ("absolute error", None, error_map(original, reconstruction), Image.Resampling.BOX),
     ]
-    for name, book_size, ids in zip(book_names, book_sizes, tokens, strict=True):
+    for name, codebook_size, ids in zip(codebook_names, codebook_sizes, tokens, strict=True):
         used = len(torch.unique(ids))
-        note = f"{grid_note}, {used} of {book_size} codes"
+        note = f"{grid_note}, {used} of {codebook_size} codes"
         panels.append((f"{name} tokens", note, token_map(ids, original.size), Image.Resampling.NEAREST))
     unit = max(1.0, max(_fitted_size(original.size)) / 340)
     return _row([_panel(*panel, unit) for panel in panels], title, unit)
@@ -128,6 +129,17 @@ def token_map(ids: torch.Tensor, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(_token_colours(ids.cpu().numpy())[rows[:, None], columns[None, :]])
 
 
+@functools.cache
+def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """PIL's own face at a size in pixels."""
+    return ImageFont.load_default(size=round(size))
+
+
+def text_width(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    """Pixels that a line of text takes."""
+    return int(np.ceil(face.getlength(text)))
+
+
 def _error_colours(values: np.ndarray) -> Image.Image:
     anchors = np.array(ERROR_COLOURS, dtype=np.float32)
     positions = np.linspace(0, 1, len(anchors))
@@ -161,23 +173,23 @@ def _token_colours(ids: np.ndarray) -> np.ndarray:
     return (encoded * 255).round().astype(np.uint8)
 
 
-def _panel(caption: str, note: str | None, picture: Image.Image, filter_: Image.Resampling, unit: float) -> Image.Image:
+def _panel(caption: str, note: str | None, image: Image.Image, filter_: Image.Resampling, unit: float) -> Image.Image:
     """A picture under its caption; without a note there is the error map's colour scale."""
-    size = _fitted_size(picture.size)
-    picture = picture.resize(size, filter_ if max(size) < max(picture.size) else Image.Resampling.NEAREST)
+    size = _fitted_size(image.size)
+    image = image.resize(size, filter_ if max(size) < max(image.size) else Image.Resampling.NEAREST)
     caption_font, note_font = font(CAPTION_SIZE * unit), font(NOTE_SIZE * unit)
     legend = _legend(unit) if note is None else None
     second_width = legend.width if legend else text_width(note, note_font)
     second_top, top = round((CAPTION_SIZE + 4) * unit), round((CAPTION_SIZE + NOTE_SIZE + 14) * unit)
-    width = max(picture.width, text_width(caption, caption_font), second_width)
-    panel = Image.new("RGB", (width, top + picture.height), PAPER)
+    width = max(image.width, text_width(caption, caption_font), second_width)
+    panel = Image.new("RGB", (width, top + image.height), PAPER)
     draw = ImageDraw.Draw(panel)
     draw.text((0, 0), caption, INK, caption_font)
     if legend:
         panel.paste(legend, (0, second_top))
     else:
         draw.text((0, second_top), note, FAINT_INK, note_font)
-    panel.paste(picture, (0, top))
+    panel.paste(image, (0, top))
     return panel
 
 

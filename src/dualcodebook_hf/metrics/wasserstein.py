@@ -27,15 +27,15 @@ class SlicedWasserstein:
     """
 
     def __init__(
-        self, patches: int = 64, pictures: int = 4096, directions: int = 128, repeats: int = 4, seed: int = 0
+        self, patches: int = 64, images: int = 4096, directions: int = 128, repeats: int = 4, seed: int = 0
     ) -> None:
-        sizes = {"patches": patches, "pictures": pictures, "directions": directions, "repeats": repeats}
+        sizes = {"patches": patches, "pictures": images, "directions": directions, "repeats": repeats}
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         self.patches, self.directions, self.repeats, self.seed = patches, directions, repeats, seed
         self._generator = torch.Generator().manual_seed(seed)
-        self._left = pictures
+        self._left = images
         self._descriptors: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
 
     def update(self, reconstruction: torch.Tensor, original: torch.Tensor) -> None:
@@ -90,21 +90,21 @@ class SlicedWasserstein:
         return 1000 * sum(distances) / len(distances)
 
 
-def laplacian_pyramid(pictures: torch.Tensor) -> list[torch.Tensor]:
+def laplacian_pyramid(images: torch.Tensor) -> list[torch.Tensor]:
     """(B, C, H, W) -> levels from the finest on (Burt and Adelson 1983); they halve while both sides keep 16 pixels."""
     levels = []
-    while min(pictures.shape[-2:]) >= 2 * SMALLEST_LEVEL:
-        smaller = _filter(pictures, step=2)
-        spread = torch.zeros_like(pictures)
+    while min(images.shape[-2:]) >= 2 * SMALLEST_LEVEL:
+        smaller = _filter(images, step=2)
+        spread = torch.zeros_like(images)
         spread[..., ::2, ::2] = smaller
-        levels.append(pictures - 4 * _filter(spread))
-        pictures = smaller
-    return [*levels, pictures]
+        levels.append(images - 4 * _filter(spread))
+        images = smaller
+    return [*levels, images]
 
 
-def _filter(pictures: torch.Tensor, step: int = 1) -> torch.Tensor:
+def _filter(images: torch.Tensor, step: int = 1) -> torch.Tensor:
     """The binomial filter of 5 x 5, each channel for itself, the border mirrored, at every `step`-th pixel."""
-    height, width = pictures.shape[-2:]
-    padded = F.pad(pictures, (2, 2, 2, 2), mode="reflect")
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
     rows = sum(weight * padded[..., place : place + height : step, :] for place, weight in enumerate(BINOMIAL))
     return sum(weight * rows[..., place : place + width : step] for place, weight in enumerate(BINOMIAL))

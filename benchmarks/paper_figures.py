@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from charts import GRID_INK, SERIES_COLOURS, Series, bars, curves
 from PIL import Image, ImageDraw
 
-from ..image_processing_dualcodebook import to_image
-from .charts import FAINT_INK, GRID_INK, INK, PAPER, SERIES_COLOURS, Series, bars, curves, font, text_width
-from .figures import comparison_sheet
-from .metrics import entropy_bits
+from dualcodebook_hf.figures import FAINT_INK, INK, PAPER, comparison_sheet, font, text_width
+from dualcodebook_hf.image_processing_dualcodebook import to_image
+from dualcodebook_hf.metrics.tokens import entropy_bits
 
 if TYPE_CHECKING:
-    from ..core import DualCodebookCore
+    from dualcodebook_hf.core import DualCodebookCore
 
 MARGIN, GAP = 16, 10
 MARK = (213, 94, 0)  # boxes, and what is not at equal bytes
@@ -39,32 +39,32 @@ class Tile:
 
 
 @torch.no_grad()
-def code_patches(model: DualCodebookCore, book: str) -> torch.Tensor:
+def code_patches(model: DualCodebookCore, codebook: str) -> torch.Tensor:
     """What each code of a book looks like: (N, 3, f, f) in about [-1, 1], the other books at the mean of their codes.
 
     The middle of 3 x 3 positions that all hold the code, so that no border shows. Raises ValueError for an unknown book
     and for one of more than 4096 codes.
     """
-    books = model.quantize.books
-    if book not in books:
-        raise ValueError(f"`book` must be one of {', '.join(books)}, got {book!r}")
-    size, factor = books[book].size, model.downsample_factor
+    codebooks = model.quantize.codebooks
+    if codebook not in codebooks:
+        raise ValueError(f"`book` must be one of {', '.join(codebooks)}, got {codebook!r}")
+    size, factor = codebooks[codebook].size, model.downsample_factor
     if size > MOST_CODES:
-        raise ValueError(f"`book` must have at most {MOST_CODES} codes to be drawn, {book} has {size}")
-    tokens = torch.zeros(size, len(books), 3, 3, dtype=torch.long, device=model.device)
-    tokens[:, list(books).index(book)] = torch.arange(size, device=model.device)[:, None, None]
-    decoded = [model.detokenize(part, only=book).float().cpu() for part in tokens.split(PATCH_BATCH)]
+        raise ValueError(f"`book` must have at most {MOST_CODES} codes to be drawn, {codebook} has {size}")
+    tokens = torch.zeros(size, len(codebooks), 3, 3, dtype=torch.long, device=model.device)
+    tokens[:, list(codebooks).index(codebook)] = torch.arange(size, device=model.device)[:, None, None]
+    decoded = [model.detokenize(part, only=codebook).float().cpu() for part in tokens.split(PATCH_BATCH)]
     return torch.cat(decoded)[..., factor : 2 * factor, factor : 2 * factor]
 
 
-def codebook_figure(books: dict[str, tuple[torch.Tensor, torch.Tensor]], title: str) -> Image.Image:
+def codebook_figure(codebooks: dict[str, tuple[torch.Tensor, torch.Tensor]], title: str) -> Image.Image:
     """Books side by side: a grid of their codes, the most used first, and under it how often each is used (fig. 3).
 
     `books`: name -> patches (N, 3, f, f) in [-1, 1], counts (N,) of a split. Codes that no token uses are crossed out.
     """
-    most = max(_times_of_equal_use(counts).max().item() for _, counts in books.values())
+    most = max(_times_of_equal_use(counts).max().item() for _, counts in codebooks.values())
     highest = math.ceil(math.log10(max(most, 1)) + 2) + 0.3
-    panels = [_codebook_panel(name, *content, highest) for name, content in books.items()]
+    panels = [_codebook_panel(name, *content, highest) for name, content in codebooks.items()]
     return _titled(_beside(panels, 2 * MARGIN), title)
 
 

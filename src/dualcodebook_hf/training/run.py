@@ -26,8 +26,8 @@ from ..backbone import last_convolution
 from .adversary import Adversary
 from .arguments import EXIT_CODE_FILE, RunConfig, TrainArguments, parse_run_config
 from .checkpoints import export_model, exportable, find_checkpoint, save_checkpoint
-from .data import TrainingPictures, ValidationPictures
-from .initialization import initialize_from_pictures
+from .data import TrainingImages, ValidationImages
+from .initialization import initialize_from_images
 from .losses import ReconstructionLoss, weighted_sum
 from .validation import validate
 
@@ -94,12 +94,10 @@ class Trainer:
             from ..hub import check_access
 
             check_access(self.arguments.hub_model_id)
-        self.training_pictures = TrainingPictures(run.data, self.arguments.seed)
-        self.validation_pictures = None
+        self.training_images = TrainingImages(run.data, self.arguments.seed)
+        self.validation_images = None
         if self.arguments.validation_steps and run.data.validation_split:
-            self.validation_pictures = ValidationPictures(
-                run.data, self.arguments.validation_samples, self.arguments.seed
-            )
+            self.validation_images = ValidationImages(run.data, self.arguments.validation_samples, self.arguments.seed)
         self.accelerator = build_accelerator(self.arguments)
         if self.arguments.num_threads:
             torch.set_num_threads(self.arguments.num_threads)
@@ -126,8 +124,8 @@ class Trainer:
         )
         model = build_model(self.run, fresh)
         if fresh and arguments.data_initialization:
-            pictures = self.training_pictures.first(arguments.data_initialization)
-            initialize_from_pictures(model, pictures, seed=arguments.seed)
+            images = self.training_images.first(arguments.data_initialization)
+            initialize_from_images(model, images, seed=arguments.seed)
         if arguments.channels_last:
             model.to(memory_format=torch.channels_last)
         if arguments.gradient_checkpointing:
@@ -185,7 +183,7 @@ class Trainer:
                 step = self.progress.step
                 if step % arguments.logging_steps == 0:
                     bar.set_postfix(self._log(terms), refresh=False)
-                if self.validation_pictures is not None and step % arguments.validation_steps == 0:
+                if self.validation_images is not None and step % arguments.validation_steps == 0:
                     self._validate()
                 if arguments.checkpointing_steps and step % arguments.checkpointing_steps == 0:
                     self._save()
@@ -209,7 +207,7 @@ class Trainer:
         tqdm.write(f"published: {url}", file=sys.stderr)
 
     def _loader(self) -> DataLoader:
-        return self.training_pictures.loader(
+        return self.training_images.loader(
             self.arguments.train_batch_size,
             start=self.progress.samples,
             rank=self.accelerator.process_index,
@@ -301,10 +299,8 @@ class Trainer:
         terms = {name: float(value) for micro in done for name, value in micro.terms.items() if not value.isfinite()}
         named = ", ".join(f"{name} = {value}" for name, value in terms.items())
         named = named or "gradient norm = " + ", ".join(str(float(norm)) for norm in norms)
-        pictures = sorted({index for micro in done for index in micro.index})
-        message = (
-            f"update {self.progress.step + 1} not taken: {named}; batch: pictures {pictures} of the training split"
-        )
+        images = sorted({index for micro in done for index in micro.index})
+        message = f"update {self.progress.step + 1} not taken: {named}; batch: pictures {images} of the training split"
         if self.progress.lost >= self.arguments.non_finite_limit:
             raise RuntimeError(f"{message}; {self.progress.lost} in a row (`non_finite_limit`), training stops")
         tqdm.write(message, file=sys.stderr)
@@ -330,7 +326,7 @@ class Trainer:
     def _validate(self) -> None:
         if self.accelerator.is_main_process:
             with self.averaged_weights() as network:
-                batches = self.validation_pictures.batches(self.arguments.validation_batch_size)
+                batches = self.validation_images.batches(self.arguments.validation_batch_size)
                 metrics, grid = validate(network, batches)
             folder = Path(self.arguments.output_dir) / "samples"
             folder.mkdir(parents=True, exist_ok=True)
@@ -415,8 +411,8 @@ def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
             source = DualCodebookVQModel.from_pretrained(run.training.init_from)
             state = source.state_dict()
             if source.config.quantizer != model.config.quantizer:
-                books = {key: value for key, value in model.state_dict().items() if key.startswith("quantize.")}
-                state = {key: value for key, value in state.items() if not key.startswith("quantize.")} | books
+                codebooks = {key: value for key, value in model.state_dict().items() if key.startswith("quantize.")}
+                state = {key: value for key, value in state.items() if not key.startswith("quantize.")} | codebooks
             model.load_state_dict(state)
         except OSError as error:
             raise ValueError(f"`init_from` {run.training.init_from!r} cannot be loaded: {error}") from error
@@ -427,15 +423,15 @@ def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
 
 def build_optimizer(model: DualCodebookVQModel, arguments: TrainArguments) -> torch.optim.AdamW:
     """AdamW (Adam at weight decay 0) with the codebooks in a group of their own."""
-    books = [parameter for parameter in model.quantize.parameters() if parameter.requires_grad]
-    ids = {id(parameter) for parameter in books}
+    codebooks = [parameter for parameter in model.quantize.parameters() if parameter.requires_grad]
+    ids = {id(parameter) for parameter in codebooks}
     backbone = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in ids]
     rates = (arguments.learning_rate, arguments.codebook_learning_rate or arguments.learning_rate)
     annealed = (True, arguments.anneal_codebook_lr)
     groups = [
         {"name": name, "params": params, "lr": rate, "base_lr": rate, "annealed": anneal}
         for name, params, rate, anneal in zip(
-            ("backbone", "codebooks"), (backbone, books), rates, annealed, strict=True
+            ("backbone", "codebooks"), (backbone, codebooks), rates, annealed, strict=True
         )
         if params
     ]

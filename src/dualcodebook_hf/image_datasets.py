@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
 
-def load_pictures(
+def load_images(
     dataset: str | Path,
     config: str | None = None,
     split: str = "train",
@@ -39,18 +39,18 @@ def load_pictures(
         splits = _open_splits(dataset, source, streaming)
     if split not in splits:
         raise ValueError(f"`split` must be one of {list(splits)} in {str(dataset)!r}, got {split!r}")
-    pictures = splits[split]
-    if pictures.features is None:  # a stream of JSON or CSV: known after the first row
-        pictures = pictures._resolve_features()
-    _check_column(pictures.features, image_column, dataset)
-    if streaming and isinstance(pictures, datasets.Dataset):
-        pictures = pictures.to_iterable_dataset()
-    elif not streaming and isinstance(pictures, datasets.IterableDataset):
-        pictures = datasets.load_dataset(**source, split=split)
-    return pictures.cast_column(image_column, datasets.Image(decode=False))
+    images = splits[split]
+    if images.features is None:  # a stream of JSON or CSV: known after the first row
+        images = images._resolve_features()
+    _check_column(images.features, image_column, dataset)
+    if streaming and isinstance(images, datasets.Dataset):
+        images = images.to_iterable_dataset()
+    elif not streaming and isinstance(images, datasets.IterableDataset):
+        images = datasets.load_dataset(**source, split=split)
+    return images.cast_column(image_column, datasets.Image(decode=False))
 
 
-def picture_source(value: dict[str, Any]) -> bytes | str:
+def image_source(value: dict[str, Any]) -> bytes | str:
     """The encoded bytes, or the local path, of one entry of the image column that `load_pictures` opened.
 
     Raises ValueError when the row holds no picture.

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from .metrics import checked_pictures
+from .images import checked_images
 
 # Pictures (B, 3, H, W) float32 in [0, 1] -> features (B, D).
 FeatureExtractor = Callable[[torch.Tensor], torch.Tensor]
@@ -92,11 +92,11 @@ class FrechetDistance:
     @torch.no_grad()
     def update(self, reconstruction: torch.Tensor, original: torch.Tensor) -> None:
         """Adds pictures, both (B, 3, H, W) in [0, 1], clamped. Raises ValueError when a shape or type is wrong."""
-        reconstruction, original = checked_pictures(reconstruction, original)
-        for moments, pictures in ((self.reconstructions, reconstruction), (self.originals, original)):
-            features = self.extractor(pictures)
-            if len(features) != len(pictures):
-                raise ValueError(f"`extractor` must give {len(pictures)} rows, got features {tuple(features.shape)}")
+        reconstruction, original = checked_images(reconstruction, original)
+        for moments, images in ((self.reconstructions, reconstruction), (self.originals, original)):
+            features = self.extractor(images)
+            if len(features) != len(images):
+                raise ValueError(f"`extractor` must give {len(images)} rows, got features {tuple(features.shape)}")
             moments.update(features)
 
     def compute(self) -> float:
@@ -132,7 +132,7 @@ def inception_extractor(device: str | torch.device | None = None) -> FeatureExtr
 
     network = NoTrainInceptionV3("inception-v3-compat", ["2048"], antialias=False).to(device)
 
-    def extract(pictures: torch.Tensor) -> torch.Tensor:
-        return network((pictures.clamp(0, 1) * 255).round().to(device, torch.uint8))
+    def extract(images: torch.Tensor) -> torch.Tensor:
+        return network((images.clamp(0, 1) * 255).round().to(device, torch.uint8))
 
     return extract

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .inputs import add_model, check_file, find_pictures, load_model, png_paths, save_png
+from .inputs import add_model, check_file, find_images, load_model, png_paths, save_png
 
 if TYPE_CHECKING:
     import torch
@@ -76,11 +76,11 @@ class _Coded:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
-    from ..evaluation.figures import comparison, comparison_sheet
-    from ..evaluation.metrics import picture_quality
+    from ..figures import comparison, comparison_sheet
     from ..image_processing_dualcodebook import to_image, to_pixels
+    from ..metrics.images import image_quality
 
-    paths = find_pictures(arguments)
+    paths = find_images(arguments)
     names = [path.name for path in paths]
     figure_paths = png_paths(arguments.output, names, "-comparison")
     image_paths = png_paths(arguments.output, names, "-reconstruction")
@@ -91,11 +91,11 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for index, coded in enumerate(_encode(model, paths, arguments.max_pixels)):
         pixels = model.detokenize(coded.tokens[None], size=coded.original.size[::-1])
-        coded.quality = picture_quality(pixels, to_pixels(coded.original)[None])
+        coded.quality = image_quality(pixels, to_pixels(coded.original)[None])
         table.add(coded)
         image, ids = to_image(pixels[0]), coded.tokens.cpu()
         figure = comparison(
-            coded.original, image, ids, list(table.books.values()), list(table.books), table.title(coded)
+            coded.original, image, ids, list(table.codebooks.values()), list(table.codebooks), table.title(coded)
         )
         save_png(figure, figure_paths[index])
         save_png(image, image_paths[index])
@@ -111,17 +111,17 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
 
 def _tokenize(arguments: argparse.Namespace) -> int:
     from ..configuration_dualcodebook import config_hash
-    from ..token_file import TokenFile, TokenizedPicture, save_tokens
+    from ..tokens.file import TokenFile, TokenizedImage, save_tokens
 
-    paths = find_pictures(arguments)
+    paths = find_images(arguments)
     check_file(arguments.output, "--output", ".safetensors")
     model = load_model(arguments)
-    table, pictures = _Table(model), []
+    table, images = _Table(model), []
     for coded in _encode(model, paths, arguments.max_pixels):
         table.add(coded)
-        pictures.append(TokenizedPicture(coded.name, coded.original.size[::-1], coded.tokens.cpu()))
+        images.append(TokenizedImage(coded.name, coded.original.size[::-1], coded.tokens.cpu()))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    content = TokenFile(pictures, model.downsample_factor, table.books, config_hash(model.config))
+    content = TokenFile(images, model.downsample_factor, table.codebooks, config_hash(model.config))
     save_tokens(arguments.output, content)
     print(table)
     print(f"tokens written to {arguments.output}")
@@ -131,19 +131,19 @@ def _tokenize(arguments: argparse.Namespace) -> int:
 def _detokenize(arguments: argparse.Namespace) -> int:
     from ..configuration_dualcodebook import config_hash
     from ..image_processing_dualcodebook import to_image
-    from ..token_file import load_tokens
+    from ..tokens.file import load_tokens
 
     content = load_tokens(arguments.file)
-    paths = png_paths(arguments.output, [picture.name for picture in content.pictures])
+    paths = png_paths(arguments.output, [image.name for image in content.images])
     model = load_model(arguments)
     if content.config_hash != config_hash(model.config):
         raise ValueError(
             f"the tokens in '{arguments.file}' are of a model with config hash {content.config_hash}, books "
-            f"{content.books}; this model's is {config_hash(model.config)}; give the one that made them by `--model`"
+            f"{content.codebooks}; this model's is {config_hash(model.config)}; give the one that made them by `--model`"
         )
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for picture, path in zip(content.pictures, paths, strict=True):
-        pixels = model.detokenize(picture.tokens[None].to(model.device), size=picture.size)
+    for image, path in zip(content.images, paths, strict=True):
+        pixels = model.detokenize(image.tokens[None].to(model.device), size=image.size)
         save_png(to_image(pixels[0]), path)
     print(f"{len(paths)} pictures written to {arguments.output}")
     return 0
@@ -153,10 +153,10 @@ def _encode(model: DualCodebookVQModel, paths: Sequence[Path], max_pixels: int) 
     from ..image_processing_dualcodebook import read_image, resize_to_max_pixels, to_pixels
 
     for path in paths:
-        picture = read_image(path)
-        original = resize_to_max_pixels(picture, max_pixels or None)
+        image = read_image(path)
+        original = resize_to_max_pixels(image, max_pixels or None)
         tokens = model.tokenize(to_pixels(original)[None].to(model.device, model.dtype))[0]
-        yield _Coded(path.name, picture.size, original, tokens)
+        yield _Coded(path.name, image.size, original, tokens)
 
 
 class _Table:
@@ -164,8 +164,8 @@ class _Table:
 
     def __init__(self, model: DualCodebookVQModel) -> None:
         self.bits = model.quantize.bits_per_position
-        self.books = {name: book.size for name, book in model.quantize.books.items()}
-        self.used: dict[str, set[int]] = {name: set() for name in self.books}
+        self.codebooks = {name: codebook.size for name, codebook in model.quantize.codebooks.items()}
+        self.used: dict[str, set[int]] = {name: set() for name in self.codebooks}
         self.rows: list[list[str]] = []
         self.quality: list[tuple[float, float]] = []
         self.bytes = self.positions = self.pixels = 0
@@ -173,7 +173,7 @@ class _Table:
     def add(self, coded: _Coded) -> None:
         (width, height), (file_width, file_height) = coded.original.size, coded.file_size
         resized = f" (of {file_width}x{file_height})" if coded.original.size != coded.file_size else ""
-        used = {name: set(ids.unique().tolist()) for name, ids in zip(self.books, coded.tokens, strict=True)}
+        used = {name: set(ids.unique().tolist()) for name, ids in zip(self.codebooks, coded.tokens, strict=True)}
         grid = "x".join(map(str, coded.tokens.shape))
         quality = [coded.quality] if coded.quality else []
         cells = [coded.name, f"{width}x{height}{resized}", grid, *self._rate_cells(self._bytes(coded), coded)]
@@ -182,7 +182,7 @@ class _Table:
         self.positions += coded.positions
         self.pixels += coded.pixels
         self.quality += quality
-        for name in self.books:
+        for name in self.codebooks:
             self.used[name] |= used[name]
 
     def title(self, coded: _Coded) -> str:
@@ -193,7 +193,7 @@ class _Table:
         return "   ·   ".join(parts)
 
     def _bytes(self, coded: _Coded) -> int:
-        from ..token_file import token_bytes
+        from ..tokens.file import token_bytes
 
         return token_bytes(tuple(coded.tokens.shape[1:]), self.bits)
 
@@ -205,12 +205,12 @@ class _Table:
         return [f"{mean:.{digits}f}" for mean, digits in zip(means, (2, 4), strict=False)]
 
     def _usage_cells(self, used: dict[str, set[int]]) -> list[str]:
-        return [f"{len(used[name])}/{size}" for name, size in self.books.items()]
+        return [f"{len(used[name])}/{size}" for name, size in self.codebooks.items()]
 
     def __str__(self) -> str:
         header = ["picture", "pixels", "tokens", "bytes", "bits/pixel"]
         header += ["PSNR dB", "SSIM"] if self.quality else []
-        rows = [header + [f"{name} codes" for name in self.books], *self.rows]
+        rows = [header + [f"{name} codes" for name in self.codebooks], *self.rows]
         if len(self.rows) > 1:
             summary = [f"all {len(self.rows)}", "", "", *self._rate_cells(self.bytes, self)]
             rows.append(summary + self._quality_cells(self.quality) + self._usage_cells(self.used))

@@ -4,29 +4,29 @@ import pytest
 import torch
 
 from dualcodebook_hf.backbone import pad_to_multiple
-from dualcodebook_hf.evaluation.metrics import psnr
-from dualcodebook_hf.evaluation.patch_linear import PatchLinearCodec, kmeans
+from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec, kmeans
+from dualcodebook_hf.metrics.images import psnr
 
 
-def drawn_pictures(count=12, height=64, width=64):
+def drawn_images(count=12, height=64, width=64):
     """Smooth random colour fields with an edge, (3, H, W) in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         field = torch.rand(1, 3, 5, 5, generator=generator) * 2 - 1
-        picture = torch.nn.functional.interpolate(field, size=(height, width), mode="bicubic")[0].clamp(-1, 1)
+        image = torch.nn.functional.interpolate(field, size=(height, width), mode="bicubic")[0].clamp(-1, 1)
         row, column = torch.randint(0, height, (2,), generator=generator).tolist()
-        picture[:, row:, column % width :] *= -1
-        yield picture
+        image[:, row:, column % width :] *= -1
+        yield image
 
 
 @pytest.fixture(scope="module")
 def codec():
-    return PatchLinearCodec((16, 16), components=12, patch_size=8).fit(drawn_pictures())
+    return PatchLinearCodec((16, 16), components=12, patch_size=8).fit(drawn_images())
 
 
 def mean_psnr(codec):
-    x = torch.stack(list(drawn_pictures()))
-    return psnr((codec(x).sample + 1) / 2, (x + 1) / 2).mean().item()
+    x = torch.stack(list(drawn_images()))
+    return psnr((codec.autoencode(x).sample + 1) / 2, (x + 1) / 2).mean().item()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (13, 30), (64, 3)])
@@ -36,25 +36,25 @@ def test_any_size_goes_through_tokens_and_comes_back(codec, size):
     assert tokens.shape == (2, 2, -(-size[0] // 8), -(-size[1] // 8)) and tokens.dtype == torch.int64
     assert codec.detokenize(tokens, size).shape == x.shape
     assert codec.detokenize(tokens).shape == pad_to_multiple(x, 8).shape
-    torch.testing.assert_close(codec.detokenize(tokens, size), codec(x).sample)
+    torch.testing.assert_close(codec.detokenize(tokens, size), codec.autoencode(x).sample)
 
 
-def test_all_components_without_quantization_give_the_picture_back():
+def test_all_components_without_quantization_give_the_image_back():
     """The projection is orthonormal and patches return to their places."""
-    codec = PatchLinearCodec((4,), components=48, patch_size=4).fit(drawn_pictures(4))
+    codec = PatchLinearCodec((4,), components=48, patch_size=4).fit(drawn_images(4))
     x = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0)) * 2 - 1
     torch.testing.assert_close(codec.decode(codec.encode(x), (9, 14)), x, atol=1e-4, rtol=0)
 
 
 def test_components_are_orthonormal_and_sorted_by_variance(codec):
     torch.testing.assert_close(codec.basis @ codec.basis.T, torch.eye(12), atol=1e-5, rtol=0)
-    latents = codec.encode(torch.stack(list(drawn_pictures())))
+    latents = codec.encode(torch.stack(list(drawn_images())))
     variances = latents.var(dim=(0, 2, 3), correction=0)
     assert (variances.diff() <= 1e-6).all()
 
 
 def test_tokens_are_the_nearest_codes_stage_by_stage(codec):
-    out = codec(torch.stack(list(drawn_pictures(2))))
+    out = codec.autoencode(torch.stack(list(drawn_images(2))))
     residual = out.latents.movedim(1, -1)
     for stage, codes in enumerate((codec.codes_0, codec.codes_1)):
         nearest = torch.cdist(residual.flatten(0, 2), codes).argmin(1).view(residual.shape[:3])
@@ -65,14 +65,14 @@ def test_tokens_are_the_nearest_codes_stage_by_stage(codec):
 
 def test_more_codes_and_a_second_stage_lose_less():
     few, many, two_stages = (
-        PatchLinearCodec(sizes, components=12, patch_size=8).fit(drawn_pictures()) for sizes in ((4,), (16,), (16, 16))
+        PatchLinearCodec(sizes, components=12, patch_size=8).fit(drawn_images()) for sizes in ((4,), (16,), (16, 16))
     )
     assert mean_psnr(few) < mean_psnr(many) < mean_psnr(two_stages)
 
 
 def test_fitting_is_deterministic_and_the_seed_matters(codec):
-    again = PatchLinearCodec((16, 16), components=12, patch_size=8).fit(drawn_pictures())
-    other = PatchLinearCodec((16, 16), components=12, patch_size=8).fit(drawn_pictures(), seed=1)
+    again = PatchLinearCodec((16, 16), components=12, patch_size=8).fit(drawn_images())
+    other = PatchLinearCodec((16, 16), components=12, patch_size=8).fit(drawn_images(), seed=1)
     for name, tensor in codec.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
     assert not torch.equal(codec.codes_0, other.codes_0)
@@ -82,9 +82,9 @@ def test_a_saved_codec_is_the_same_codec(codec, tmp_path):
     codec.save(tmp_path / "codec.safetensors")
     loaded = PatchLinearCodec.load(tmp_path / "codec.safetensors")
     assert loaded.codebook_sizes == codec.codebook_sizes and loaded.patch_size == 8
-    x = torch.stack(list(drawn_pictures(2)))
+    x = torch.stack(list(drawn_images(2)))
     assert torch.equal(loaded.tokenize(x), codec.tokenize(x))
-    assert torch.equal(loaded(x).sample, codec(x).sample)
+    assert torch.equal(loaded.autoencode(x).sample, codec.autoencode(x).sample)
 
 
 def test_another_safetensors_file_is_refused(tmp_path):
@@ -101,10 +101,10 @@ def test_bits_a_position_are_those_of_the_sizes():
     assert codec.codebook_sizes == {"stage_1": 512, "stage_2": 512}
 
 
-def test_at_most_so_many_patches_of_a_picture_are_used():
+def test_at_most_so_many_patches_of_a_image_are_used():
     """4 pictures of 64 patches, 3 of each: too few for 16 codes."""
     with pytest.raises(ValueError, match="at least 16 patches, got 12"):
-        PatchLinearCodec((16,), components=4, patch_size=8).fit(drawn_pictures(4), patches_per_picture=3)
+        PatchLinearCodec((16,), components=4, patch_size=8).fit(drawn_images(4), patches_per_image=3)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_impossible_shapes_are_refused(arguments, message):
 
 
 def test_wrong_pixels_and_tokens_are_refused(codec):
-    with pytest.raises(ValueError, match="`pixel_values`"):
+    with pytest.raises(ValueError, match="`x`"):
         codec.tokenize(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="`tokens`"):
         codec.detokenize(torch.zeros(1, 3, 2, 2, dtype=torch.long))

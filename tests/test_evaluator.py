@@ -9,19 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from dualcodebook_hf.evaluation import frechet as frechet_module
-from dualcodebook_hf.evaluation.evaluate import (
+from dualcodebook_hf.evaluation.evaluator import (
     evaluate_model,
     evaluate_patch_linear,
     fit_patch_linear,
     format_table,
 )
-from dualcodebook_hf.evaluation.frechet import FrechetDistance
-from dualcodebook_hf.evaluation.metrics import QuantizationError, TokenStatistics, psnr, ssim
-from dualcodebook_hf.evaluation.patch_linear import PatchLinearCodec
-from dualcodebook_hf.evaluation.wasserstein import SlicedWasserstein
+from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.image_processing_dualcodebook import center_crop, resize_shorter_side, to_pixels
-from dualcodebook_hf.training.perceptual import LPIPS
+from dualcodebook_hf.metrics import frechet as frechet_module
+from dualcodebook_hf.metrics.frechet import FrechetDistance
+from dualcodebook_hf.metrics.images import psnr, ssim
+from dualcodebook_hf.metrics.tokens import QuantizationError, TokenStatistics
+from dualcodebook_hf.metrics.wasserstein import SlicedWasserstein
+from dualcodebook_hf.perceptual.vgg import LPIPS
 
 datasets = pytest.importorskip("datasets")
 
@@ -56,7 +57,7 @@ def crops(resample="lanczos"):
     return torch.stack([to_pixels(center_crop(resize_shorter_side(drawn(i), SIZE, resample), SIZE)) for i in range(5)])
 
 
-def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_pictures(tiny_model, folder):
+def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_images(tiny_model, folder):
     """In batches of 2, the last of 1: the mean is over pictures, statistics are over the whole split."""
     metrics = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2)["metrics"]
     x = crops()
@@ -72,10 +73,10 @@ def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_pictures(ti
     error.update(out.latents, out.quantized)
     expected = error.compute()
     assert metrics["quantization_error"] == pytest.approx(expected["all"], rel=1e-4)
-    for name, book in statistics.codebooks().items():
+    for name, codebook in statistics.codebooks().items():
         measured = metrics["codebooks"][name]
         assert measured["quantization_error"] == pytest.approx(expected[name], rel=1e-4)
-        assert {key: measured[key] for key in book} == pytest.approx(book)
+        assert {key: measured[key] for key in codebook} == pytest.approx(codebook)
 
 
 def test_bits_a_pixel_are_over_the_crop(tiny_model, folder):
@@ -100,7 +101,7 @@ def test_the_result_is_json_and_holds_its_protocol_but_no_folder_of_this_machine
     assert result["model"]["codebook_sizes"] == {"global": 32, "local": 16}
 
 
-def test_the_saved_pictures_give_the_numbers_again(tiny_model, folder, tmp_path):
+def test_the_saved_images_give_the_numbers_again(tiny_model, folder, tmp_path):
     target = tmp_path / "pictures"
     metrics = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2, save_pictures=target)["metrics"]
     pairs = []
@@ -133,31 +134,31 @@ def test_the_model_keeps_its_mode_and_its_gradients_untouched(tiny_model, folder
         assert torch.equal(value, before[name])
 
 
-def test_a_half_precision_model_is_measured_against_float32_pictures(tiny_model, folder):
+def test_a_half_precision_model_is_measured_against_float32_images(tiny_model, folder):
     result = evaluate_model(tiny_model.to(torch.bfloat16), folder, size=SIZE, limit=2)
     assert result["model"]["dtype"] == "bfloat16"
     assert math.isfinite(result["metrics"]["psnr"])
 
 
-def test_the_rival_is_measured_by_the_same_code_and_stands_in_the_same_table(tiny_model, folder):
+def test_the_baseline_is_measured_by_the_same_code_and_stands_in_the_same_table(tiny_model, folder):
     options = {"size": SIZE, "limit": 4}
-    rival = evaluate_patch_linear(folder, folder, train_pictures=6, sizes=(16, 8), components=12, **options)
+    baseline = evaluate_patch_linear(folder, folder, train_images=6, sizes=(16, 8), components=12, **options)
     model = evaluate_model(tiny_model, folder, **options)
-    assert rival["protocol"] == model["protocol"]
-    assert set(rival["metrics"]) == set(model["metrics"])
-    assert rival["model"]["fitted_to"]["pictures"] == 6
-    assert rival["metrics"]["bits_per_position"] == 7
-    assert rival["metrics"]["codebooks"]["stage_1"]["quantization_error"] is None
-    assert 0 < rival["metrics"]["quantization_error"] < 1
+    assert baseline["protocol"] == model["protocol"]
+    assert set(baseline["metrics"]) == set(model["metrics"])
+    assert baseline["model"]["fitted_to"]["pictures"] == 6
+    assert baseline["metrics"]["bits_per_position"] == 7
+    assert baseline["metrics"]["codebooks"]["stage_1"]["quantization_error"] is None
+    assert 0 < baseline["metrics"]["quantization_error"] < 1
 
-    lines = format_table([("tiny", model), ("patch-linear", rival)]).splitlines()
+    lines = format_table([("tiny", model), ("patch-linear", baseline)]).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
     assert lines[2].startswith("| tiny ") and f"{model['metrics']['psnr']:.2f}" in lines[2]
-    assert f"{rival['metrics']['bits_per_pixel']:.4f}" in lines[3]
+    assert f"{baseline['metrics']['bits_per_pixel']:.4f}" in lines[3]
 
 
-def test_fitting_the_rival_on_the_same_split_is_deterministic(folder):
-    first, second = (fit_patch_linear(folder, size=SIZE, pictures=5, sizes=(8,), components=4) for _ in range(2))
+def test_fitting_the_baseline_on_the_same_split_is_deterministic(folder):
+    first, second = (fit_patch_linear(folder, size=SIZE, images=5, sizes=(8,), components=4) for _ in range(2))
     assert torch.equal(first.codes_0, second.codes_0)
 
 
@@ -185,7 +186,7 @@ def test_another_kind_of_model_and_a_missing_folder_are_refused(folder, tmp_path
         evaluate_model(PatchLinearCodec(), tmp_path / "nowhere")
 
 
-def test_an_unreadable_picture_is_named_by_its_place(tmp_path, folder):
+def test_an_unreadable_image_is_named_by_its_place(tmp_path, folder):
     broken = tmp_path / "broken"
     broken.mkdir()
     drawn(0).save(broken / "0.png")
@@ -194,9 +195,9 @@ def test_an_unreadable_picture_is_named_by_its_place(tmp_path, folder):
         evaluate_model(fit_patch_linear(folder, size=SIZE, sizes=(4,), components=4), broken, split="train", size=SIZE)
 
 
-def colour_moments(pictures):
+def colour_moments(images):
     """Features for a Frechet distance without a network: (B, 3, H, W) in [0, 1] -> (B, 6)."""
-    return torch.cat([pictures.mean((2, 3)), pictures.std((2, 3))], dim=1)
+    return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
 
 
 def test_metrics_by_networks_and_of_sets_are_those_of_their_modules(tiny_model, folder):
@@ -234,7 +235,7 @@ def test_what_was_not_asked_for_is_neither_measured_nor_defined_and_the_table_sa
     assert "SWD" not in format_table([("plain", plain)])
 
 
-def test_networks_that_are_not_to_be_had_are_named_before_any_picture_is_read(tiny_model, folder, monkeypatch):
+def test_networks_that_are_not_to_be_had_are_named_before_any_image_is_read(tiny_model, folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "torch" in name else real(name, *rest))

@@ -1,0 +1,112 @@
+"""Files and folders that appear whole or not at all, JSON, and names that may be published."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary name to write to; at the end the file gets its own name, or nothing is left behind."""
+    path = Path(path)
+    partial = _partial(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yields the name of a folder to make and fill; at the end it becomes `path`, or nothing is left behind.
+
+    Args:
+        path: the folder's own name. It must be new or empty, unless `replace`.
+        replace: delete what is there, once the new folder is complete.
+
+    Raises ValueError, before anything is written, when `path` holds something.
+    """
+    path = Path(path).absolute()
+    if not (replace or is_free_folder(path)):
+        raise ValueError(f"`folder` must be new or empty, got '{path}'")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def staged_files(folder: str | Path) -> Iterator[Path]:
+    """Yields an empty folder to write files into; at the end they all move into `folder`, or none of them does.
+
+    Files of the same names are replaced, others in `folder` stay.
+    """
+    folder = Path(folder).absolute()
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = _partial(folder / "files")
+    partial.mkdir()
+    try:
+        yield partial
+        for path in sorted(partial.iterdir()):
+            os.replace(path, folder / path.name)
+        made = []
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # somebody put something there meanwhile
+                parent.rmdir()
+
+
+def is_free_folder(path: str | Path) -> bool:
+    """Nothing is there yet, or an empty folder."""
+    path = Path(path)
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def read_json(path: str | Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no file. Raises ValueError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' must hold a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes indented JSON; the file appears whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def public_name(name: str | Path, parts: int = 1) -> str:
+    """A Hub id as it is; of a local path the last parts only: results are published, this machine's folders are not.
+
+    Args:
+        name: a Hub id, or a path that exists.
+        parts: how many of the path's last parts are kept.
+    """
+    path = Path(name).expanduser()
+    return "/".join(path.resolve().parts[-parts:]) if path.exists() else str(name)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

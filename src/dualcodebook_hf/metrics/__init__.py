@@ -1,0 +1,1 @@
+"""Metrics: objects with `update` and `compute`, below everything that measures."""

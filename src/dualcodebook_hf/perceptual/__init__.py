@@ -1,0 +1,1 @@
+"""Perceptual distances by frozen networks, below metrics and training."""

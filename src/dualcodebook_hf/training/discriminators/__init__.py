@@ -1,0 +1,1 @@
+"""Discriminators of adversarial training."""
