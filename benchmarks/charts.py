@@ -1,128 +1,179 @@
-"""Small charts drawn with PIL: curves over a logarithmic axis, bars; and the type and colours of all figures."""
+"""Charts by matplotlib: dots of results, curves of quality against rate, bars of how often codes are used."""
 
 from __future__ import annotations
 
-import functools
-import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
 
-PAPER, INK, FAINT_INK, GRID_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126), (228, 230, 235)
-# Told apart by people who see colours differently too (Okabe and Ito 2008): blue, vermilion, green, purple, ...
-SERIES_COLOURS = [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)]
-SUPERSAMPLING = 3  # lines are drawn larger and reduced, which smooths them
+# Okabe and Ito (2008): told apart by people who see colours differently, too.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+LINE_STYLES = ["-", "--", "-.", (0, (1, 1))]
+INK, FAINT_INK, GRID_INK = "#202228", "#70747E", "#E2E4E9"
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID_INK,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "font.size": 10,
+    "grid.color": GRID_INK,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": FAINT_INK,
+    "xtick.minor.bottom": False,
+    "ytick.color": FAINT_INK,
+    "ytick.minor.left": False,
+}
+DOT, HOLLOW = {"marker": "o", "linestyle": "none"}, {"markerfacecolor": "white"}
 
 
 @dataclass(frozen=True)
-class Series:
-    """points: (x, y), drawn as a curve with dots; a single one as a diamond. first_hollow: the first dot is a ring."""
+class DotRow:
+    """A row of one panel of `dot_plot`.
+
+    Attributes:
+        name: of the row; equal names share a line in all panels.
+        rate: in bits per position, gives the colour.
+        series: for each series the numbers of all seeds, none where the row has no such series.
+        text: printed beside the panel.
+    """
 
     name: str
-    points: Sequence[tuple[float, float]]
-    colour: tuple[int, int, int]
-    first_hollow: bool = False
+    rate: float
+    series: Sequence[Sequence[float]]
+    text: str
 
 
-def curves(
-    series: Sequence[Series],
-    size: tuple[int, int],
+@matplotlib.rc_context(STYLE)
+def dot_plot(
     title: str,
-    x_label: str,
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
-) -> Image.Image:
-    """Curves over a logarithmic x axis, with a legend at the bottom right; the axes end at their first and last ticks.
+    note: str,
+    rows: Sequence[tuple[str, float]],
+    panels: dict[str, Sequence[DotRow]],
+    names: Sequence[str] = (),
+) -> Figure:
+    """A panel for each data set, a line for each row: the mean, +- one deviation, a stroke for each of several seeds.
 
-    `size`: (W, H) of the picture. Points beyond the axes are not drawn. Raises ValueError for fewer than two ticks.
+    Args:
+        title: above everything.
+        note: a line under the title.
+        rows: (name, rate) from the top down.
+        panels: by title; a panel need not have every row.
+        names: of the series where there are two: the second one is hollow.
     """
-    if len(x_ticks) < 2 or len(y_ticks) < 2 or x_ticks[0] <= 0:
-        raise ValueError(f"`x_ticks` and `y_ticks` must hold two ticks or more, x above 0, got {x_ticks}, {y_ticks}")
-    width, height = size
-    chart = Image.new("RGB", size, PAPER)
-    left, top, right, bottom = 46, 34, width - 14, height - 46
-    draw, small = ImageDraw.Draw(chart), font(12)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = math.log(x / x_ticks[0]) / math.log(x_ticks[-1] / x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + across * (right - left), bottom - up * (bottom - top)
-
-    for tick in x_ticks:
-        x, text = place(tick, y_ticks[0])[0], f"{tick:g}"
-        draw.line([(x, top), (x, bottom)], GRID_INK)
-        draw.text((x - text_width(text, small) / 2, bottom + 6), text, FAINT_INK, small)
-    for tick in y_ticks:
-        y, text = place(x_ticks[0], tick)[1], f"{tick:g}"
-        draw.line([(left, y), (right, y)], GRID_INK)
-        draw.text((left - text_width(text, small) - 8, y - 8), text, FAINT_INK, small)
-    draw.text((left, 6), title, INK, font(15))
-    draw.text(((left + right - text_width(x_label, small)) / 2, bottom + 24), x_label, FAINT_INK, small)
-    strokes = []
-    for one in series:
-        points = [place(x, y) for x, y in one.points if x >= x_ticks[0]]
-        points = [point for point in points if left <= point[0] <= right and top <= point[1] <= bottom]
-        strokes += [(one, points)] if points else []
-    samples = _legend(draw, series, right - 8, bottom - 8)
-    return _with_strokes(chart, [*strokes, *samples])
+    rates = sorted({rate for _, rate in rows}, reverse=True)
+    colours = {rate: COLOURS[index % len(COLOURS)] for index, rate in enumerate(rates)}
+    figure = Figure((2 + 4.2 * len(panels), 1.5 + 0.25 * len(rows)), dpi=150)
+    figure.suptitle(f"{title}\n{note}", x=0.01, ha="left")
+    handles = [Line2D([], [], color=colours[rate], **DOT, label=f"{rate:g} bits per position") for rate in rates]
+    for order, name in enumerate(names):
+        handles.append(Line2D([], [], color=FAINT_INK, **DOT, **(HOLLOW if order else {}), label=name))
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), handletextpad=0.2)
+    heights = {name: height for height, (name, _) in enumerate(rows)}
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (panel, members) in zip(axes, panels.items(), strict=True):
+        axis.set_title(panel)
+        axis.set_yticks(range(len(rows)), heights, color=INK)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(left=False)
+        for height in range(1, len(rows)):
+            if rows[height][1] != rows[height - 1][1]:
+                axis.axhline(height - 0.5, color=FAINT_INK, linewidth=0.8)
+        for row in members:
+            _dots(axis, heights[row.name], row, colours[row.rate])
+        values = [value for row in members for numbers in row.series for value in numbers]
+        room = 0.04 * (max(values) - min(values)) or 0.5
+        axis.set_xlim(min(values) - room, max(values) + room)  # a deviation may run beyond the values
+    return figure
 
 
-def bars(counts: np.ndarray, size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
-    """Bars from left to right over the whole width, the highest as high as the picture; thin ones are averaged."""
-    width, height = size
-    counts = np.asarray(counts, dtype=np.float64)
-    edges = np.linspace(0, len(counts), width * SUPERSAMPLING + 1)
-    cumulative = np.concatenate([[0], np.cumsum(counts)])
-    heights = np.diff(np.interp(edges, np.arange(len(counts) + 1), cumulative)) / np.diff(edges)
-    heights = heights / max(counts.max(), 1e-12) * height * SUPERSAMPLING
-    filled = np.arange(height * SUPERSAMPLING)[::-1, None] < heights[None]
-    pixels = np.where(filled[..., None], np.uint8(colour), np.uint8(PAPER))
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
-
-
-@functools.cache
-def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """PIL's own face at a size in pixels."""
-    return ImageFont.load_default(size=round(size))
-
-
-def text_width(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    """Pixels that a line of text takes."""
-    return int(np.ceil(face.getlength(text)))
-
-
-def _legend(
-    draw: ImageDraw.ImageDraw, series: Sequence[Series], right: int, bottom: int
-) -> list[tuple[Series, list[tuple[float, float]]]]:
-    """Draws frame and names; returns the samples, still to be drawn."""
-    small, line, samples = font(13), 19, []
-    left = right - max(text_width(one.name, small) for one in series) - 36
-    top = bottom - line * len(series) - 8
-    draw.rectangle((left, top, right, bottom), PAPER, GRID_INK)
-    for index, one in enumerate(series):
-        y = top + 13 + index * line
-        draw.text((left + 30, y - 9), one.name, INK, small)
-        samples.append((one, [(left + 15, y)] if len(one.points) == 1 else [(left + 6, y), (left + 24, y)]))
-    return samples
-
-
-def _with_strokes(chart: Image.Image, strokes: Sequence[tuple[Series, Sequence[tuple[float, float]]]]) -> Image.Image:
-    large = chart.resize((chart.width * SUPERSAMPLING, chart.height * SUPERSAMPLING), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(large)
-    for one, points in strokes:
-        scaled = [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
-        if len(one.points) == 1:
-            for x, y in scaled:
-                radius = 8 * SUPERSAMPLING
-                corners = [(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)]
-                draw.polygon(corners, one.colour, PAPER, SUPERSAMPLING)
+def _dots(axis: Axes, height: float, row: DotRow, colour: str) -> None:
+    for order, values in enumerate(row.series):
+        if not values:
             continue
-        draw.line(scaled, one.colour, 2 * SUPERSAMPLING, joint="curve")
-        for index, (x, y) in enumerate(scaled):
-            hollow = one.first_hollow and index == 0
-            radius = (5 if hollow else 3) * SUPERSAMPLING
-            box = (x - radius, y - radius, x + radius, y + radius)
-            draw.ellipse(box, PAPER if hollow else one.colour, one.colour, 2 * SUPERSAMPLING)
-    return large.resize(chart.size, Image.Resampling.BOX)
+        mean, deviation = spread(values)
+        if len(values) > 1:
+            axis.plot([mean - deviation, mean + deviation], [height] * 2, color=colour, linewidth=1.6)
+            axis.plot(values, [height] * len(values), "|", color=colour, markersize=9)
+        axis.plot(mean, height, color=colour, **DOT, **(HOLLOW if order else {}))
+    axis.text(1.02, height, row.text, transform=axis.get_yaxis_transform(), va="center_baseline", fontsize="small")
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and sample standard deviation (0 for one value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@matplotlib.rc_context(STYLE)
+def rate_curves(points: dict[str, Sequence[dict[str, float]]], ticks: Sequence[float], width: int) -> Figure:
+    """PSNR and SSIM against the rate on a logarithmic axis: a curve for each codec, a diamond for each tokenizer.
+
+    Args:
+        points: name -> [{"bits_per_pixel", "psnr", "ssim"}, ...] in order of rate; one alone is a tokenizer, the first
+            of several is the smallest possible and drawn as a ring. What lies beyond the ticks is left out.
+        ticks: of the rate, in bits per pixel; the axis ends at the first and last one.
+        width: in pixels.
+    """
+    figure = Figure((width / 100, 4.6), dpi=100)
+    axes = figure.subplots(1, 2)
+    for axis, key, label in zip(axes, ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+        for order, (name, found) in enumerate(points.items()):
+            inside = [point for point in found if ticks[0] <= point["bits_per_pixel"] <= ticks[-1]]
+            x, y = [point["bits_per_pixel"] for point in inside], [point[key] for point in inside]
+            colour, tokenizer = COLOURS[order % len(COLOURS)], len(found) == 1
+            style = {"linestyle": LINE_STYLES[order % len(LINE_STYLES)], "marker": "D" if tokenizer else "o"}
+            axis.plot(x, y, color=colour, label=name, markersize=9 if tokenizer else 4, **style)
+            if inside and not tokenizer and inside[0] is found[0]:
+                axis.plot(x[:1], y[:1], color=colour, markersize=8, **DOT, **HOLLOW)
+        axis.set_title(label)
+        axis.set_xscale("log")
+        axis.set_xlim(ticks[0], ticks[-1])
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("bits per pixel; ring: the codec's smallest files", color=FAINT_INK)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(points))
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def usage_bars(times: np.ndarray, highest: float, width: int, height: int) -> Figure:
+    """How often each code is used, as bars on a logarithmic scale that begins at 1/100 of equal use.
+
+    Args:
+        times: (N,), use in times of equal use, from the most used code down.
+        highest: upper end of the scale, in times of equal use.
+        width: in pixels.
+        height: in pixels.
+    """
+    figure = Figure((width / 100, height / 100), dpi=100)
+    axis = figure.subplots()
+    axis.stairs(times, baseline=1e-3, fill=True, color=COLOURS[0])
+    axis.axhline(1, color=COLOURS[1])
+    axis.set_yscale("log")
+    axis.set_ylim(1e-2, highest)
+    axis.set_xlim(0, len(times))
+    ticks = [tick for tick in (0.01, 0.1, 1, 10, 100, 1000) if tick <= highest]
+    axis.set_yticks(ticks, ["equal use" if tick == 1 else f"{tick:g} x" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel(f"codes, the most used first; equal use is 1/{len(times)} of the tokens", color=FAINT_INK)
+    return figure
+
+
+def to_image(figure: Figure) -> Image.Image:
+    """The figure as an RGB picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

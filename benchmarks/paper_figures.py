@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from charts import GRID_INK, SERIES_COLOURS, Series, bars, curves
+from charts import rate_curves, usage_bars
+from charts import to_image as chart_image
 from PIL import Image, ImageDraw
 
 from dualcodebook_hf.figures import FAINT_INK, INK, PAPER, comparison_sheet, font, text_width
@@ -29,7 +30,15 @@ WINDOW = 64  # side of the marked region of `models_figure`, in pixels of the pi
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with up to two lines under it; box: (left, top, right, bottom) in its pixels; marked: in colour."""
+    """A picture with up to two lines under it.
+
+    Attributes:
+        image: the picture.
+        caption: first line.
+        note: second line, in small type.
+        box: (left, top, right, bottom) of a frame, in the picture's pixels.
+        marked: the lines are in colour.
+    """
 
     image: Image.Image
     caption: str = ""
@@ -40,17 +49,17 @@ class Tile:
 
 @torch.no_grad()
 def code_patches(model: DualCodebookCore, codebook: str) -> torch.Tensor:
-    """What each code of a book looks like: (N, 3, f, f) in about [-1, 1], the other books at the mean of their codes.
+    """What each code of a codebook looks like: (N, 3, f, f) in about [-1, 1], other codebooks at their codes' mean.
 
-    The middle of 3 x 3 positions that all hold the code, so that no border shows. Raises ValueError for an unknown book
-    and for one of more than 4096 codes.
+    The middle of 3 x 3 positions that all hold the code, so that no border shows. Raises ValueError for an unknown
+    codebook and for one of more than 4096 codes.
     """
     codebooks = model.quantize.codebooks
     if codebook not in codebooks:
-        raise ValueError(f"`book` must be one of {', '.join(codebooks)}, got {codebook!r}")
+        raise ValueError(f"`codebook` must be one of {', '.join(codebooks)}, got {codebook!r}")
     size, factor = codebooks[codebook].size, model.downsample_factor
     if size > MOST_CODES:
-        raise ValueError(f"`book` must have at most {MOST_CODES} codes to be drawn, {codebook} has {size}")
+        raise ValueError(f"`codebook` must have at most {MOST_CODES} codes to be drawn, {codebook} has {size}")
     tokens = torch.zeros(size, len(codebooks), 3, 3, dtype=torch.long, device=model.device)
     tokens[:, list(codebooks).index(codebook)] = torch.arange(size, device=model.device)[:, None, None]
     decoded = [model.detokenize(part, only=codebook).float().cpu() for part in tokens.split(PATCH_BATCH)]
@@ -58,13 +67,15 @@ def code_patches(model: DualCodebookCore, codebook: str) -> torch.Tensor:
 
 
 def codebook_figure(codebooks: dict[str, tuple[torch.Tensor, torch.Tensor]], title: str) -> Image.Image:
-    """Books side by side: a grid of their codes, the most used first, and under it how often each is used (fig. 3).
+    """Codebooks side by side: a grid of their codes, the most used first, and how often each is used (fig. 3).
 
-    `books`: name -> patches (N, 3, f, f) in [-1, 1], counts (N,) of a split. Codes that no token uses are crossed out.
+    Args:
+        codebooks: name -> patches (N, 3, f, f) in [-1, 1], counts (N,) of a split. Codes that no token uses are crossed
+            out.
+        title: above everything.
     """
-    most = max(_times_of_equal_use(counts).max().item() for _, counts in codebooks.values())
-    highest = math.ceil(math.log10(max(most, 1)) + 2) + 0.3
-    panels = [_codebook_panel(name, *content, highest) for name, content in codebooks.items()]
+    highest = 2 * max(_times_of_equal_use(counts).max().item() for _, counts in codebooks.values())
+    panels = [_codebook_panel(name, *content, max(highest, 2)) for name, content in codebooks.items()]
     return _titled(_beside(panels, 2 * MARGIN), title)
 
 
@@ -77,12 +88,12 @@ def _codebook_panel(name: str, patches: torch.Tensor, counts: torch.Tensor, high
     patches, counts = patches[order], counts[order]
     size, side = len(counts), 22
     columns = 2 ** math.ceil(math.log2(size) / 2 + 0.5) if size > 1 else 1  # 512 codes: 32 x 16
-    rows = -(-size // columns)
-    width, grid_top, bar_height = columns * side, 48, 140
-    panel = Image.new("RGB", (max(width, 330), grid_top + rows * side + bar_height + 40), PAPER)
+    width, grid_top, grid_height = max(columns * side, 400), 48, -(-size // columns) * side
+    bars = chart_image(usage_bars(_times_of_equal_use(counts).numpy(), highest, width, 200))
+    panel = Image.new("RGB", (width, grid_top + grid_height + bars.height), PAPER)
     draw = ImageDraw.Draw(panel)
     used, bits = int((counts > 0).sum()), entropy_bits(counts)
-    draw.text((0, 0), f"{name} book", INK, font(17))
+    draw.text((0, 0), f"{name} codebook", INK, font(17))
     share = f"{used} of {size} codes used   ·   perplexity {2**bits:.0f}   ·   most used first"
     draw.text((0, 24), share, FAINT_INK, font(13))
     for index in range(size):
@@ -91,37 +102,18 @@ def _codebook_panel(name: str, patches: torch.Tensor, counts: torch.Tensor, high
         panel.paste(patch, (left, top))
         if counts[index] == 0:
             draw.line((left, top, left + side - 3, top + side - 3), MARK, 2)
-    _usage_bars(panel, (0, grid_top + rows * side + 10, width, bar_height), counts, highest)
+    panel.paste(bars, (0, grid_top + grid_height))
     return panel
-
-
-def _usage_bars(panel: Image.Image, place: tuple[int, int, int, int], counts: torch.Tensor, highest: float) -> None:
-    """Shares of the tokens on a logarithmic scale of `highest` decades, the lowest at 1/100 of equal use.
-
-    `place`: (left, top, width, height); `counts`: from the most used code down.
-    """
-    left, top, width, height = place
-    draw, small, bottom = ImageDraw.Draw(panel), font(12), top + height
-    heights = (_times_of_equal_use(counts).clamp_min(1e-2).log10() + 2) / highest
-    bars_height = round(height * heights.max().item())
-    if bars_height:
-        panel.paste(bars(heights.numpy(), (width, bars_height), SERIES_COLOURS[0]), (left, bottom - bars_height))
-    draw.line((left, bottom, left + width, bottom), FAINT_INK)
-    for exponent in range(-1, int(highest) - 1):
-        y = bottom - round(height * (exponent + 2) / highest)
-        draw.line((left, y, left + width, y), MARK if exponent == 0 else GRID_INK)
-        text = "equal use" if exponent == 0 else f"{10.0**exponent:g} x"
-        place, ink = (left + width - text_width(text, small) - 2, y - 15), MARK if exponent == 0 else FAINT_INK
-        draw.text(place, text, ink, small, stroke_width=2, stroke_fill="white")  # it may stand on a bar
-    note = f"how often each code is used, in times of equal use (1/{len(counts)} of the tokens); logarithmic"
-    draw.text((left, bottom + 6), note, FAINT_INK, small)
 
 
 def difference_window(original: torch.Tensor, reconstructions: Sequence[torch.Tensor], side: int = WINDOW) -> tuple:
     """(left, top, right, bottom) of the square in which the models' squared errors differ the most.
 
-    `original` and each of `reconstructions`: (3, H, W); the difference is that of the worst to the best model. A single
-    reconstruction: where its error is largest.
+    Args:
+        original: (3, H, W).
+        reconstructions: each (3, H, W); the difference is that of the worst to the best one. A single one: where its
+            error is largest.
+        side: of the square, in pixels.
     """
     height, width = original.shape[-2:]
     side = min(side, height, width)
@@ -133,9 +125,14 @@ def difference_window(original: torch.Tensor, reconstructions: Sequence[torch.Te
 
 
 def models_figure(rows: Sequence[Sequence[Tile]], names: Sequence[str], title: str) -> Image.Image:
-    """A row a picture, a column for the original and for each model, the box of each tile enlarged beside it (fig. 4).
+    """A row for each picture, a column for each name, the box of each tile enlarged beside it (fig. 4).
 
-    Raises ValueError where a row has not one tile a name, or a tile no box.
+    Args:
+        rows: a tile for each name.
+        names: heads of the columns.
+        title: above everything.
+
+    Raises ValueError where a row does not have one tile per name, or a tile no box.
     """
     if any(len(row) != len(names) or not all(tile.box for tile in row) for row in rows):
         raise ValueError(f"`rows` must hold {len(names)} tiles each, all with a box")
@@ -149,7 +146,13 @@ def models_figure(rows: Sequence[Sequence[Tile]], names: Sequence[str], title: s
 
 
 def extremes_figure(best: Sequence[Sequence[Tile]], worst: Sequence[Sequence[Tile]], title: str) -> Image.Image:
-    """Best pictures above the worst ones (fig. 5); each list: a row of originals and one of reconstructions."""
+    """The best pictures above the worst ones (fig. 5).
+
+    Args:
+        best: a row of originals and a row of reconstructions.
+        worst: the same.
+        title: above everything.
+    """
     parts = []
     for name, rows in (("best by PSNR", best), ("worst by PSNR", worst)):
         parts.append(_headed(tiles_figure(rows), name))
@@ -159,26 +162,26 @@ def extremes_figure(best: Sequence[Sequence[Tile]], worst: Sequence[Sequence[Til
 def rate_figure(
     points: dict[str, Sequence[dict[str, float]]], title: str, notes: Sequence[str], strip: Image.Image
 ) -> Image.Image:
-    """PSNR and SSIM against bits per pixel, a curve for each codec, a diamond for each tokenizer; under it pictures.
+    """PSNR and SSIM against bits per pixel, the comparison in words, and under it pictures.
 
-    `points`: name -> [{"bits_per_pixel", "psnr", "ssim"}, ...] in order of rate; the first one of several is the
-    smallest possible and drawn as a ring.
+    Args:
+        points: see `charts.rate_curves`.
+        title: above everything.
+        notes: lines between the curves and the pictures.
+        strip: the pictures.
     """
-    charts = []
-    for key, label, step in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 0.1)):
-        series = [
-            Series(name, [(point["bits_per_pixel"], point[key]) for point in found], colour, first_hollow=True)
-            for (name, found), colour in zip(points.items(), _colours(len(points)), strict=True)
-        ]
-        heights = [y for one in series for x, y in one.points if RATES[0] <= x <= RATES[-1]]
-        first, last = math.floor(min(heights) / step), math.ceil(max(heights) / step)
-        y_ticks = [round(step * number, 6) for number in range(first, max(last, first + 1) + 1)]
-        charts.append(curves(series, (640, 420), label, "bits per pixel; ring: smallest possible", RATES, y_ticks))
-    return _titled(comparison_sheet([_beside(charts, MARGIN), _lines(notes), strip]), title)
+    curves = chart_image(rate_curves(points, RATES, strip.width))
+    return _titled(comparison_sheet([curves, _lines(notes), strip]), title)
 
 
 def tiles_figure(rows: Sequence[Sequence[Tile]], heads: Sequence[str] = (), side: int | None = None) -> Image.Image:
-    """Tiles in rows and columns, a head over each column; `side`: all pictures are shown at that longer side."""
+    """Tiles in rows and columns.
+
+    Args:
+        rows: not necessarily of one length.
+        heads: one over each column.
+        side: longer side at which all pictures are shown; None: as they are.
+    """
     caption_face, note_face = font(14), font(12)
     top = 22 if heads else 0
     shown = [[_shown(tile, side) for tile in row] for row in rows]
@@ -253,7 +256,3 @@ def _titled(content: Image.Image, title: str) -> Image.Image:
     ImageDraw.Draw(sheet).text((MARGIN, MARGIN - 2), title, INK, face)
     sheet.paste(content, (MARGIN, MARGIN + 34))
     return sheet
-
-
-def _colours(count: int) -> list[tuple[int, int, int]]:
-    return [SERIES_COLOURS[index % len(SERIES_COLOURS)] for index in range(count)]

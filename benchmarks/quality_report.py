@@ -1,35 +1,35 @@
-"""The report of benchmarks/quality.py: results.jsonl -> table.md and figures, drawn with PIL."""
+"""The report of benchmarks/quality.py: results.jsonl -> tables in Markdown and figures in PNG.
+
+python benchmarks/quality_report.py docs/quality docs/quality/f16    # writes them again
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from charts import DotRow, dot_plot, spread, to_image
+from markdown import markdown_table
+from matplotlib.figure import Figure
+
+from dualcodebook_hf.files import atomic_file, read_json
 
 # fsq bounds the latents by a tanh and lfq takes their signs: the distance between latents and codes is no loss there.
 WITHOUT_ERROR = ("fsq", "lfq")
 NOTE = (
-    "One small network, trained on pixels alone (no LPIPS, no GAN) in equal steps, from scratch but where the recipe "
-    "has data_initialization (PCA in a linear shortcut, k-means in EMA books). `paper-quantizer` is the paper's "
-    "quantizer, not the paper's model. Means over seeds, +- the sample standard deviation. Sorted by rate, then by "
-    "PSNR. The error is E|z - z_q|^2 / Var z; fsq and lfq have none (their latents are bounded first). `+dropout`: "
-    "the same model, its codes one draw of the transformer with dropout on, as in training, instead of its output "
-    "without. Seconds a step are wall time, reading of the pictures and checkpoints included. Megabytes are the codes"
-    " alone, in float32."
+    "One small network, trained on pixels alone (no LPIPS, no GAN) in equal steps, from scratch except where the "
+    "recipe has data_initialization (PCA in a linear shortcut, k-means in EMA codebooks). `paper-quantizer` is the "
+    "paper's quantizer, not the paper's model. Means over seeds, ± the sample standard deviation. Sorted by rate, "
+    "then by PSNR. The error is E|z - z_q|^2 / Var z; fsq and lfq have none (their latents are bounded first). "
+    "`+dropout`: the same model, its codes one draw of the transformer with dropout on, as in training, instead of "
+    "its output without dropout. Seconds per step are wall time and include reading the pictures and writing "
+    "checkpoints. Megabytes are the codes alone, in float32."
 )
-SCALE = 2  # pixels a point
-WHITE, INK, FAINT, LINE = (255, 255, 255), (32, 34, 40), (112, 116, 126), (226, 228, 233)
-# A colour for each rate, from a palette that the colour-blind can tell apart (Okabe and Ito).
-COLOURS = [(213, 94, 0), (0, 158, 115), (0, 114, 178), (204, 121, 167), (86, 180, 233), (230, 159, 0)]
-
-
-PANEL, TOP, STEP = 300, 108, 22  # width of a data set's panel, its upper edge, height of a row; in points
 Reader = Callable[[dict[str, Any]], float | None]
 
 
@@ -42,16 +42,80 @@ class Group:
     lines: list[dict[str, Any]]
 
     def values(self, read: Reader) -> list[float]:
-        """One number a seed; none where the reader finds none."""
+        """One number for each seed; none where the reader finds none."""
         return [value for value in map(read, self.lines) if value is not None]
 
     @property
     def bits(self) -> float:
+        """Bits per position."""
         return self.lines[0]["metrics"]["bits_per_position"]
 
     @property
     def psnr(self) -> float:
+        """Mean over seeds, in dB."""
         return statistics.fmean(self.values(lambda line: line["metrics"]["psnr"]))
+
+    def metric(self, key: str, form: str) -> str:
+        """Mean, and deviation where there are several seeds."""
+        value, deviation = spread(self.values(lambda line: line["metrics"][key]))
+        return form.format(value) + (f" ± {form.format(deviation)}" if len(self.lines) > 1 else "")
+
+    def codebooks(self, key: str, form: str, scale: float = 1) -> str:
+        """The mean of each codebook, times `scale`."""
+        columns = zip(*(line["metrics"]["codebooks"].values() for line in self.lines), strict=True)
+        return " / ".join(form.format(scale * statistics.fmean(one[key] for one in column)) for column in columns)
+
+    def parameters(self, key: str) -> str:
+        """In millions."""
+        return f"{self.lines[0]['training']['parameters'][key] / 1e6:.2f}"
+
+    def recipe(self) -> str:
+        """Where its training differs from the backbone's."""
+        return ", ".join(f"{key} {value}" for key, value in self.lines[0]["differences"]["training"].items())
+
+    def error(self) -> str:
+        """Quantization error, a dash where it means nothing."""
+        return self.metric("quantization_error", "{:.3f}") if _has_error(self.lines[0]) else "-"
+
+    def seconds(self) -> str:
+        """Mean over seeds, a dash where nothing was timed."""
+        seconds = self.values(lambda line: line["training"].get("seconds_per_step"))
+        return f"{statistics.fmean(seconds):.2f}" if seconds else "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the tables.
+
+    Attributes:
+        head: its first line.
+        cell: what it says of a group.
+        measured: on each data set; False: the same on all of them.
+    """
+
+    head: str
+    cell: Callable[[Group], str]
+    measured: bool = True
+
+
+COLUMNS = {
+    "recipe": Column("recipe", Group.recipe, measured=False),
+    "bits": Column("bits/position", lambda group: f"{group.bits:g}", measured=False),
+    "rate": Column("bits/pixel", lambda group: f"{group.lines[0]['metrics']['bits_per_pixel']:.4f}", measured=False),
+    "seeds": Column("seeds", lambda group: str(len(group.lines)), measured=False),
+    "psnr": Column("PSNR", lambda group: group.metric("psnr", "{:.2f}")),
+    "ssim": Column("SSIM", lambda group: group.metric("ssim", "{:.4f}")),
+    "ms_ssim": Column("MS-SSIM", lambda group: group.metric("ms_ssim", "{:.4f}")),
+    "swd": Column("SWD", lambda group: group.metric("swd", "{:.0f}")),
+    "error": Column("error", Group.error),
+    "usage": Column("codes used", lambda group: group.codebooks("usage", "{:.3g}%", 100)),
+    "perplexity": Column("perplexity", lambda group: group.codebooks("perplexity", "{:.0f}")),
+    "entropy": Column("norm. entropy", lambda group: group.codebooks("normalized_entropy", "{:.3f}")),
+    "pair_entropy": Column("pair entropy", lambda group: group.metric("pair_entropy", "{:.2f}")),
+    "parameters": Column("M param. in quantizer", lambda group: group.parameters("quantizer"), measured=False),
+    "megabytes": Column("MB of codes", lambda group: group.parameters("codebook_bytes"), measured=False),
+    "seconds": Column("seconds per step", Group.seconds, measured=False),
+}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +147,12 @@ def groups(lines: Sequence[dict[str, Any]]) -> dict[str, list[Group]]:
 
 
 def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
-    """Markdown: the conditions, then a table for each data set. `backbone`: its name."""
+    """Markdown: the conditions, then a table of all rows and columns for each data set.
+
+    Args:
+        lines: of results.jsonl.
+        backbone: its name.
+    """
     run = next(line["run"] for line in lines if "run" in line)
     data, training = run["data"], run["training"]
     parts = [
@@ -98,142 +167,90 @@ def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
             f"**{dataset}, {protocol['split']}**, {protocol['pictures']} pictures, shorter side {protocol['size']} px "
             f"({protocol['resample']}), centre crop"
         )
-        parts.append(_markdown([HEADER, *(_cells(group) for group in rows)]))
+        cells = [[group.row, *(column.cell(group) for column in COLUMNS.values())] for group in rows]
+        parts.append(markdown_table(["row", *(column.head for column in COLUMNS.values())], cells))
     failures = [line for line in lines if "failed" in line]
     parts += [f"{line['row']}, seed {line['seed']}, diverged: {line['failed']}" for line in failures]
     return "\n\n".join(parts) + "\n"
 
 
-HEADER = [
-    "row",
-    "recipe",
-    "bits/position",
-    "bits/pixel",
-    "seeds",
-    "PSNR",
-    "SSIM",
-    "MS-SSIM",
-    "SWD",
-    "error",
-    "codes used",
-]
-HEADER += ["perplexity", "norm. entropy", "pair entropy", "M param. in quantizer", "MB of codes", "s/step"]
+def short_table(lines: Sequence[dict[str, Any]], rows: Sequence[str], columns: Sequence[str]) -> str:
+    """Markdown of some rows and some of `COLUMNS`; what is measured stands once for each data set, side by side.
+
+    Raises ValueError for a row without results and for an unknown column.
+    """
+    found = {dataset: {group.row: group for group in members} for dataset, members in groups(lines).items()}
+    for name, given, known in (("rows", rows, next(iter(found.values()))), ("columns", columns, COLUMNS)):
+        if unknown := [one for one in given if one not in known]:
+            raise ValueError(f"`{name}` must be of {', '.join(known)}, got {', '.join(unknown)}")
+    places = [
+        (COLUMNS[key], dataset) for key in columns for dataset in list(found)[: None if COLUMNS[key].measured else 1]
+    ]
+    header = [f"{column.head} {dataset}" if column.measured else column.head for column, dataset in places]
+    cells = [[f"`{row}`", *(column.cell(found[dataset][row]) for column, dataset in places)] for row in rows]
+    return markdown_table(["row", *header], cells)
 
 
-def write_report(output: Path) -> None:
-    """results.jsonl and conditions.json of a folder -> table.md and four figures beside them."""
-    lines = read_lines(output / "results.jsonl")
+def write_table(folder: Path) -> None:
+    """results.jsonl and conditions.json of a folder -> table.md beside them."""
+    with atomic_file(folder / "table.md") as partial:
+        lines = read_lines(folder / "results.jsonl")
+        partial.write_text(table(lines, read_json(folder / "conditions.json")["backbone"]))
+
+
+def write_report(folder: Path) -> None:
+    """results.jsonl and conditions.json of a folder -> table.md and figures beside them, if there are results."""
+    lines = read_lines(folder / "results.jsonl")
     found = groups(lines)
     if not found:
         return
-    backbone = json.loads((output / "conditions.json").read_text())["backbone"]
-    (output / "table.md").write_text(table(lines, backbone))
-    run = next(line["run"] for line in lines if "run" in line)
+    write_table(folder)
+    run, backbone = (
+        next(line["run"] for line in lines if "run" in line),
+        read_json(folder / "conditions.json")["backbone"],
+    )
     note = f"{backbone}, {run['data']['resolution']} px, {run['training']['max_train_steps']} steps, no LPIPS, no GAN"
-    chart("PSNR in dB", note, found, {"": lambda line: line["metrics"]["psnr"]}, "{:.2f}").save(output / "psnr.png")
-    with_error = {name: [g for g in rows if _has_error(g.lines[0])] for name, rows in found.items()}
+    with_error = {name: [group for group in rows if _has_error(group.lines[0])] for name, rows in found.items()}
+    figures = {
+        "psnr": chart("PSNR in dB", note, found, {"": _metric_reader("psnr")}, "{:.2f}"),
+        "usage": chart("Share of the codes in use", note, found, _codebook_readers("usage"), "{:.2f}"),
+    }
+    title = "Entropy of each codebook's tokens, as a share of its bits"
+    figures["entropy"] = chart(title, note, found, _codebook_readers("normalized_entropy"), "{:.2f}")
     if any(with_error.values()):
-        error = {"": lambda line: line["metrics"]["quantization_error"]}
-        title = "Quantization error, a share of the latents' variance"
-        chart(title, note, with_error, error, "{:.3f}").save(output / "error.png")
-    for key, title, name in (
-        ("usage", "Share of the codes in use", "usage.png"),
-        ("normalized_entropy", "Entropy of each codebook's tokens, as a share of its bits", "entropy.png"),
-    ):
-        series = {f"{place} book": _codebook_reader(index, key) for index, place in enumerate(("first", "second"))}
-        chart(title, note, found, series, "{:.2f}").save(output / name)
+        title = "Quantization error, as a share of the latents' variance"
+        figures["error"] = chart(title, note, with_error, {"": _metric_reader("quantization_error")}, "{:.3f}")
+    for name, figure in figures.items():
+        with atomic_file(folder / f"{name}.png") as partial:
+            to_image(figure).save(partial, "PNG", optimize=True)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and sample standard deviation (0 for one value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def chart(title: str, note: str, found: dict[str, list[Group]], series: dict[str, Reader], number: str) -> Figure:
+    """The dot plot of one or two numbers of every row.
 
-
-def chart(title: str, note: str, found: dict[str, list[Group]], series: dict[str, Reader], number: str) -> Image.Image:
-    """A panel for each data set: a line for each row, its mean, +- one deviation and its seeds; a colour for each rate.
-
-    `series`: what is read from a result, by name; of two the second one is hollow. `number`: how values are printed.
+    Args:
+        title: of the figure.
+        note: the conditions.
+        found: the rows of each data set; a data set without rows is left out.
+        series: what is read from a result, by name.
+        number: how values are printed.
     """
-    found = {dataset: members for dataset, members in found.items() if members}
     order: dict[str, tuple[float, float]] = {}
     for members in found.values():  # of the first data set that a row was measured on
         for group in members:
             order.setdefault(group.row, (group.bits, -group.psnr))
     rows = [(row, order[row][0]) for row in sorted(order, key=order.__getitem__)]
-    rates = sorted({bits for _, bits in rows})
-    colours = {bits: COLOURS[index % len(COLOURS)] for index, bits in enumerate(rates)}
-    values = {dataset: [_printed(group, series, number) for group in members] for dataset, members in found.items()}
-    label = 44 + math.ceil(max(_width(row, 12) for row, _ in rows))
-    room = PANEL + 40 + math.ceil(max(_width(text, 11) for texts in values.values() for text in texts))
-    size = (label + len(found) * room, TOP + STEP * len(rows) + 36)
-    image = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), WHITE)
-    pen = Pen(ImageDraw.Draw(image))
-    pen.text((20, 14), title, INK, 17)
-    pen.text((20, 38), note, FAINT, 12)
-    _legend(pen, colours, list(series))
-    for index, (row, bits) in enumerate(rows):
-        pen.text((label - 16, TOP + STEP * index + 3), row, INK, 12, align="right")
-        if index and bits != rows[index - 1][1]:
-            pen.line((20, TOP + STEP * index), (size[0] - 20, TOP + STEP * index), LINE)
-    for index, (dataset, members) in enumerate(found.items()):
-        left = label + index * room
-        pen.text((left, TOP - 22), dataset, INK, 12)
-        places = {row: TOP + STEP * (place + 0.5) for place, (row, _) in enumerate(rows)}
-        placed = [(places[group.row], group) for group in members]
-        _panel(pen, left, STEP * len(rows), placed, series, colours)
-        for (y, _), text in zip(placed, values[dataset], strict=True):
-            pen.text((left + PANEL + 14, y - 8), text, INK, 11)
-    return image
-
-
-class Pen:
-    """Draws in points; the picture has SCALE pixels a point."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw) -> None:
-        self.draw = draw
-
-    def text(self, at: tuple[float, float], text: str, colour: tuple, size: float, align: str = "left") -> None:
-        """`at`: the upper left corner, or the upper right or middle one."""
-        x = at[0] - {"left": 0, "right": 1, "middle": 0.5}[align] * _width(text, size)
-        self.draw.text((x * SCALE, at[1] * SCALE), text, colour, _font(size))
-
-    def line(self, start: tuple[float, float], end: tuple[float, float], colour: tuple, width: float = 1) -> None:
-        points = [tuple(SCALE * x for x in point) for point in (start, end)]
-        self.draw.line(points, colour, round(width * SCALE))
-
-    def dot(self, at: tuple[float, float], radius: float, colour: tuple, hollow: bool = False) -> None:
-        box = [SCALE * (x + sign * radius) for sign in (-1, 1) for x in at]
-        self.draw.ellipse(box, WHITE if hollow else colour, colour, round(1.5 * SCALE) if hollow else 0)
-
-
-def _panel(
-    pen: Pen,
-    left: float,
-    height: float,
-    placed: Sequence[tuple[float, Group]],
-    series: dict[str, Reader],
-    colours: dict[float, tuple],
-) -> None:
-    everything = [value for _, group in placed for read in series.values() for value in group.values(read)]
-    ticks = nice_ticks(min(everything), max(everything))
-    low, high = ticks[0], ticks[-1]
-
-    def place(value: float) -> float:
-        return left + PANEL * (min(max(value, low), high) - low) / (high - low)
-
-    for tick in ticks:
-        pen.line((place(tick), TOP), (place(tick), TOP + height), LINE)
-        pen.text((place(tick), TOP + height + 6), f"{tick:g}", FAINT, 11, align="middle")
-    for y, group in placed:
-        for order, read in enumerate(series.values()):
-            values, colour = group.values(read), colours[group.bits]
-            if not values:
-                continue
-            mean, deviation = spread(values)
-            pen.line((place(mean - deviation), y), (place(mean + deviation), y), colour, 2)
-            for value in values if len(values) > 1 else ():
-                pen.line((place(value), y - 6), (place(value), y + 6), colour)
-            pen.dot((place(mean), y), 4.5, colour, hollow=order > 0)
+    panels = {
+        dataset: [
+            DotRow(
+                group.row, group.bits, [group.values(read) for read in series.values()], _printed(group, series, number)
+            )
+            for group in members
+        ]
+        for dataset, members in found.items()
+        if members
+    }
+    return dot_plot(title, note, rows, panels, list(series) if len(series) > 1 else ())
 
 
 def _printed(group: Group, series: dict[str, Reader], number: str) -> str:
@@ -243,86 +260,25 @@ def _printed(group: Group, series: dict[str, Reader], number: str) -> str:
     return " / ".join(number.format(mean) for mean, _ in found)
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers, evenly spaced, from at most `low` to at least `high`; about `count` of them."""
-    room = max(high - low, abs(high) * 1e-3, 1e-6)
-    unit = 10 ** math.floor(math.log10(room / count))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor * count >= room)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * index, 10) for index in range(first, max(last, first + 1) + 1)]
+def _metric_reader(key: str) -> Reader:
+    return lambda line: line["metrics"][key]
 
 
-def _legend(pen: Pen, colours: dict[float, tuple], series: Sequence[str]) -> None:
-    x = 24
-    for bits, colour in colours.items():
-        text = f"{bits:g} bits a position"
-        pen.dot((x, 64), 4.5, colour)
-        pen.text((x + 10, 56), text, FAINT, 12)
-        x += _width(text, 12) + 32
-    for order, name in enumerate(series if len(series) > 1 else ()):
-        pen.dot((x, 64), 4.5, FAINT, hollow=order > 0)
-        pen.text((x + 10, 56), name, FAINT, 12)
-        x += _width(name, 12) + 32
+def _codebook_readers(key: str) -> dict[str, Reader]:
+    def reader(index: int) -> Reader:
+        def read(line: dict[str, Any]) -> float | None:
+            codebooks = list(line["metrics"]["codebooks"].values())
+            return codebooks[index][key] if index < len(codebooks) else None
 
+        return read
 
-def _cells(group: Group) -> list[str]:
-    lines, first = group.lines, group.lines[0]
-    metrics, training = first["metrics"], first["training"]
-    codebooks = [list(line["metrics"]["codebooks"].values()) for line in lines]
-
-    def each(key: str, form: str, scale: float = 1.0) -> str:
-        means = (statistics.fmean(values[key] for values in column) for column in zip(*codebooks, strict=True))
-        return " / ".join(form.format(scale * mean) for mean in means)
-
-    def mean(key: str, form: str) -> str:
-        value, deviation = spread(group.values(lambda line: line["metrics"][key]))
-        return form.format(value) + (f" ± {form.format(deviation)}" if len(lines) > 1 else "")
-
-    seconds = [line["training"]["seconds_per_step"] for line in lines if line["training"].get("seconds_per_step")]
-    parameters = training["parameters"]
-    return [
-        group.row,
-        ", ".join(f"{key} {value}" for key, value in first["differences"]["training"].items()),
-        f"{metrics['bits_per_position']:g}",
-        f"{metrics['bits_per_pixel']:.4f}",
-        str(len(lines)),
-        mean("psnr", "{:.2f}"),
-        mean("ssim", "{:.4f}"),
-        mean("ms_ssim", "{:.4f}"),
-        mean("swd", "{:.0f}"),
-        mean("quantization_error", "{:.3f}") if _has_error(first) else "-",
-        each("usage", "{:.3g}%", 100),
-        each("perplexity", "{:.0f}"),
-        each("normalized_entropy", "{:.3f}"),
-        mean("pair_entropy", "{:.2f}"),
-        f"{parameters['quantizer'] / 1e6:.2f}",
-        f"{parameters['codebook_bytes'] / 1e6:.2f}",
-        f"{statistics.fmean(seconds):.2f}" if seconds else "-",
-    ]
-
-
-def _codebook_reader(index: int, key: str) -> Reader:
-    def read(line: dict[str, Any]) -> float | None:
-        codebooks = list(line["metrics"]["codebooks"].values())
-        return codebooks[index][key] if index < len(codebooks) else None
-
-    return read
+    return {"first codebook": reader(0), "second codebook": reader(1)}
 
 
 def _has_error(line: dict[str, Any]) -> bool:
     return line["run"]["model"]["quantizer"] not in WITHOUT_ERROR
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=round(size * SCALE))
-
-
-def _width(text: str, size: float) -> float:
-    return _font(size).getlength(text) / SCALE
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        write_report(Path(argument))
