@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
-from ..evaluation.evaluator import format_table
+from ..evaluation.table import results_table
 from .records import Records, complete_records
 
 MARK = "<!-- Written by `dualcodebook card`; a new one replaces it. -->"
@@ -252,7 +252,7 @@ def _measurements(records: Records, name: str) -> str:
         return "## Measurements\n\nNone lie beside the weights; `dualcodebook evaluate` makes them."
     own = records.own()
     rows = [(name if result in own else result["model"]["name"], result) for result in records.results]
-    parts = ["## Measurements", format_table(rows)]
+    parts = ["## Measurements", results_table(rows)]
     fitted = [result["model"]["fitted_to"] for result in records.results if result not in own]
     sources = dict.fromkeys(f"{item['pictures']} pictures of `{item['dataset']}` {item['split']}" for item in fitted)
     if sources:
