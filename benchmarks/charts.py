@@ -16,7 +16,7 @@ from PIL import Image
 
 # Okabe and Ito (2008): told apart by people who see colours differently, too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-LINE_STYLES = ["-", "--", "-.", (0, (1, 1))]
+LINE_STYLES = ["-", "--", "-.", ":"]
 INK, FAINT_INK, GRID_INK = "#202228", "#70747E", "#E2E4E9"
 STYLE = {
     "axes.axisbelow": True,
@@ -134,10 +134,12 @@ def rate_curves(points: dict[str, Sequence[dict[str, float]]], ticks: Sequence[f
             inside = [point for point in found if ticks[0] <= point["bits_per_pixel"] <= ticks[-1]]
             x, y = [point["bits_per_pixel"] for point in inside], [point[key] for point in inside]
             colour, tokenizer = COLOURS[order % len(COLOURS)], len(found) == 1
-            style = {"linestyle": LINE_STYLES[order % len(LINE_STYLES)], "marker": "D" if tokenizer else "o"}
-            axis.plot(x, y, color=colour, label=name, markersize=9 if tokenizer else 4, **style)
-            if inside and not tokenizer and inside[0] is found[0]:
-                axis.plot(x[:1], y[:1], color=colour, markersize=8, **DOT, **HOLLOW)
+            if tokenizer:
+                axis.plot(x, y, color=colour, label=name, marker="D", linestyle="none", markersize=9)
+                continue
+            axis.plot(x, y, LINE_STYLES[order % len(LINE_STYLES)], color=colour, label=name, marker="o", markersize=4)
+            if inside and inside[0] is found[0]:
+                axis.plot(x[0], y[0], color=colour, markersize=8, **DOT, **HOLLOW)
         axis.set_title(label)
         axis.set_xscale("log")
         axis.set_xlim(ticks[0], ticks[-1])

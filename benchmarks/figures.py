@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -33,18 +32,20 @@ from paper_figures import (
 )
 from PIL import Image
 
-from dualcodebook_hf.cli.inputs import check_folder, load_model, positive
-from dualcodebook_hf.evaluation.codecs import available_codecs, coded_at, coded_within
+from dualcodebook_hf.cli.inputs import check_folder, positive
+from dualcodebook_hf.evaluation.codecs import Codec, available_codecs, coded_at, coded_within
 from dualcodebook_hf.evaluation.data import EvaluationData, EvaluationImages
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
-from dualcodebook_hf.files import atomic_file
+from dualcodebook_hf.files import atomic_file, public_name, read_json, write_json
 from dualcodebook_hf.image_processing_dualcodebook import to_image, to_pixels
-from dualcodebook_hf.loading import tokenizer_label
+from dualcodebook_hf.loading import EMBEDDED, load_tokenizer, tokenizer_label
 from dualcodebook_hf.metrics.images import psnr, ssim
-from dualcodebook_hf.metrics.tokens import TokenStatistics
+from dualcodebook_hf.metrics.tokens import TokenStatistics, bits_per_pixel
+from dualcodebook_hf.tokenizer import Tokenizer
 from dualcodebook_hf.tokens.file import token_bytes
 
 LARGEST_JPEG = 200_000
+FITTED_IMAGES = 400  # of the train split, for the linear codec
 # Qualities of the curves on each codec's own scale, from the lowest on.
 CURVES = {
     "JPEG": (1, 5, 10, 20, 30, 50, 70),
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config")
     parser.add_argument("--split", default="test")
     parser.add_argument("--image-column", default="image")
-    parser.add_argument("--limit", type=positive, help="the first so many pictures only")
+    parser.add_argument("--limit", type=positive, help="the first N pictures only")
     parser.add_argument("--size", type=positive, default=256, help="side of the crops (default: %(default)s)")
     parser.add_argument("--rows", type=positive, default=4, help="pictures shown (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="draws the pictures of `compare` (default: %(default)s)")
@@ -87,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def codebook(arguments: argparse.Namespace) -> Image.Image:
-    """Figure 3: the codes of each book, and how often a split uses them."""
+    """Figure 3: the codes of each codebook, and how often a split uses them."""
     (name, model), *_ = load_models(arguments)
-    statistics = TokenStatistics({key: codebook.size for key, codebook in model.quantize.codebooks.items()})
+    statistics = TokenStatistics(model.codebook_sizes)
     for crops in data(arguments).batches(8):
         statistics.update(model.tokenize(crops.to(model.device)))
     codebooks = {key: (code_patches(model, key), counts) for key, counts in statistics.histograms.items()}
@@ -112,7 +113,7 @@ def compare(arguments: argparse.Namespace) -> Image.Image:
         tiles = [Tile(to_image(original), f"picture {index}", box=box)]
         tiles += [Tile(to_image(one), *quality_lines(one, original), box) for one in decoded]
         rows.append(tiles)
-    names = ["original", *(f"{name}, {bits(model):g} bits a position" for name, model in models)]
+    names = ["original", *(f"{name}, {model.bits_per_position:g} bits per position" for name, model in models)]
     title = f"{source(arguments)}: {len(rows)} pictures drawn at random; boxed: where the models differ the most"
     return models_figure(rows, names, title)
 
@@ -142,7 +143,7 @@ def rate_quality(arguments: argparse.Namespace) -> Image.Image:
     models = load_models(arguments)
     images = [to_image(crop) for crop in data(arguments)]
     (first, model), grid = models[0], -(-arguments.size // models[0][1].downsample_factor)
-    budget = token_bytes((grid, grid), bits(model))
+    budget = token_bytes((grid, grid), model.bits_per_position)
     curves, equal = codec_numbers(arguments, images, budget)
     points = {name: [tokenizer_point(one, images, arguments.size)] for name, one in models} | curves
     ours = [measured(decoded(model, image), to_pixels(image)) for image in images]
@@ -150,8 +151,7 @@ def rate_quality(arguments: argparse.Namespace) -> Image.Image:
     record = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "points": points}
     record["equal_bytes"] = {"model": first, "bytes": budget, "codecs": summary}
     if arguments.json:
-        with atomic_file(arguments.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(arguments.json, record)
     strip = rate_strip(arguments, first, model, images, ours, equal, budget)
     title = f"Rate and quality, {source(arguments)}, N = {len(images)}, {arguments.size} x {arguments.size} pixels"
     return rate_figure(points, title, rate_notes(record), strip)
@@ -167,7 +167,7 @@ def codec_numbers(
     key = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "bytes": budget}
     key |= {"pillow": Image.__version__, "codecs": {name: repr(codec) for name, codec in available_codecs().items()}}
     cache = arguments.codec_cache
-    if cache and cache.exists() and (kept := json.loads(cache.read_text())).get("key") == key:
+    if cache and (kept := read_json(cache) or {}).get("key") == key:
         return kept["curves"], kept["equal"]
     curves, equal = {}, {}
     for name, codec in available_codecs().items():
@@ -175,18 +175,17 @@ def codec_numbers(
         curves[name] = [codec_point(codec, images, quality) for quality in CURVES[name]]
         equal[name] = [equal_bytes(codec, image, budget) for image in images]
     if cache:
-        with atomic_file(cache) as temporary:
-            temporary.write_text(json.dumps({"key": key, "curves": curves, "equal": equal}) + "\n")
+        write_json(cache, {"key": key, "curves": curves, "equal": equal})
     return curves, equal
 
 
-def tokenizer_point(model: Any, images: Sequence[Image.Image], size: int) -> dict[str, float]:
+def tokenizer_point(model: Tokenizer, images: Sequence[Image.Image], size: int) -> dict[str, float]:
     """Mean quality of a tokenizer at its fixed rate."""
     found = [measured(decoded(model, image), to_pixels(image)) for image in images]
     return {"bits_per_pixel": rate(model, size), **means(found)}
 
 
-def codec_point(codec: Any, images: Sequence[Image.Image], quality: int) -> dict[str, float]:
+def codec_point(codec: Codec, images: Sequence[Image.Image], quality: int) -> dict[str, float]:
     """Mean rate and mean quality of a codec at one of its qualities."""
     coded = [(coded_at(codec, image, quality), image) for image in images]
     total = sum(one.count * 8 / (image.width * image.height) for one, image in coded)
@@ -194,7 +193,7 @@ def codec_point(codec: Any, images: Sequence[Image.Image], quality: int) -> dict
     return {"quality": quality, "bits_per_pixel": total / len(coded), **means(found)}
 
 
-def equal_bytes(codec: Any, image: Image.Image, budget: int) -> dict[str, Any]:
+def equal_bytes(codec: Codec, image: Image.Image, budget: int) -> dict[str, Any]:
     """A picture at the tokens' bytes, or the codec's smallest."""
     coded = coded_within(codec, image, budget)
     quality = measured(to_pixels(coded.image), to_pixels(image))
@@ -217,8 +216,8 @@ def rate_notes(record: dict[str, Any]) -> list[str]:
     equal = record["equal_bytes"]
     mine = record["points"][equal["model"]][0]
     lines = [
-        f"At {equal['bytes']} bytes a picture, {equal['model']}: {mine['psnr']:.2f} dB, SSIM {mine['ssim']:.3f}. Each "
-        "codec at its best quality within those bytes, or else its smallest file:"
+        f"At {equal['bytes']} bytes per picture, {equal['model']}: {mine['psnr']:.2f} dB, SSIM {mine['ssim']:.3f}. "
+        "Each codec at its best quality within those bytes, or else its smallest file:"
     ]
     for name, found in equal["codecs"].items():
         lines.append(
@@ -237,7 +236,7 @@ def rate_notes(record: dict[str, Any]) -> list[str]:
 def rate_strip(
     arguments: argparse.Namespace,
     name: str,
-    model: Any,
+    model: Tokenizer,
     images: Sequence[Image.Image],
     ours: Sequence[dict[str, float]],
     equal: dict[str, list[dict[str, Any]]],
@@ -264,26 +263,20 @@ def rate_strip(
     return tiles_figure(rows, ["original", name, *reversed(codecs)], side=208)
 
 
-def load_models(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
-    """(name, model) of each --model; the linear codec gets the books of the first other one."""
+def load_models(arguments: argparse.Namespace) -> list[tuple[str, Tokenizer]]:
+    """(name, tokenizer) of each --model; the linear codec gets the sizes of the first other one."""
     names = arguments.model or ["embedded"]
-    loaded = {
-        name: load_model(
-            argparse.Namespace(model=None if name == "embedded" else name, device=arguments.device, dtype="float32")
-        )
-        for name in names
-        if name != "patch-linear"
-    }
-    if arguments.figure in ("codebook", "extremes") and (len(names) > 1 or not loaded):
+    neural = [name for name in names if name != "patch-linear"]
+    if arguments.figure in ("codebook", "extremes") and not len(names) == len(neural) == 1:
         raise ValueError(f"`--model` of {arguments.figure} must be one neural model, got {names}")
+    loaded: dict[str, Tokenizer] = {}
+    for name in neural:
+        loaded[name] = load_tokenizer(None if name == "embedded" else name, device=arguments.device, argument="--model")
     if "patch-linear" in names:
-        sizes = next(
-            ([codebook.size for codebook in model.quantize.codebooks.values()] for model in loaded.values()), (512, 512)
-        )
-        loaded["patch-linear"] = PatchLinearCodec(sizes).fit(
-            data(arguments, split="train", limit=None).shuffled(0).first(400)
-        )
-    shown = {"embedded": "embedded checkpoint", "patch-linear": "patch-linear codec"}
+        sizes = list(loaded[neural[0]].codebook_sizes.values()) if neural else (512, 512)
+        images = data(arguments, split="train", limit=None).shuffled(0).first(FITTED_IMAGES)
+        loaded["patch-linear"] = PatchLinearCodec(sizes).fit(images)
+    shown = {"embedded": EMBEDDED, "patch-linear": "patch-linear codec"}
     return [(shown.get(name) or tokenizer_label(name), loaded[name]) for name in names]
 
 
@@ -294,12 +287,12 @@ def data(arguments: argparse.Namespace, **changes: Any) -> EvaluationImages:
 
 
 @torch.no_grad()
-def reconstruct(model: Any, crops: torch.Tensor) -> torch.Tensor:
+def reconstruct(model: Tokenizer, crops: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [-1, 1] -> the same, on the CPU, not clamped."""
     return model.autoencode(crops.to(model.device)).sample.float().cpu()
 
 
-def decoded(model: Any, image: Image.Image) -> torch.Tensor:
+def decoded(model: Tokenizer, image: Image.Image) -> torch.Tensor:
     """One picture through a tokenizer, (3, H, W)."""
     return reconstruct(model, to_pixels(image)[None])[0]
 
@@ -331,20 +324,15 @@ def unit(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels + 1) / 2
 
 
-def bits(model: Any) -> float:
-    """Bits a position."""
-    return model.bits_per_position
-
-
-def rate(model: Any, size: int) -> float:
+def rate(model: Tokenizer, size: int) -> float:
     """Bits per pixel of a square crop."""
-    return (-(-size // model.downsample_factor)) ** 2 * bits(model) / size**2
+    positions = (-(-size // model.downsample_factor)) ** 2
+    return bits_per_pixel(positions, model.bits_per_position, size, size)
 
 
 def source(arguments: argparse.Namespace) -> str:
     """Data set and split, without this machine's folders."""
-    path = Path(arguments.dataset).expanduser()
-    return f"{path.resolve().name if path.exists() else arguments.dataset} {arguments.split}"
+    return f"{public_name(arguments.dataset)} {arguments.split}"
 
 
 def save(figure: Image.Image, path: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from charts import DotRow, dot_plot, spread, to_image
-from markdown import markdown_table
 from matplotlib.figure import Figure
 
+from dualcodebook_hf.evaluation.table import markdown_table
 from dualcodebook_hf.files import atomic_file, read_json
 
 # fsq bounds the latents by a tanh and lfq takes their signs: the distance between latents and codes is no loss there.
