@@ -1,4 +1,4 @@
-"""What each configuration costs: parameters, FLOPs of one picture, memory of its codes, bits a position; and training.
+"""What each configuration costs: parameters, FLOPs of one picture, memory of its codes, bits; and what training costs.
 
     python benchmarks/cost.py --json cost.json
 
@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookConfig
-from dualcodebook_hf.files import atomic_file
+from dualcodebook_hf.evaluation.table import markdown_table
+from dualcodebook_hf.files import write_json
 from dualcodebook_hf.perceptual.vgg import VGG16Features
 from dualcodebook_hf.presets import load_preset, preset_names
 from dualcodebook_hf.quantizers import Quantizer, ScalarQuantizer, build_quantizer
@@ -36,6 +37,7 @@ EPOCHS = 500
 # Dense bfloat16 peak of the vendor's data sheet, FLOP a second; the share that is reached is assumed.
 GPUS = {"A100": 312e12, "H100 SXM": 989e12}
 UTILISATION = 0.25
+LARGEST_TABLE = 4 * 2**18 * 256  # bytes of the single table that baselines of 18 bits need
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         record = {"size": arguments.size, "rows": rows, "training_flops_per_picture": step, "gpu_hours": hours}
         record |= {"utilisation": arguments.utilisation, "peak_flops": GPUS, "epochs": EPOCHS}
-        with atomic_file(arguments.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(arguments.json, record)
     return 0
 
 
@@ -95,9 +96,9 @@ def cost(arguments: dict[str, Any], size: int = 256) -> dict[str, Any]:
         encode = flops(lambda: model.encode(pixels))
         decode = flops(lambda: model._decode(latents[:1].to("meta")))
         codes = flops(lambda: [codebook.codes() for codebook in quantizer.codebooks.values()])  # kept from here on
-        quantizer(latents)  # the library's books start by k-means
+        quantizer(latents)  # the library's codebooks start by k-means
         search = flops(lambda: quantizer(latents[:1]))
-    scalar = isinstance(quantizer, ScalarQuantizer)
+    codebook_bytes = sum(4 * codebook.size * codebook.dim for codebook in quantizer.codebooks.values())
     parts = {"encoder": ("encoder", "quant_conv", "linear_encoder")}
     parts["decoder"] = ("decoder", "post_quant_conv", "linear_decoder")
     counted = {name: sum(parameters(getattr(model, layer)) for layer in layers) for name, layers in parts.items()}
@@ -111,9 +112,7 @@ def cost(arguments: dict[str, Any], size: int = 256) -> dict[str, Any]:
         "decode_flops": decode,
         "search_flops": search,
         "codes_flops": codes,
-        "codebook_bytes": 0
-        if scalar
-        else sum(4 * codebook.size * codebook.dim for codebook in quantizer.codebooks.values()),
+        "codebook_bytes": 0 if isinstance(quantizer, ScalarQuantizer) else codebook_bytes,
         "logits": sum(quantizer.sizes),
     }
 
@@ -173,46 +172,53 @@ def gpu_hours(step: int, utilisation: float) -> dict[str, dict[str, float]]:
     }
 
 
-def cost_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, one line a row; memory also as a share of the table that rivals of 18 bits need."""
-    baseline = 4 * 2**18 * 256
-    lines = [
-        "| row | bits/position | bits/pixel | codes | encoder | decoder | quantizer | encode, GFLOP | of it search | "
-        "decode, GFLOP | codes in memory | of a 2^18 x 256 table | logits of a generator |",
-        "|---|" + "---|" * 12,
-    ]
-    for row in rows:
-        memory = row["codebook_bytes"]
-        cells = [
-            row["row"],
-            f"{row['bits_per_position']:g}",
-            f"{row['bits_per_pixel']:.4f}",
-            " + ".join(map(str, row["codes"])),
-            *(f"{row[f'{part}_parameters'] / 1e6:.2f} M" for part in ("encoder", "decoder", "quantizer")),
-            f"{row['encode_flops'] / 1e9:.1f}",
-            f"{row['search_flops'] / 1e9:.2f}",
-            f"{row['decode_flops'] / 1e9:.1f}",
-            f"{memory / 1e6:.2f} MB" if memory else "none",
-            f"{memory / baseline:.2%}",
-            f"{row['logits']:,}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "bits": ("bits/position", lambda row: f"{row['bits_per_position']:g}"),
+    "rate": ("bits/pixel", lambda row: f"{row['bits_per_pixel']:.4f}"),
+    "codes": ("codes", lambda row: " + ".join(map(str, row["codes"]))),
+    "encoder": ("encoder", lambda row: f"{row['encoder_parameters'] / 1e6:.2f} M"),
+    "decoder": ("decoder", lambda row: f"{row['decoder_parameters'] / 1e6:.2f} M"),
+    "quantizer": ("quantizer", lambda row: f"{row['quantizer_parameters'] / 1e6:.2f} M"),
+    "encode": ("encode, GFLOP", lambda row: f"{row['encode_flops'] / 1e9:.1f}"),
+    "search": ("of it search", lambda row: f"{row['search_flops'] / 1e9:.2f}"),
+    "decode": ("decode, GFLOP", lambda row: f"{row['decode_flops'] / 1e9:.1f}"),
+    "memory": (
+        "codes in memory",
+        lambda row: f"{row['codebook_bytes'] / 1e6:.2f} MB" if row["codebook_bytes"] else "none",
+    ),
+    "share": ("of a 2^18 x 256 table", lambda row: f"{row['codebook_bytes'] / LARGEST_TABLE:.2%}"),
+    "logits": ("logits of a generator", lambda row: f"{row['logits']:,}"),
+}
+
+
+def cost_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    """Markdown, one line for each row.
+
+    Args:
+        rows: a name as "row", and what `cost` returned.
+        columns: of `COLUMNS`.
+    """
+    cells = [[f"`{row['row']}`", *(COLUMNS[key][1](row) for key in columns)] for row in rows]
+    return markdown_table(["row", *(COLUMNS[key][0] for key in columns)], cells)
 
 
 def training_table(step: int, hours: dict[str, dict[str, float]], utilisation: float) -> str:
-    """Markdown of computed, not measured, GPU-hours."""
-    lines = [
-        f"Computed, not measured: {step / 1e12:.2f} TFLOP a picture and update (preset `paper`, both networks, LPIPS), "
-        f"{EPOCHS} epochs, {utilisation:.0%} of the dense bfloat16 peak assumed.",
-        "",
-        "| data set | pictures | " + " | ".join(f"{gpu}, GPU-hours" for gpu in GPUS) + " |",
-        "|---|---|" + "---|" * len(GPUS),
+    """Markdown of computed, not measured, GPU-hours.
+
+    Args:
+        step: FLOPs of one picture in an update.
+        hours: of `gpu_hours`.
+        utilisation: share of the peak that was assumed.
+    """
+    rows = [
+        [name, f"{TRAINING_IMAGES[name]:,}", *(f"{n:,.0f}" for n in found.values())] for name, found in hours.items()
     ]
-    for name, found in hours.items():
-        cells = [name, f"{TRAINING_IMAGES[name]:,}", *(f"{value:,.0f}" for value in found.values())]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    peaks = ", ".join(f"{peak / 1e12:.0f} TFLOP/s {gpu}" for gpu, peak in GPUS.items())
+    return (
+        f"Computed, not measured: {step / 1e12:.2f} TFLOP per picture and update (preset `paper`, both networks, "
+        f"LPIPS), {EPOCHS} epochs, {utilisation:.0%} of the dense bfloat16 peak assumed ({peaks}).\n\n"
+        + markdown_table(["data set", "pictures", *(f"{gpu}, GPU-hours" for gpu in GPUS)], rows)
+    )
 
 
 if __name__ == "__main__":

@@ -20,11 +20,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import hashlib
 import json
-import os
-import platform
 import shutil
 import sys
 import time
@@ -35,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from filelock import FileLock, Timeout
 from quality_report import read_lines, write_report
 
@@ -42,10 +40,12 @@ from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields, config_hash
 from dualcodebook_hf.evaluation.data import EvaluationData
 from dualcodebook_hf.evaluation.evaluator import evaluate as measure
+from dualcodebook_hf.evaluation.evaluator import hardware
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
-from dualcodebook_hf.files import public_name
+from dualcodebook_hf.files import public_name, read_json, write_json
 from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.presets import load_preset, preset_names
+from dualcodebook_hf.tokenizer import Tokenizer
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments, parse_run_config
 from dualcodebook_hf.training.checkpoints import list_checkpoints
 from dualcodebook_hf.training.data import TrainingImages
@@ -80,7 +80,13 @@ INCIDENTAL = ("output_dir", "resume_from_checkpoint", "max_train_minutes", "num_
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what its file changes in the paper's quantizer and, of the training, in the recipe."""
+    """A line of the table.
+
+    Attributes:
+        name: of its file, without the suffix.
+        model: what the file changes in the paper's quantizer.
+        training: what it changes in the recipe.
+    """
 
     name: str
     model: dict[str, Any]
@@ -89,7 +95,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """One row under one seed. `key` identifies everything that decides its numbers, but for the package's code."""
+    """One row under one seed.
+
+    Attributes:
+        row: what is trained.
+        seed: of the network and of the data order.
+        run: all settings.
+        key: identifies everything that decides its numbers, but for the package's code.
+    """
 
     row: Row
     seed: int
@@ -191,19 +204,19 @@ def train(job: Job, stop: StopRequest, minutes: float = 0.0) -> bool:
     trainer = Trainer(job.run, stop)
     clock, before, started = job.folder / "clock.json", trainer.progress.step, time.perf_counter()
     trainer.train()
-    spent = json.loads(clock.read_text()) if clock.is_file() else {"steps": 0, "seconds": 0.0}
+    spent = read_json(clock) or {"steps": 0, "seconds": 0.0}
     spent["steps"] += trainer.progress.step - before
     spent["seconds"] += time.perf_counter() - started
-    _write(clock, json.dumps(spent))
+    write_json(clock, spent)
     done = trainer.progress.step >= job.run.training.max_train_steps
     if done:
         per_step = round(spent["seconds"] / spent["steps"], 4) if spent["steps"] else None
         times = {"seconds_per_step": per_step, "timed_steps": spent["steps"]}
         record = {"steps": trainer.progress.step, **times, **_machine(trainer.accelerator.device)}
-        _write(job.record, json.dumps({**record, "parameters": count_parameters(trainer.network)}))
+        write_json(job.record, {**record, "parameters": count_parameters(trainer.network)})
     trainer.accelerator.free_memory()
     del trainer
-    _free()
+    clear_device_cache(garbage_collection=True)
     return done
 
 
@@ -221,7 +234,7 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
             with _sole_writer(arguments):
                 _append(path, line)
         del model
-        _free()
+        clear_device_cache(garbage_collection=True)
     for checkpoint in list_checkpoints(job.folder):
         shutil.rmtree(checkpoint)
     return True
@@ -235,14 +248,12 @@ def _measured_rows(job: Job) -> list[str]:
     return [job.row.name, *([job.row.name + DRAWN] if layers and model.transformer_dropout else [])]
 
 
-def _model_of(job: Job, row: str) -> DualCodebookVQModel | PatchLinearCodec:
+def _model_of(job: Job, row: str) -> Tokenizer:
     model = load_trained(job).to("cuda" if torch.cuda.is_available() else "cpu")
     return model if row == job.row.name else with_drawn_codes(model, job.seed)
 
 
-def _measure(
-    job: Job, row: str, model: DualCodebookVQModel | PatchLinearCodec, dataset: str, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def _measure(job: Job, row: str, model: Tokenizer, dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """A line of results.jsonl; the pictures that it is about are saved in the job's folder."""
     folder = public_name(dataset).replace("/", "-") + row.removeprefix(job.row.name)
     images_folder = job.folder / "pictures" / folder
@@ -257,13 +268,13 @@ def _measure(
     result = measure(model, images.open(), **options)
     head = {"row": row, "seed": job.seed, "evaluated_on": public_name(dataset), "key": job.key}
     line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
-    return {**line, "run": _public_run(job.run), "training": json.loads(job.record.read_text()), **result}
+    return {**line, "run": _public_run(job.run), "training": read_json(job.record), **result}
 
 
 def with_drawn_codes(model: DualCodebookVQModel, seed: int) -> DualCodebookVQModel:
-    """A copy whose books are plain tables: one draw of what their transformers give with dropout on, as in training.
+    """A copy whose codebooks are plain tables: one draw of what their transformers give with dropout on.
 
-    What such a book has learnt is the distribution of its codes under dropout; without it they are other vectors.
+    Such a codebook has learnt the distribution of its codes under dropout; without dropout they are other vectors.
     """
     fields = {key: getattr(model.config, key) for key in asdict(DualCodebookFields())}
     plain = {"global_transformer_layers": 0, "local_transformer_layers": 0, "scale_codes_to_latents": False}
@@ -280,7 +291,7 @@ def with_drawn_codes(model: DualCodebookVQModel, seed: int) -> DualCodebookVQMod
     return copy.eval()
 
 
-def load_trained(job: Job) -> DualCodebookVQModel | PatchLinearCodec:
+def load_trained(job: Job) -> Tokenizer:
     """The model that a finished job left in its folder, in eval mode."""
     if job.row.name in CODECS:
         return PatchLinearCodec.load(job.folder / "codec.safetensors").eval()
@@ -312,7 +323,7 @@ def run_jobs(jobs: Iterable[Job], arguments: argparse.Namespace, stop: StopReque
             with FileLock(job.folder / ".lock", blocking=False):
                 done = _run_job(job, arguments, stop, left)
         except Timeout:
-            print(f"{job.row.name}, seed {job.seed}: another process is at it", file=sys.stderr)
+            print(f"{job.row.name}, seed {job.seed}: it is being trained by another process", file=sys.stderr)
             complete = False
             continue
         if not done:
@@ -376,11 +387,11 @@ def _check(jobs: list[Job], arguments: argparse.Namespace) -> None:
     path, here = output / "conditions.json", conditions(jobs[0], arguments)
     output.mkdir(parents=True, exist_ok=True)
     with _sole_writer(arguments):
-        there = json.loads(path.read_text()) if path.is_file() else here
+        there = read_json(path) or here
         different = [key for key in here if here[key] != there.get(key)]
         if different:
             raise ValueError(f"`--output` {output} has results of another {', '.join(different)}: name another folder")
-        _write(path, json.dumps(here, indent=2))
+        write_json(path, here)
 
 
 def _sole_writer(arguments: argparse.Namespace) -> FileLock:
@@ -400,7 +411,7 @@ def _fit_codec(job: Job) -> bool:
     numbers = {"backbone": codec.basis.numel() + codec.mean.numel(), "quantizer": sum(sizes) * codec.components}
     record = {"steps": 0, "pictures": len(images), "seconds": round(time.perf_counter() - started, 1)}
     numbers["codebook_bytes"] = 4 * numbers["quantizer"]
-    _write(job.record, json.dumps({**record, **_machine(torch.device("cpu")), "parameters": numbers}))
+    write_json(job.record, {**record, **_machine(torch.device("cpu")), "parameters": numbers})
     return True
 
 
@@ -443,17 +454,13 @@ def _public_run(run: RunConfig) -> dict[str, Any]:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    hardware = {"device": device.type, "machine": platform.machine(), "cpu_cores": os.cpu_count()}
-    hardware["torch_threads"] = torch.get_num_threads()
-    if device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(device)
     versions = {}
     for library in ("torch", "diffusers", "accelerate", "datasets", "vector-quantize-pytorch"):
         try:
             versions[library] = version(library)
         except PackageNotFoundError:
             continue
-    return {"hardware": hardware, "versions": versions}
+    return {"hardware": hardware(device), "versions": versions}
 
 
 def _digest(value: object) -> str:
@@ -465,18 +472,6 @@ def _append(path: Path, line: dict[str, Any]) -> None:
     torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("a") as file:
         file.write("\n" * torn + json.dumps(line) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -492,7 +487,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=0, help="0: the backbone file's")
     add("--output", default="runs/quality", help="folder of results, table, figures and models")
     add("--eval-split", default="test")
-    add("--eval-limit", type=int, default=0, help="measure the first so many pictures only; 0: all")
+    add("--eval-limit", type=int, default=0, help="measure the first N pictures only; 0: all")
     add("--eval-batch-size", type=int, default=16)
     add("--max-minutes", type=float, default=0.0, help="stop in time; the same command goes on")
     add("--checkpoint-every", type=int, default=250, help="steps between checkpoints")

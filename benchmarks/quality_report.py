@@ -175,20 +175,27 @@ def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
 
 
 def short_table(lines: Sequence[dict[str, Any]], rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Markdown of some rows and some of `COLUMNS`; what is measured stands once for each data set, side by side.
+    """Markdown of some rows and columns.
+
+    Args:
+        lines: of results.jsonl.
+        rows: by name, from the top down.
+        columns: of `COLUMNS`; what is measured stands once for each data set, or for one alone: `usage@clothing-256`.
 
     Raises ValueError for a row without results and for an unknown column.
     """
     found = {dataset: {group.row: group for group in members} for dataset, members in groups(lines).items()}
-    for name, given, known in (("rows", rows, next(iter(found.values()))), ("columns", columns, COLUMNS)):
+    keys = [column.partition("@")[0] for column in columns]
+    for name, given, known in (("rows", rows, next(iter(found.values()))), ("columns", keys, COLUMNS)):
         if unknown := [one for one in given if one not in known]:
             raise ValueError(f"`{name}` must be of {', '.join(known)}, got {', '.join(unknown)}")
-    places = [
-        (COLUMNS[key], dataset) for key in columns for dataset in list(found)[: None if COLUMNS[key].measured else 1]
-    ]
-    header = [f"{column.head} {dataset}" if column.measured else column.head for column, dataset in places]
-    cells = [[f"`{row}`", *(column.cell(found[dataset][row]) for column, dataset in places)] for row in rows]
-    return markdown_table(["row", *header], cells)
+    header, readers = ["row"], []
+    for key, column in zip(keys, columns, strict=True):
+        shown = [column.partition("@")[2]] if "@" in column else list(found)
+        for dataset in shown if COLUMNS[key].measured else shown[:1]:
+            header.append(f"{COLUMNS[key].head} {dataset}" if COLUMNS[key].measured else COLUMNS[key].head)
+            readers.append((COLUMNS[key].cell, dataset))
+    return markdown_table(header, [[f"`{row}`", *(cell(found[data][row]) for cell, data in readers)] for row in rows])
 
 
 def write_table(folder: Path) -> None:

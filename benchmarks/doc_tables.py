@@ -1,0 +1,92 @@
+"""Writes the tables of docs/ again from the results that they show:
+
+    python benchmarks/doc_tables.py
+
+In a page stands `<!-- table: NAME key=a,b key=c -->`, the table, `<!-- /table -->`: the call of a function of `TABLES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cost import UTILISATION, cost, cost_table, gpu_hours, model_arguments, training_flops, training_table
+from quality_report import read_lines, short_table, write_table
+
+from dualcodebook_hf.evaluation.protocols import PROTOCOLS
+from dualcodebook_hf.evaluation.table import markdown_table
+from dualcodebook_hf.files import atomic_file, read_json
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = ("quality", "quality/f16")  # folders of benchmarks/quality.py, with a table.md of their own
+PAGES = ("quality/README.md", "figures/README.md", "paper-table.md")
+MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def results(rows: list[str], columns: list[str], folder: list[str]) -> str:
+    """Rows and columns of a results.jsonl, see `quality_report.COLUMNS`."""
+    return short_table(read_lines(DOCS / folder[0] / "results.jsonl"), rows, columns)
+
+
+def costs(rows: list[str], columns: list[str]) -> str:
+    """Rows of configs/ and presets, see `cost.COLUMNS`."""
+    return cost_table([{"row": row, **cost(model_arguments(row))} for row in rows], columns)
+
+
+def training_hours() -> str:
+    """What training the preset `paper` would cost."""
+    step = training_flops(model_arguments("paper"))
+    return training_table(step, gpu_hours(step, UTILISATION), UTILISATION)
+
+
+def protocols() -> str:
+    """The named protocols."""
+    rows = [[f"`{one.name}`", f"`{one.dataset}`", one.split, f"{one.images:,}"] for one in PROTOCOLS.values()]
+    return markdown_table(["protocol", "Hub data set", "split", "N"], rows)
+
+
+def equal_bytes() -> str:
+    """The tokenizer and the codecs at the tokens' bytes, of figures/rate.json."""
+    record = read_json(DOCS / "figures" / "rate.json")
+    equal, points = record["equal_bytes"], record["points"]
+    (ours,) = points[equal["model"]]
+    header = ["", "bytes, mean", f"pictures within {equal['bytes']} bytes", "PSNR", "SSIM"]
+    header += ["tokenizer better by PSNR", "by SSIM"]
+    rows = [[equal["model"], str(equal["bytes"]), "100%", f"{ours['psnr']:.2f}", f"{ours['ssim']:.3f}", "-", "-"]]
+    for name, found in equal["codecs"].items():
+        quality = [
+            f"{found['bytes']:.0f}",
+            f"{found['within_bytes']:.0%}",
+            f"{found['psnr']:.2f}",
+            f"{found['ssim']:.3f}",
+        ]
+        rows.append([name, *quality, *(f"{found[f'tokenizer_better_{key}']:.0%}" for key in ("psnr", "ssim"))])
+    return markdown_table(header, rows)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    function.__name__: function for function in (results, costs, training_hours, protocols, equal_bytes)
+}
+
+
+def filled(page: str) -> str:
+    """The page with its tables made again. Raises ValueError for a table that is not in `TABLES`."""
+
+    def table(match: re.Match[str]) -> str:
+        opening, name, given, closing = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"`table` must be one of {', '.join(TABLES)}, got {name!r}")
+        options = {key: values.split(",") for key, values in (part.split("=") for part in given.split())}
+        return f"{opening}\n{TABLES[name](**options)}\n\n{closing}"
+
+    return MARKED.sub(table, page)
+
+
+if __name__ == "__main__":
+    for folder in RESULTS:
+        write_table(DOCS / folder)
+    for page in PAGES:
+        text = filled((DOCS / page).read_text())
+        with atomic_file(DOCS / page) as partial:
+            partial.write_text(text)
