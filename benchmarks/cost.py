@@ -91,7 +91,7 @@ def cost(arguments: dict[str, Any], size: int = 256) -> dict[str, Any]:
     pixels = torch.empty(1, model.config.in_channels, size, size, device="meta")
     grid = -(-size // model.downsample_factor)
     quantizer = build_quantizer(DualCodebookConfig(**arguments)).eval()
-    latents = torch.randn(8, sum(quantizer.dims), grid, grid, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, sum(quantizer.dims), grid, grid, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         encode = flops(lambda: model.encode(pixels))
         decode = flops(lambda: model._decode(latents[:1].to("meta")))
