@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
-from dualcodebook_hf.evaluation.evaluator import format_table
+from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.hub.card import model_card
 from dualcodebook_hf.hub.records import Records, public_record
 
@@ -69,7 +69,7 @@ def test_table_and_facts_are_those_of_the_files():
     text = model_card(Records.read(EMBEDDED), "me/tok")
     results = json.loads((EMBEDDED / "metrics.json").read_text())["results"]
     names = ["tok" if "fitted_to" not in result["model"] else result["model"]["name"] for result in results]
-    assert format_table(zip(names, results, strict=True)) in text
+    assert results_table(zip(names, results, strict=True)) in text
     model = DualCodebookVQModel.from_pretrained(EMBEDDED)
     bits, factor = model.quantize.bits_per_position, model.downsample_factor
     assert f"{bits:g} bits a position, {bits / factor**2:.4f} bits per pixel" in text

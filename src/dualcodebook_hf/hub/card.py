@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
-from ..evaluation.evaluator import format_table
+from ..evaluation.table import results_table
+from ..metrics import IMAGE_METRICS, NETWORK_METRICS
 from .records import Records, complete_records
 
 MARK = "<!-- Written by `dualcodebook card`; a new one replaces it. -->"
@@ -21,26 +21,6 @@ TEMPLATE = "model_card_template.md"
 PIPELINE_TEMPLATE = "pipeline_card_template.md"
 TASK = "image-feature-extraction"
 TAGS = ["image-tokenizer", "vector-quantization", "dual-codebook", "vq-vae", "arxiv:2503.10832"]
-
-
-@dataclass(frozen=True)
-class MetricSpec:
-    """How a metric is written."""
-
-    title: str
-    digits: int
-    unit: str = ""
-
-
-IMAGE_METRICS = {
-    "psnr": MetricSpec("PSNR", 2, "dB"),
-    "ssim": MetricSpec("SSIM", 4),
-    "ms_ssim": MetricSpec("MS-SSIM", 4),
-    "l1": MetricSpec("L1", 4),
-    "swd": MetricSpec("SWD", 1),
-    "lpips": MetricSpec("LPIPS", 4),
-    "rfid": MetricSpec("rFID", 2),
-}
 DEFINITIONS = ("crop", "values", "mean", *IMAGE_METRICS, "quantization_error")  # those that the card repeats
 # The settings of train_config.json that the card tells.
 SETTINGS = {
@@ -205,7 +185,7 @@ def _measured(records: Records, name: str) -> dict[str, Any]:
     fitted = [result["model"]["fitted_to"] for result in records.results if result not in own]
     definitions = {key: text for protocol in protocols for key, text in protocol["definitions"].items()}
     return {
-        "table": format_table(
+        "table": results_table(
             (name if result in own else result["model"]["name"], result) for result in records.results
         ),
         "fitted_to": _distinct(fitted, "pictures", "dataset", "split"),
@@ -213,7 +193,7 @@ def _measured(records: Records, name: str) -> dict[str, Any]:
         "definitions": {key: definitions[key] for key in DEFINITIONS if key in definitions},
         "versions": {package: protocols[0]["versions"][package] for package in ("dualcodebook_hf", "torch")},
         "device": protocols[0]["hardware"]["device"],
-        "absent": [title for title, key in {"FID": "rfid", "LPIPS": "lpips"}.items() if key not in own[0]["metrics"]],
+        "absent": [IMAGE_METRICS[key].title for key in NETWORK_METRICS if key not in own[0]["metrics"]],
     }
 
 

@@ -18,8 +18,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..version import __version__
 from ..run_folder import RECORDS
+from ..version import __version__
 from .export import PACKAGE, SAMPLES, TrainedModel, export_pipeline, prepare_folder
 from .space import write_space
 

@@ -70,7 +70,7 @@ def readme(models: Sequence[str] = ()) -> str:
 
 
 def requirements() -> str:
-    """requirements.txt: what the installed package says of itself, with its extra `space`; gradio is the Space's own."""
+    """requirements.txt, from the installed package's metadata: the base and the extra `space` but gradio, the Space's own."""
     needed = []
     for requirement in map(Requirement, metadata.requires(DISTRIBUTION)):
         marker, requirement.marker = requirement.marker, None
