@@ -70,7 +70,7 @@ def readme(models: Sequence[str] = ()) -> str:
 
 
 def requirements() -> str:
-    """requirements.txt, from the installed package's metadata: the base and the extra `space` but gradio, the Space's own."""
+    """requirements.txt: the base install and the extra `space`, without gradio, which the Space brings itself."""
     needed = []
     for requirement in map(Requirement, metadata.requires(DISTRIBUTION)):
         marker, requirement.marker = requirement.marker, None
