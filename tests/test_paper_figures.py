@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from charts import PAPER, Series, bars, curves
+from charts import rate_curves, usage_bars
 from paper_figures import (
     MARK,
     Tile,
@@ -43,7 +43,7 @@ def test_a_patch_is_the_middle_of_a_field_of_its_code_with_the_other_codebook_at
     expected = tiny_model.detokenize(tokens, only="local")[0, :, 2:4, 2:4]
     torch.testing.assert_close(patches[11], expected, atol=1e-5, rtol=1e-4)
     assert code_patches(tiny_model, "global").shape == (32, 3, 2, 2)
-    with pytest.raises(ValueError, match="`book` must be one of global, local, got 'both'"):
+    with pytest.raises(ValueError, match="`codebook` must be one of global, local, got 'both'"):
         code_patches(tiny_model, "both")
 
 
@@ -59,24 +59,38 @@ def test_codes_stand_in_order_of_use_and_unused_ones_are_crossed_out() -> None:
     assert crossed == [False, False, False, True]
 
 
-def test_bars_are_as_high_as_their_counts() -> None:
-    image = np.asarray(bars(np.array([4, 2, 0, 1]), (40, 80), (0, 0, 0)).convert("L"), dtype=int)
-    heights = [(255 - image[:, 10 * place + 5]).sum() / 255 for place in range(4)]
-    assert heights == pytest.approx([80, 40, 0, 20], abs=1)
+def test_bars_are_as_high_as_the_use_of_their_codes() -> None:
+    """Of four codes the first has half of the tokens, twice equal use; the last has none."""
+    times = np.array([2.0, 1.5, 0.5, 0.0])
+    (axis,) = usage_bars(times, 4, 400, 200).axes
+    (stairs,) = axis.patches
+    assert stairs.get_data().values.tolist() == times.tolist()
+    assert stairs.get_data().edges.tolist() == [0, 1, 2, 3, 4]
+    assert axis.get_yscale() == "log" and axis.get_ylim() == (0.01, 4)
+    (equal,) = axis.lines
+    assert set(equal.get_ydata()) == {1}
+    ticks = dict(zip(axis.get_yticks(), (label.get_text() for label in axis.get_yticklabels()), strict=True))
+    assert ticks[1] == "equal use" and ticks[0.1] == "0.1 x"
 
 
-def test_curves_put_points_where_the_axes_say_and_leave_out_what_lies_beyond() -> None:
-    """x is logarithmic: 0.1 is in the middle of 0.01 and 1."""
-    red, blue = (255, 0, 0), (0, 0, 255)
-    series = [Series("inside", [(0.1, 5)], red), Series("beyond", [(2.0, 5), (3.0, 6)], blue)]
-    chart = np.asarray(curves(series, (400, 300), "t", "x", [0.01, 0.1, 1], [0, 5, 10]))
-    hits = np.argwhere((chart == red).all(-1))
-    hits = hits[hits[:, 0] < 200]  # the legend lies below
-    left, top, right, bottom = 46, 34, 400 - 14, 300 - 46
-    assert hits.mean(0) == pytest.approx([(top + bottom) / 2, (left + right) / 2], abs=1.5)
-    assert not (chart[:200] == blue).all(-1).any()
-    with pytest.raises(ValueError, match="`x_ticks` and `y_ticks`"):
-        curves(series, (400, 300), "t", "x", [0, 1], [0, 1])
+def test_curves_show_codecs_as_lines_from_a_ring_and_tokenizers_as_diamonds_without_what_lies_beyond() -> None:
+    """The rate's axis is logarithmic."""
+
+    def point(rate: float, psnr: float) -> dict[str, float]:
+        return {"bits_per_pixel": rate, "psnr": psnr, "ssim": psnr / 50}
+
+    codec = [point(0.1, 25), point(0.3, 30), point(2.0, 40)]
+    late = [point(0.01, 20), point(0.2, 26)]
+    figure = rate_curves({"ours": [point(0.07, 27)], "codec": codec, "late": late}, (0.03, 0.1, 1), 600)
+    for axis, scale in zip(figure.axes, (1, 50), strict=True):
+        assert axis.get_xscale() == "log" and axis.get_xlim() == (0.03, 1)
+        lines = {line.get_label(): line for line in axis.lines}
+        assert lines["ours"].get_marker() == "D" and lines["ours"].get_linestyle() == "None"
+        assert lines["codec"].get_xydata() == pytest.approx(np.array([[0.1, 25 / scale], [0.3, 30 / scale]]))
+        assert lines["late"].get_xydata() == pytest.approx(np.array([[0.2, 26 / scale]]))
+        rings = [line for line in axis.lines if line.get_markerfacecolor() == "white"]
+        assert [line.get_xdata().tolist() for line in rings] == [[0.1]]  # of late the smallest files are not shown
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "codec", "late"]
 
 
 def test_the_window_is_where_the_models_differ_not_where_both_are_wrong() -> None:
@@ -112,7 +126,7 @@ def test_marked_captions_are_in_colour() -> None:
     black = Image.new("RGB", (60, 20))
     plain, marked = (np.asarray(tiles_figure([[Tile(black, "text", marked=mark)]])) for mark in (False, True))
     assert not (plain == MARK).all(-1).any() and (marked == MARK).all(-1).any()
-    assert (plain[:20, :60] == 0).all() and tuple(plain[-1, -1]) == PAPER
+    assert (plain[:20, :60] == 0).all() and tuple(plain[-1, -1]) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
@@ -129,7 +143,7 @@ def test_a_codec_takes_the_highest_quality_within_the_bytes_or_its_smallest_file
     assert smallest.count == len(codec.encode(image, codec.lowest)) > 10
 
 
-def test_half_size_is_coded_as_a_image_of_half_the_sides() -> None:
+def test_half_size_is_coded_as_an_image_of_half_the_sides() -> None:
     image = photograph(64)
     half = Codec("JPEG", "jpg", 1, 95, shrink=2)
     data = half.encode(image, 50)
