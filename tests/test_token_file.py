@@ -62,7 +62,7 @@ def test_the_largest_codebook_of_uint16_keeps_its_last_token_and_a_larger_one_is
     path = tmp_path / "t.safetensors"
     save_tokens(path, TokenFile([TokenizedImage("a", (1, 1), tokens)], 16, {"codebook": 65536}, ""))
     assert load_tokens(path).images[0].tokens.item() == 65535
-    with pytest.raises(ValueError, match=r"`books`.*'codebook'.*65536.*65537"):
+    with pytest.raises(ValueError, match=r"`codebooks`.*'codebook'.*65536.*65537"):
         save_tokens(path, TokenFile([], 16, {"codebook": 65537}, ""))
 
 
@@ -78,8 +78,8 @@ def test_bytes_of_tokens_are_rounded_up() -> None:
         (TokenizedImage("a.png", (33, 70), image().tokens), r"'a.png'.*\(2, 3, 5\).*70x33.*f=16.*\(2, 3, 4\)"),
         (TokenizedImage("a.png", (33, 50), image().tokens[:1]), r"'a.png'.*\(1, 3, 4\)"),
         (TokenizedImage("a.png", (33, 50), image().tokens.float()), r"integers.*float32"),
-        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), 300)), r"local book.*\[0, 300\).*\[300, 300\]"),
-        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), -1)), r"global book.*\[-1, -1\]"),
+        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), 300)), r"codebook 'local'.*\[0, 300\).*\[300, 300\]"),
+        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), -1)), r"codebook 'global'.*\[-1, -1\]"),
         (TokenizedImage("a.png", (0, 50), torch.zeros(2, 0, 4, dtype=int)), r"`size`.*\(0, 50\)"),
         (TokenizedImage("../a.png", (33, 50), image().tokens), r"`name`.*'\.\./a\.png'"),
         (TokenizedImage("..", (33, 50), image().tokens), r"`name`"),
@@ -108,7 +108,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
     [
         ({"format_version": 2}, r"version 1, got 2"),
         ({"format_version": None}, r"version 1, got None"),
-        ({"books": [["global", 512], ["local", 10]]}, r"local book.*\[0, 10\)"),
+        ({"books": [["global", 512], ["local", 10]]}, r"codebook 'local'.*\[0, 10\)"),
         ({"books": [["global", 512]]}, r"shape \(1, 3, 4\)"),
         ({"books": ["global"]}, r"`books`"),
         ({"downsample_factor": 8}, r"f=8"),
