@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.tokens.file import METADATA_KEY, TokenFile, TokenizedImage, load_tokens, save_tokens, token_bytes
 
 CODEBOOKS = {"global": 512, "local": 300}
@@ -148,3 +149,12 @@ def test_missing_broken_and_foreign_files_are_value_errors_that_name_them(tmp_pa
     for name in ("text", "weights", "cut", "folder", "missing"):
         with pytest.raises(ValueError, match=rf"token file .*{name}'"):
             load_tokens(tmp_path / name)
+
+
+def test_tokens_are_taken_by_their_models_architecture_alone(tiny_model, tiny_config) -> None:
+    made = TokenFile.of_model(tiny_model, [])
+    assert (made.downsample_factor, made.codebooks) == (2, {"global": 32, "local": 16})
+    made.check_model(DualCodebookVQModel(**tiny_config), "t.safetensors")  # other weights
+    other = DualCodebookVQModel(**{**tiny_config, "local_codebook_size": 17})
+    with pytest.raises(ValueError, match=rf"`--model`.*'t.safetensors'.*{made.config_hash}.*'local': 16"):
+        made.check_model(other, "t.safetensors", "--model")
