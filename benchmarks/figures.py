@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import io
 import random
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from paper_figures import (
     Tile,
     code_patches,
@@ -39,10 +39,10 @@ from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.files import atomic_file, public_name, read_json, write_json
 from dualcodebook_hf.image_processing_dualcodebook import to_image, to_pixels
 from dualcodebook_hf.loading import EMBEDDED, load_tokenizer, tokenizer_label
-from dualcodebook_hf.metrics.images import psnr, ssim
-from dualcodebook_hf.metrics.tokens import TokenStatistics, bits_per_pixel
+from dualcodebook_hf.metrics.images import image_quality
+from dualcodebook_hf.metrics.tokens import TokenStatistics
+from dualcodebook_hf.reconstruction import Reconstruction, reconstruct_image
 from dualcodebook_hf.tokenizer import Tokenizer
-from dualcodebook_hf.tokens.file import token_bytes
 
 LARGEST_JPEG = 200_000
 FITTED_IMAGES = 400  # of the train split, for the linear codec
@@ -103,16 +103,14 @@ def codebook(arguments: argparse.Namespace) -> Image.Image:
 def compare(arguments: argparse.Namespace) -> Image.Image:
     """Figure 4: several models on pictures drawn at random, the region where they differ the most boxed."""
     models = load_models(arguments)
-    images = list(data(arguments))
+    images = images_of(arguments)
     chosen = random.Random(arguments.seed).sample(range(len(images)), min(arguments.rows, len(images)))
     rows = []
     for index in chosen:
         original = images[index]
-        decoded = [reconstruct(model, original[None])[0] for _, model in models]
-        box = difference_window(original, decoded)
-        tiles = [Tile(to_image(original), f"picture {index}", box=box)]
-        tiles += [Tile(to_image(one), *quality_lines(one, original), box) for one in decoded]
-        rows.append(tiles)
+        found = [reconstruct_image(model, original) for _, model in models]
+        box = difference_window(to_pixels(original), [to_pixels(one.image) for one in found])
+        rows.append([Tile(original, f"picture {index}", box=box), *(Tile(*shown(one), box) for one in found)])
     names = ["original", *(f"{name}, {model.bits_per_position:g} bits per position" for name, model in models)]
     title = f"{source(arguments)}: {len(rows)} pictures drawn at random; boxed: where the models differ the most"
     return models_figure(rows, names, title)
@@ -121,38 +119,33 @@ def compare(arguments: argparse.Namespace) -> Image.Image:
 def extremes(arguments: argparse.Namespace) -> Image.Image:
     """Figure 5: the pictures of a split that a model reconstructs best and worst, by PSNR."""
     (name, model), *_ = load_models(arguments)
-    pairs = []
-    for crops in data(arguments).batches(8):
-        pairs += zip(crops, reconstruct(model, crops), strict=True)
-    values = torch.cat([psnr(unit(one[None]), unit(original[None])) for original, one in pairs])
-    order = values.argsort(descending=True).tolist()
+    found = [reconstruct_image(model, image) for image in images_of(arguments)]
+    order = sorted(range(len(found)), key=lambda index: found[index].psnr, reverse=True)
     count = min(arguments.rows + 2, len(order) // 2)
     if not count:
         raise ValueError(f"`--split` must hold two pictures or more, got {len(order)}")
     halves = []
     for chosen in (order[:count], order[-count:][::-1]):
-        originals = [Tile(to_image(pairs[index][0]), note=f"picture {index}") for index in chosen]
-        decoded = [Tile(to_image(pairs[index][1]), *quality_lines(*pairs[index][::-1])) for index in chosen]
-        halves.append([originals, decoded])
-    title = f"{name}, {rate(model, arguments.size):.4f} bits per pixel; {source(arguments)}, N = {len(order)}"
-    return extremes_figure(*halves, f"{title}, mean {values.mean():.2f} dB")
+        originals = [Tile(found[index].original, note=f"picture {index}") for index in chosen]
+        halves.append([originals, [Tile(*shown(found[index])) for index in chosen]])
+    mean = statistics.fmean(one.psnr for one in found)
+    title = f"{name}, {found[0].bits_per_pixel:.4f} bits per pixel; {source(arguments)}, N = {len(found)}"
+    return extremes_figure(*halves, f"{title}, mean {mean:.2f} dB")
 
 
 def rate_quality(arguments: argparse.Namespace) -> Image.Image:
     """Tokenizers against JPEG, WebP and AVIF: curves over a split, and pictures at the first model's bytes."""
-    models = load_models(arguments)
-    images = [to_image(crop) for crop in data(arguments)]
-    (first, model), grid = models[0], -(-arguments.size // models[0][1].downsample_factor)
-    budget = token_bytes((grid, grid), model.bits_per_position)
-    curves, equal = codec_numbers(arguments, images, budget)
-    points = {name: [tokenizer_point(one, images, arguments.size)] for name, one in models} | curves
-    ours = [measured(decoded(model, image), to_pixels(image)) for image in images]
-    summary = {name: equal_summary(found, ours) for name, found in equal.items()}
+    images = images_of(arguments)
+    found = {name: [reconstruct_image(model, image) for image in images] for name, model in load_models(arguments)}
+    first, ours = next(iter(found.items()))
+    curves, equal = codec_numbers(arguments, images, ours[0].num_bytes)
+    points = {name: [tokenizer_point(members)] for name, members in found.items()} | curves
+    summary = {name: equal_summary(members, ours) for name, members in equal.items()}
     record = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "points": points}
-    record["equal_bytes"] = {"model": first, "bytes": budget, "codecs": summary}
+    record["equal_bytes"] = {"model": first, "bytes": ours[0].num_bytes, "codecs": summary}
     if arguments.json:
         write_json(arguments.json, record)
-    strip = rate_strip(arguments, first, model, images, ours, equal, budget)
+    strip = rate_strip(arguments.rows, first, ours, equal)
     title = f"Rate and quality, {source(arguments)}, N = {len(images)}, {arguments.size} x {arguments.size} pixels"
     return rate_figure(points, title, rate_notes(record), strip)
 
@@ -179,32 +172,32 @@ def codec_numbers(
     return curves, equal
 
 
-def tokenizer_point(model: Tokenizer, images: Sequence[Image.Image], size: int) -> dict[str, float]:
+def tokenizer_point(found: Sequence[Reconstruction]) -> dict[str, float]:
     """Mean quality of a tokenizer at its fixed rate."""
-    found = [measured(decoded(model, image), to_pixels(image)) for image in images]
-    return {"bits_per_pixel": rate(model, size), **means(found)}
+    quality = means([{"psnr": one.psnr, "ssim": one.ssim} for one in found])
+    return {"bits_per_pixel": found[0].bits_per_pixel, **quality}
 
 
 def codec_point(codec: Codec, images: Sequence[Image.Image], quality: int) -> dict[str, float]:
     """Mean rate and mean quality of a codec at one of its qualities."""
     coded = [(coded_at(codec, image, quality), image) for image in images]
     total = sum(one.count * 8 / (image.width * image.height) for one, image in coded)
-    found = [measured(to_pixels(one.image), to_pixels(image)) for one, image in coded]
+    found = [measured(one.image, image) for one, image in coded]
     return {"quality": quality, "bits_per_pixel": total / len(coded), **means(found)}
 
 
 def equal_bytes(codec: Codec, image: Image.Image, budget: int) -> dict[str, Any]:
     """A picture at the tokens' bytes, or the codec's smallest."""
     coded = coded_within(codec, image, budget)
-    quality = measured(to_pixels(coded.image), to_pixels(image))
-    return {"bytes": coded.count, "smallest": coded.smallest, **quality}
+    return {"bytes": coded.count, "smallest": coded.smallest, **measured(coded.image, image)}
 
 
-def equal_summary(found: Sequence[dict[str, Any]], ours: Sequence[dict[str, float]]) -> dict[str, float]:
+def equal_summary(found: Sequence[dict[str, Any]], ours: Sequence[Reconstruction]) -> dict[str, float]:
     """Means over pictures, how many a codec can hold to the bytes, and on how many the tokenizer is better."""
     count = len(found)
     shares = {
-        f"tokenizer_better_{key}": sum(mine[key] > its[key] for mine, its in zip(ours, found, strict=True)) / count
+        f"tokenizer_better_{key}": sum(getattr(mine, key) > its[key] for mine, its in zip(ours, found, strict=True))
+        / count
         for key in ("psnr", "ssim")
     }
     within = sum(not one["smallest"] for one in found) / count
@@ -234,33 +227,35 @@ def rate_notes(record: dict[str, Any]) -> list[str]:
 
 
 def rate_strip(
-    arguments: argparse.Namespace,
-    name: str,
-    model: Tokenizer,
-    images: Sequence[Image.Image],
-    ours: Sequence[dict[str, float]],
-    equal: dict[str, list[dict[str, Any]]],
-    budget: int,
+    rows: int, name: str, ours: Sequence[Reconstruction], equal: dict[str, list[dict[str, Any]]]
 ) -> Image.Image:
-    """Pictures from the tokenizer's largest gain over the best codec that fits the bytes down to its largest loss."""
+    """Pictures from the tokenizer's largest gain over the best codec that fits the bytes down to its largest loss.
+
+    Args:
+        rows: pictures shown, at most.
+        name: of the tokenizer.
+        ours: every picture through it.
+        equal: codec -> `equal_bytes` of every picture.
+    """
     fitting = [
         [found[index]["psnr"] for found in equal.values() if not found[index]["smallest"]] for index in range(len(ours))
     ]
-    gains = {index: ours[index]["psnr"] - max(values) for index, values in enumerate(fitting) if values}
+    gains = {index: ours[index].psnr - max(values) for index, values in enumerate(fitting) if values}
     order = sorted(gains or range(len(ours)), key=lambda index: gains.get(index, 0), reverse=True)
-    count = min(arguments.rows, len(order))
+    count = min(rows, len(order))
     chosen = [order[round(step * (len(order) - 1) / max(count - 1, 1))] for step in range(count)]
-    codecs, rows = available_codecs(), []
+    codecs, tiles = available_codecs(), []
     for index in chosen:
-        image = images[index]
-        tiles = [Tile(image, f"picture {index}")]
-        tiles.append(Tile(to_image(decoded(model, image)), f"{budget} bytes", quality_note(ours[index])))
+        mine = ours[index]
+        row = [Tile(mine.original, f"picture {index}")]
+        row.append(Tile(mine.image, f"{mine.num_bytes} bytes", f"{mine.psnr:.2f} dB, SSIM {mine.ssim:.3f}"))
         for key in reversed(codecs):
-            coded, found = coded_within(codecs[key], image, budget), equal[key][index]
+            coded, found = coded_within(codecs[key], mine.original, mine.num_bytes), equal[key][index]
             caption = f"{coded.count} bytes" + (", smallest" if coded.smallest else "")
-            tiles.append(Tile(coded.image, caption, quality_note(found), marked=coded.smallest))
-        rows.append(tiles)
-    return tiles_figure(rows, ["original", name, *reversed(codecs)], side=208)
+            note = f"{found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}"
+            row.append(Tile(coded.image, caption, note, marked=coded.smallest))
+        tiles.append(row)
+    return tiles_figure(tiles, ["original", name, *reversed(codecs)], side=208)
 
 
 def load_models(arguments: argparse.Namespace) -> list[tuple[str, Tokenizer]]:
@@ -286,48 +281,25 @@ def data(arguments: argparse.Namespace, **changes: Any) -> EvaluationImages:
     return EvaluationData(**{name: getattr(arguments, name) for name in names} | changes).open()
 
 
-@torch.no_grad()
-def reconstruct(model: Tokenizer, crops: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1] -> the same, on the CPU, not clamped."""
-    return model.autoencode(crops.to(model.device)).sample.float().cpu()
+def images_of(arguments: argparse.Namespace) -> list[Image.Image]:
+    """The split's crops."""
+    return [to_image(crop) for crop in data(arguments)]
 
 
-def decoded(model: Tokenizer, image: Image.Image) -> torch.Tensor:
-    """One picture through a tokenizer, (3, H, W)."""
-    return reconstruct(model, to_pixels(image)[None])[0]
-
-
-def measured(one: torch.Tensor, original: torch.Tensor) -> dict[str, float]:
-    """PSNR and SSIM of (3, H, W) in [-1, 1], as `dualcodebook evaluate` measures them."""
-    pair = unit(one[None]), unit(original[None])
-    return {"psnr": psnr(*pair).item(), "ssim": ssim(*pair).item()}
+def measured(one: Image.Image, original: Image.Image) -> dict[str, float]:
+    """PSNR and SSIM, as `dualcodebook evaluate` measures them."""
+    values = image_quality(to_pixels(one)[None], to_pixels(original)[None])
+    return dict(zip(("psnr", "ssim"), values, strict=True))
 
 
 def means(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean PSNR and SSIM."""
-    return {key: sum(one[key] for one in found) / len(found) for key in ("psnr", "ssim")}
+    return {key: statistics.fmean(one[key] for one in found) for key in ("psnr", "ssim")}
 
 
-def quality_lines(one: torch.Tensor, original: torch.Tensor) -> tuple[str, str]:
-    """PSNR and SSIM in words, a line each."""
-    found = measured(one, original)
-    return f"{found['psnr']:.2f} dB", f"SSIM {found['ssim']:.3f}"
-
-
-def quality_note(found: dict[str, float]) -> str:
-    """PSNR and SSIM in one line."""
-    return f"{found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}"
-
-
-def unit(pixels: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> [0, 1]."""
-    return (pixels + 1) / 2
-
-
-def rate(model: Tokenizer, size: int) -> float:
-    """Bits per pixel of a square crop."""
-    positions = (-(-size // model.downsample_factor)) ** 2
-    return bits_per_pixel(positions, model.bits_per_position, size, size)
+def shown(one: Reconstruction) -> tuple[Image.Image, str, str]:
+    """The reconstruction, and its PSNR and SSIM in words."""
+    return one.image, f"{one.psnr:.2f} dB", f"SSIM {one.ssim:.3f}"
 
 
 def source(arguments: argparse.Namespace) -> str:
