@@ -229,7 +229,7 @@ def write_report(folder: Path) -> None:
         figures["error"] = chart(title, note, with_error, {"": _metric_reader("quantization_error")}, "{:.3f}")
     for name, figure in figures.items():
         with atomic_file(folder / f"{name}.png") as partial:
-            to_image(figure).save(partial, "PNG", optimize=True)
+            to_image(figure).quantize(256).save(partial, "PNG", optimize=True)
 
 
 def chart(title: str, note: str, found: dict[str, list[Group]], series: dict[str, Reader], number: str) -> Figure:
