@@ -29,7 +29,8 @@ from ..metrics.frechet import FeatureExtractor, FrechetDistance, inception_extra
 from ..metrics.images import l1, ms_ssim, psnr, ssim
 from ..metrics.tokens import QuantizationError, TokenStatistics, bits_per_pixel
 from ..metrics.wasserstein import SlicedWasserstein
-from ..perceptual.vgg import INSTEAD, LPIPS, SMALLEST_SIDE
+from ..perceptual.vgg import LPIPS, SMALLEST_SIDE
+from ..perceptual.weights import MissingWeightsError
 from ..version import __version__
 from .linear_codec import PatchLinearCodec
 from .protocols import Protocol, get_protocol
@@ -150,9 +151,8 @@ def load_metric_networks(
     if lpips is True:
         try:
             lpips = LPIPS.from_pretrained()
-        except ValueError as error:
-            reason = str(error).removesuffix(f"; {INSTEAD}")
-            raise ValueError(f"`lpips` cannot be measured: {reason}") from error
+        except MissingWeightsError as error:
+            raise ValueError(f"`lpips` cannot be measured: {error}") from error
     if rfid is True:
         try:
             rfid = inception_extractor(device)
