@@ -43,7 +43,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """The launcher's flags and the trainer's, which follow the first `--`; all are the trainer's where there is none."""
+    """The launcher's flags and the trainer's, which follow the first `--`; without one all are the trainer's."""
     if "--" not in argv:
         return [], argv
     place = argv.index("--")
