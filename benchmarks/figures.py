@@ -16,7 +16,7 @@ import io
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,9 @@ from PIL import Image
 
 from dualcodebook_hf.cli.inputs import check_folder, load_model, positive
 from dualcodebook_hf.evaluation.codecs import available_codecs, coded_at, coded_within
-from dualcodebook_hf.evaluation.evaluator import fit_patch_linear, image_crops
+from dualcodebook_hf.evaluation.data import EvaluationData, EvaluationImages
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.files import atomic_file
-from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.image_processing_dualcodebook import to_image, to_pixels
 from dualcodebook_hf.loading import tokenizer_label
 from dualcodebook_hf.metrics.images import psnr, ssim
@@ -91,7 +90,7 @@ def codebook(arguments: argparse.Namespace) -> Image.Image:
     """Figure 3: the codes of each book, and how often a split uses them."""
     (name, model), *_ = load_models(arguments)
     statistics = TokenStatistics({key: codebook.size for key, codebook in model.quantize.codebooks.items()})
-    for crops in batches(crops_of(arguments)):
+    for crops in data(arguments).batches(8):
         statistics.update(model.tokenize(crops.to(model.device)))
     codebooks = {key: (code_patches(model, key), counts) for key, counts in statistics.histograms.items()}
     side, positions = model.downsample_factor, f"{statistics.positions:,} positions"
@@ -103,7 +102,7 @@ def codebook(arguments: argparse.Namespace) -> Image.Image:
 def compare(arguments: argparse.Namespace) -> Image.Image:
     """Figure 4: several models on pictures drawn at random, the region where they differ the most boxed."""
     models = load_models(arguments)
-    images = list(crops_of(arguments))
+    images = list(data(arguments))
     chosen = random.Random(arguments.seed).sample(range(len(images)), min(arguments.rows, len(images)))
     rows = []
     for index in chosen:
@@ -122,7 +121,7 @@ def extremes(arguments: argparse.Namespace) -> Image.Image:
     """Figure 5: the pictures of a split that a model reconstructs best and worst, by PSNR."""
     (name, model), *_ = load_models(arguments)
     pairs = []
-    for crops in batches(crops_of(arguments)):
+    for crops in data(arguments).batches(8):
         pairs += zip(crops, reconstruct(model, crops), strict=True)
     values = torch.cat([psnr(unit(one[None]), unit(original[None])) for original, one in pairs])
     order = values.argsort(descending=True).tolist()
@@ -141,7 +140,7 @@ def extremes(arguments: argparse.Namespace) -> Image.Image:
 def rate_quality(arguments: argparse.Namespace) -> Image.Image:
     """Tokenizers against JPEG, WebP and AVIF: curves over a split, and pictures at the first model's bytes."""
     models = load_models(arguments)
-    images = [to_image(crop) for crop in crops_of(arguments)]
+    images = [to_image(crop) for crop in data(arguments)]
     (first, model), grid = models[0], -(-arguments.size // models[0][1].downsample_factor)
     budget = token_bytes((grid, grid), bits(model))
     curves, equal = codec_numbers(arguments, images, budget)
@@ -281,35 +280,22 @@ def load_models(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
         sizes = next(
             ([codebook.size for codebook in model.quantize.codebooks.values()] for model in loaded.values()), (512, 512)
         )
-        options = {"image_column": arguments.image_column, "size": arguments.size, "sizes": sizes}
-        loaded["patch-linear"] = fit_patch_linear(arguments.dataset, arguments.config, "train", **options)
+        loaded["patch-linear"] = PatchLinearCodec(sizes).fit(
+            data(arguments, split="train", limit=None).shuffled(0).first(400)
+        )
     shown = {"embedded": "embedded checkpoint", "patch-linear": "patch-linear codec"}
     return [(shown.get(name) or tokenizer_label(name), loaded[name]) for name in names]
 
 
-def crops_of(arguments: argparse.Namespace) -> Iterator[torch.Tensor]:
-    """The split's crops (3, size, size) in [-1, 1]."""
-    rows = load_images(arguments.dataset, arguments.config, arguments.split, arguments.image_column)
-    return image_crops(rows, arguments.image_column, arguments.size, "lanczos", arguments.limit)
-
-
-def batches(crops: Iterator[torch.Tensor], size: int = 8) -> Iterator[torch.Tensor]:
-    """Crops in tensors (B, 3, H, W)."""
-    held: list[torch.Tensor] = []
-    for crop in crops:
-        held.append(crop)
-        if len(held) == size:
-            yield torch.stack(held)
-            held = []
-    if held:
-        yield torch.stack(held)
+def data(arguments: argparse.Namespace, **changes: Any) -> EvaluationImages:
+    """The split's images."""
+    names = ("dataset", "config", "split", "image_column", "size", "limit")
+    return EvaluationData(**{name: getattr(arguments, name) for name in names} | changes).open()
 
 
 @torch.no_grad()
 def reconstruct(model: Any, crops: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [-1, 1] -> the same, on the CPU, not clamped."""
-    if isinstance(model, PatchLinearCodec):
-        return model(crops).sample
     return model.autoencode(crops.to(model.device)).sample.float().cpu()
 
 
@@ -347,7 +333,7 @@ def unit(pixels: torch.Tensor) -> torch.Tensor:
 
 def bits(model: Any) -> float:
     """Bits a position."""
-    return model.bits_per_position if isinstance(model, PatchLinearCodec) else model.quantize.bits_per_position
+    return model.bits_per_position
 
 
 def rate(model: Any, size: int) -> float:

@@ -40,7 +40,8 @@ from quality_report import read_lines, write_report
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields, config_hash
-from dualcodebook_hf.evaluation.evaluator import evaluate_model
+from dualcodebook_hf.evaluation.data import EvaluationData
+from dualcodebook_hf.evaluation.evaluator import evaluate as measure
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.files import public_name
 from dualcodebook_hf.image_datasets import load_images
@@ -245,18 +246,16 @@ def _measure(
 ) -> dict[str, Any]:
     """A line of results.jsonl; the pictures that it is about are saved in the job's folder."""
     folder = public_name(dataset).replace("/", "-") + row.removeprefix(job.row.name)
-    images = job.folder / "pictures" / folder
-    shutil.rmtree(images, ignore_errors=True)  # of an interrupted measurement
-    result = evaluate_model(
-        model,
-        dataset,
+    images_folder = job.folder / "pictures" / folder
+    shutil.rmtree(images_folder, ignore_errors=True)  # of an interrupted measurement
+    images = EvaluationData(
+        dataset=dataset,
         split=arguments.eval_split,
         size=job.run.data.resolution,
         limit=arguments.eval_limit or None,
-        batch_size=arguments.eval_batch_size,
-        name=row,
-        save_pictures=images,
     )
+    options = {"batch_size": arguments.eval_batch_size, "name": row, "save_images": images_folder}
+    result = measure(model, images.open(), **options)
     head = {"row": row, "seed": job.seed, "evaluated_on": public_name(dataset), "key": job.key}
     line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
     return {**line, "run": _public_run(job.run), "training": json.loads(job.record.read_text()), **result}

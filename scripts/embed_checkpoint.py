@@ -7,12 +7,14 @@ the patch-linear codec fitted to the training split of the first one. Then the m
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
-from dualcodebook_hf.evaluation.evaluator import evaluate_model, evaluate_patch_linear, format_table
+from dualcodebook_hf.evaluation.data import EvaluationData
+from dualcodebook_hf.evaluation.evaluator import evaluate, evaluate_linear_codec
+from dualcodebook_hf.evaluation.table import results_table
+from dualcodebook_hf.files import write_json
 from dualcodebook_hf.hub import Records, model_card
 
 FILES = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "train_config.json")
@@ -29,15 +31,16 @@ def main() -> None:
     for name in FILES:
         shutil.copyfile(arguments.model / name, folder / name)
     model = DualCodebookVQModel.from_pretrained(folder)
-    results = []
+    results, train_images = [], EvaluationData(dataset=arguments.datasets[0], split="train").open()
     for dataset in arguments.datasets:
-        results.append(evaluate_model(model, dataset, split="test", name="embedded checkpoint"))
-        results.append(evaluate_patch_linear(arguments.datasets[0], dataset, split="test"))
-    (folder / "metrics.json").write_text(json.dumps({"results": results}, indent=2) + "\n")
+        images = EvaluationData(dataset=dataset).open()
+        results.append(evaluate(model, images, name="embedded checkpoint"))
+        results.append(evaluate_linear_codec(train_images, images))
+    write_json(folder / "metrics.json", {"results": results})
     card = model_card(Records.read(folder))
     for path in (folder / "README.md", Path(__file__).parents[1] / "model_card.md"):
         path.write_text(card, encoding="utf-8")
-    print(format_table((result["model"]["name"], result) for result in results))
+    print(results_table((result["model"]["name"], result) for result in results))
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > LARGEST:
         raise SystemExit(f"the checkpoint has {size} bytes, more than {LARGEST}")

@@ -3,17 +3,20 @@
 import json
 import re
 import shutil
+from importlib import resources
 from pathlib import Path
 
+import jinja2.meta
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
-from dualcodebook_hf.evaluation.evaluator import format_table
-from dualcodebook_hf.hub.card import model_card
+from dualcodebook_hf.evaluation.table import results_table
+from dualcodebook_hf.hub.card import PIPELINE_TEMPLATE, TEMPLATE, card_facts, model_card
 from dualcodebook_hf.hub.records import Records, public_record
+from dualcodebook_hf.metrics import IMAGE_METRICS
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = Path(default_checkpoint())
@@ -27,15 +30,33 @@ def folder(tmp_path):
     return tmp_path
 
 
-def flat(text):
-    """Without line breaks, which depend on the length of what stands before."""
-    return " ".join(text.split())
-
-
 def change(path, section, **values):
     content = json.loads(path.read_text())
     content[section].update(values)
     path.write_text(json.dumps(content))
+
+
+def test_the_templates_are_files_of_the_package():
+    tomllib = pytest.importorskip("tomllib")
+    for name in (TEMPLATE, PIPELINE_TEMPLATE):
+        assert resources.files("dualcodebook_hf.hub").joinpath(name).is_file()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["dualcodebook_hf"]
+    package = Path(str(resources.files("dualcodebook_hf")))
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others <= shipped, "the wheel would lack files"
+
+
+@pytest.mark.parametrize("repo_id", [None, "me/tok"])
+def test_the_template_asks_for_facts_that_there_are_and_for_no_others(repo_id):
+    template = resources.files("dualcodebook_hf.hub").joinpath(TEMPLATE).read_text()
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    facts = card_facts(Records.read(EMBEDDED), repo_id)
+    facts |= dict.fromkeys(("card_data", "license", "figure", "mark"), "")
+    environment.from_string(template).render(facts)  # UndefinedError names what is missing
+    asked = jinja2.meta.find_undeclared_variables(environment.parse(template))
+    assert asked == facts.keys() - {"name"}
 
 
 def test_the_card_in_the_repository_is_that_of_the_embedded_checkpoint():
@@ -49,9 +70,9 @@ def test_the_front_matter_holds_every_measurement_of_the_model_and_none_of_its_b
     results = json.loads((EMBEDDED / "metrics.json").read_text())["results"]
     own = [result for result in results if result["model"]["class"] == "DualCodebookVQModel"]
     wanted = {
-        (result["protocol"]["dataset"], result["protocol"]["split"], key): round(result["metrics"][key], digits)
+        (result["protocol"]["dataset"], result["protocol"]["split"], key): round(result["metrics"][key], spec.digits)
         for result in own
-        for key, digits in {"psnr": 2, "ssim": 4, "ms_ssim": 4, "swd": 1, "lpips": 4, "rfid": 2}.items()
+        for key, spec in IMAGE_METRICS.items()
         if key in result["metrics"]
     }
     published = {(item.dataset_type, item.dataset_split, item.metric_type): item for item in data.eval_results}
@@ -69,12 +90,12 @@ def test_table_and_facts_are_those_of_the_files():
     text = model_card(Records.read(EMBEDDED), "me/tok")
     results = json.loads((EMBEDDED / "metrics.json").read_text())["results"]
     names = ["tok" if "fitted_to" not in result["model"] else result["model"]["name"] for result in results]
-    assert format_table(zip(names, results, strict=True)) in text
+    assert results_table(zip(names, results, strict=True)) in text
     model = DualCodebookVQModel.from_pretrained(EMBEDDED)
     bits, factor = model.quantize.bits_per_position, model.downsample_factor
-    assert f"{bits:g} bits a position, {bits / factor**2:.4f} bits per pixel" in text
+    assert f"{bits:g} bits per position, {bits / factor**2:.4f} bits per pixel" in text
     assert f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M" in text
-    assert 'a subset of A. Grigorev\'s "Clothing dataset", free for any purpose' in flat(text)
+    assert 'a subset of A. Grigorev\'s "Clothing dataset", free for any purpose' in text
 
 
 @pytest.mark.parametrize(
@@ -105,7 +126,7 @@ def test_training_settings_are_told_as_they_are(folder):
     )
     text = model_card(Records.read(folder))
     assert "**Loss:** 1 L1 + 1.25 LPIPS + 5 codebooks + 0.8 PatchGAN from update 10,000 on." in text
-    assert "**Start:** random weights." in text
+    assert "**Start:** random weights." in text and "Images unlike those of `clothing-256`" in text
     assert "for pixels alone" not in text
     assert "for pixels alone" in model_card(Records.read(EMBEDDED))
 
@@ -127,11 +148,28 @@ def test_weights_alone_have_a_card_that_claims_nothing(tmp_path, tiny_model):
     assert "global codebook | 32 codes of 8, the outputs of a transformer of depth 1" in text
 
 
+@pytest.mark.parametrize("training", [None, {"init_from": "lab/other"}, {"init_from": None, "data_initialization": 0}])
+@pytest.mark.parametrize("record", ["train_config.json", "metrics.json", "conversion.json"])
+def test_every_card_is_tidy_markdown(folder, record, training):
+    """The template's conditions leave no gaps: one blank line between blocks, none at a line's end."""
+    (folder / "conversion.json").write_text(json.dumps({"kind": "taming", "source": "a.ckpt", "files": {}}))
+    if training is not None:
+        change(folder / "train_config.json", "training", **training)
+    (folder / record).unlink()
+    text = model_card(Records.read(folder), "me/tok", figure="samples.png")
+    body = text.split("---\n", 2)[2]
+    assert "\n\n\n" not in body and not re.search(r"[ \t]$", body, re.M) and body.endswith("-->\n")
+    assert "None" not in body.replace("None lie beside the weights;", "")
+    for heading in re.findall(r"^#.*$", re.sub(r"```.*?```", "", body, flags=re.S), re.M):
+        assert f"\n\n{heading}\n\n" in f"\n{body}"
+    assert "\n\n![Validation images above their reconstructions](samples.png)\n\n" in body
+
+
 def test_a_single_codebook_is_called_one(tmp_path, tiny_config):
     single = {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0}
     DualCodebookVQModel(**{**tiny_config, **single}).save_pretrained(tmp_path)
     text = model_card(Records.read(tmp_path), "me/tok")
-    assert "with one codebook" in flat(text) and "Ids lie in [0, 16)." in flat(text)
+    assert "with one codebook" in text and "Ids lie in [0, 16)." in text
     assert "global" not in text.split("## Limits")[0]
 
 
@@ -164,7 +202,7 @@ def test_further_measurements_and_named_protocols_are_published(folder):
     assert (published["rfid"].metric_value, published["lpips"].metric_value) == (3.46, 0.1235)
     assert published["rfid"].metric_args["protocol"].startswith("dualcodebook_hf evaluate a-protocol: 256 x 256")
     assert "- rfid: by these features" in text and "There is no" not in text
-    assert "There is no FID and no LPIPS among them." in flat(model_card(Records.read(EMBEDDED)))
+    assert "There is no LPIPS and no rFID among them." in model_card(Records.read(EMBEDDED))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"results": 1}'])

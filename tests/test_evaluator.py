@@ -9,14 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dualcodebook_hf.evaluation.evaluator import (
-    evaluate_model,
-    evaluate_patch_linear,
-    fit_patch_linear,
-    format_table,
-)
+from dualcodebook_hf.evaluation.data import EvaluationData
+from dualcodebook_hf.evaluation.evaluator import Evaluator, evaluate, evaluate_linear_codec
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
+from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.image_processing_dualcodebook import center_crop, resize_shorter_side, to_pixels
+from dualcodebook_hf.metrics import DEFAULT_METRICS, image_metrics, load_metric_network
 from dualcodebook_hf.metrics import frechet as frechet_module
 from dualcodebook_hf.metrics.frechet import FrechetDistance
 from dualcodebook_hf.metrics.images import psnr, ssim
@@ -53,13 +51,17 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+def opened(dataset, **options):
+    return EvaluationData(dataset=str(dataset), **{"size": SIZE, **options}).open()
+
+
 def crops(resample="lanczos"):
     return torch.stack([to_pixels(center_crop(resize_shorter_side(drawn(i), SIZE, resample), SIZE)) for i in range(5)])
 
 
 def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_images(tiny_model, folder):
     """In batches of 2, the last of 1: the mean is over pictures, statistics are over the whole split."""
-    metrics = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2)["metrics"]
+    metrics = evaluate(tiny_model, opened(folder), batch_size=2)["metrics"]
     x = crops()
     with torch.no_grad():
         out = tiny_model(x)
@@ -81,14 +83,14 @@ def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_images(tiny
 
 def test_bits_a_pixel_are_over_the_crop(tiny_model, folder):
     """f = 2 and books of 32 and 16 codes: 9 bits on each 2 x 2 pixels, also where the crop is padded to tokens."""
-    metrics = evaluate_model(tiny_model, folder, size=SIZE, limit=1)["metrics"]
+    metrics = evaluate(tiny_model, opened(folder, limit=1))["metrics"]
     assert (metrics["bits_per_position"], metrics["bits_per_pixel"]) == (9.0, 2.25)
-    metrics = evaluate_model(tiny_model, folder, size=15, limit=1)["metrics"]
+    metrics = evaluate(tiny_model, opened(folder, size=15, limit=1))["metrics"]
     assert metrics["bits_per_pixel"] == pytest.approx(9 * 64 / 225)
 
 
 def test_the_result_is_json_and_holds_its_protocol_but_no_folder_of_this_machine(tiny_model, folder):
-    result = evaluate_model(tiny_model, folder, size=SIZE, resample="bilinear", limit=3, name="tiny")
+    result = evaluate(tiny_model, opened(folder, resample="bilinear", limit=3), name="tiny")
     text = json.dumps(result, allow_nan=False)
     assert str(folder.parent) not in text
     protocol = result["protocol"]
@@ -103,7 +105,7 @@ def test_the_result_is_json_and_holds_its_protocol_but_no_folder_of_this_machine
 
 def test_the_saved_images_give_the_numbers_again(tiny_model, folder, tmp_path):
     target = tmp_path / "pictures"
-    metrics = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2, save_pictures=target)["metrics"]
+    metrics = evaluate(tiny_model, opened(folder), batch_size=2, save_images=target)["metrics"]
     pairs = []
     for name in ("original", "reconstruction"):
         paths = sorted((target / name).iterdir())
@@ -112,38 +114,39 @@ def test_the_saved_images_give_the_numbers_again(tiny_model, folder, tmp_path):
     assert np.array_equal(pairs[0], ((crops() + 1) / 2 * 255).round().numpy().transpose(0, 2, 3, 1))
     by_hand = -10 * np.log10((((pairs[0] - 1.0 * pairs[1]) / 255) ** 2).mean((1, 2, 3))).mean()
     assert metrics["psnr"] == pytest.approx(by_hand, abs=0.01)  # of 8 bits
-    with pytest.raises(ValueError, match="`save_pictures` must be an empty folder or none yet, got"):
-        evaluate_model(tiny_model, folder, size=SIZE, save_pictures=target)
+    with pytest.raises(ValueError, match="`save_images` must be a new or empty folder, got"):
+        evaluate(tiny_model, opened(folder), save_images=target)
 
 
 def test_the_filter_matters_and_streaming_and_batches_do_not(tiny_model, folder):
-    metrics = evaluate_model(tiny_model, folder, size=SIZE)["metrics"]
-    for same in ({"streaming": True}, {"batch_size": 1}, {"limit": 99}):
-        other = evaluate_model(tiny_model, folder, size=SIZE, **same)["metrics"]
+    metrics = evaluate(tiny_model, opened(folder))["metrics"]
+    for same, batch_size in (({"streaming": True}, 8), ({}, 1), ({"limit": 99}, 8)):
+        other = evaluate(tiny_model, opened(folder, **same), batch_size=batch_size)["metrics"]
         assert other["psnr"] == pytest.approx(metrics["psnr"], rel=1e-5)
         assert other["pair_entropy"] == metrics["pair_entropy"]
-    assert evaluate_model(tiny_model, folder, size=SIZE, resample="bicubic")["metrics"]["l1"] != metrics["l1"]
+    assert evaluate(tiny_model, opened(folder, resample="bicubic"))["metrics"]["l1"] != metrics["l1"]
 
 
 def test_the_model_keeps_its_mode_and_its_gradients_untouched(tiny_model, folder):
     tiny_model.train()
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    evaluate_model(tiny_model, folder, size=SIZE, limit=2)
+    evaluate(tiny_model, opened(folder, limit=2))
     assert tiny_model.training
     for name, value in tiny_model.state_dict().items():
         assert torch.equal(value, before[name])
 
 
 def test_a_half_precision_model_is_measured_against_float32_images(tiny_model, folder):
-    result = evaluate_model(tiny_model.to(torch.bfloat16), folder, size=SIZE, limit=2)
+    result = evaluate(tiny_model.to(torch.bfloat16), opened(folder, limit=2))
     assert result["model"]["dtype"] == "bfloat16"
     assert math.isfinite(result["metrics"]["psnr"])
 
 
 def test_the_baseline_is_measured_by_the_same_code_and_stands_in_the_same_table(tiny_model, folder):
     options = {"size": SIZE, "limit": 4}
-    baseline = evaluate_patch_linear(folder, folder, train_images=6, sizes=(16, 8), components=12, **options)
-    model = evaluate_model(tiny_model, folder, **options)
+    train_images, images = opened(folder, split="train"), opened(folder, **options)
+    baseline = evaluate_linear_codec(train_images, images, count=6, sizes=(16, 8), components=12)
+    model = evaluate(tiny_model, images)
     assert baseline["protocol"] == model["protocol"]
     assert set(baseline["metrics"]) == set(model["metrics"])
     assert baseline["model"]["fitted_to"]["pictures"] == 6
@@ -151,15 +154,16 @@ def test_the_baseline_is_measured_by_the_same_code_and_stands_in_the_same_table(
     assert baseline["metrics"]["codebooks"]["stage_1"]["quantization_error"] is None
     assert 0 < baseline["metrics"]["quantization_error"] < 1
 
-    lines = format_table([("tiny", model), ("patch-linear", baseline)]).splitlines()
+    lines = results_table([("tiny", model), ("patch-linear", baseline)]).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
     assert lines[2].startswith("| tiny ") and f"{model['metrics']['psnr']:.2f}" in lines[2]
     assert f"{baseline['metrics']['bits_per_pixel']:.4f}" in lines[3]
 
 
 def test_fitting_the_baseline_on_the_same_split_is_deterministic(folder):
-    first, second = (fit_patch_linear(folder, size=SIZE, images=5, sizes=(8,), components=4) for _ in range(2))
-    assert torch.equal(first.codes_0, second.codes_0)
+    images = opened(folder, split="train")
+    fits = [PatchLinearCodec((8,), 4).fit(images.shuffled(0).first(5)) for _ in range(2)]
+    assert torch.equal(fits[0].codes_0, fits[1].codes_0)
 
 
 @pytest.mark.parametrize(
@@ -174,16 +178,16 @@ def test_fitting_the_baseline_on_the_same_split_is_deterministic(folder):
     ],
 )
 def test_wrong_arguments_are_named_before_any_work(folder, options, message):
-    codec = PatchLinearCodec()
+    data = {key: value for key, value in options.items() if key != "batch_size"}
     with pytest.raises(ValueError, match=message):
-        evaluate_model(codec, folder, **options)
+        evaluate(PatchLinearCodec(), opened(folder, **data), batch_size=options.get("batch_size", 8))
 
 
 def test_another_kind_of_model_and_a_missing_folder_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="`model` must be a dual codebook model or a PatchLinearCodec, got Linear"):
-        evaluate_model(torch.nn.Linear(1, 1), folder)
+    with pytest.raises(ValueError, match=r"`model` must be a tokenizer, got Linear, which has no device, .*autoencode"):
+        evaluate(torch.nn.Linear(1, 1), opened(folder))
     with pytest.raises(ValueError, match="`dataset`"):
-        evaluate_model(PatchLinearCodec(), tmp_path / "nowhere")
+        opened(tmp_path / "nowhere")
 
 
 def test_an_unreadable_image_is_named_by_its_place(tmp_path, folder):
@@ -191,8 +195,8 @@ def test_an_unreadable_image_is_named_by_its_place(tmp_path, folder):
     broken.mkdir()
     drawn(0).save(broken / "0.png")
     (broken / "1.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="picture 1 of the data set"):
-        evaluate_model(fit_patch_linear(folder, size=SIZE, sizes=(4,), components=4), broken, split="train", size=SIZE)
+    with pytest.raises(ValueError, match="image 1 of the data set"):
+        evaluate(PatchLinearCodec(), opened(broken, split="train"))
 
 
 def colour_moments(images):
@@ -204,7 +208,8 @@ def test_metrics_by_networks_and_of_sets_are_those_of_their_modules(tiny_model, 
     """LPIPS per picture of clamped values and then the mean; rFID and SWD over the whole split, in batches or not."""
     lpips = LPIPS()
     with pytest.warns(UserWarning, match="5 pictures with 6 features"):
-        result = evaluate_model(tiny_model, folder, size=SIZE, batch_size=2, lpips=lpips, rfid=colour_moments)
+        metrics = image_metrics([*DEFAULT_METRICS, "lpips", "rfid"], {"lpips": lpips, "rfid": colour_moments})
+        result = evaluate(tiny_model, opened(folder), metrics, batch_size=2)
     x = crops()
     with torch.no_grad():
         out = tiny_model(x).sample
@@ -215,34 +220,60 @@ def test_metrics_by_networks_and_of_sets_are_those_of_their_modules(tiny_model, 
     for metric in (frechet, swd):
         metric.update(*pair)
     with pytest.warns(UserWarning, match="5 pictures with 6 features"):
-        assert result["metrics"]["rfid"] == pytest.approx(frechet.compute(), rel=1e-3)
+        assert result["metrics"]["rfid"] == pytest.approx(frechet.compute()["rfid"], rel=1e-3)
     assert result["metrics"]["swd"] == pytest.approx(swd.compute()["swd"], rel=1e-3)
     definitions = result["protocol"]["definitions"]
     assert definitions["rfid"].endswith("colour_moments") and "VGG16" in definitions["lpips"]
 
 
 def test_what_was_not_asked_for_is_neither_measured_nor_defined_and_the_table_says_so(tiny_model, folder):
-    options = {"size": SIZE, "limit": 2}
-    plain = evaluate_model(tiny_model, folder, **options)
+    images = opened(folder, limit=2)
+    plain = evaluate(tiny_model, images)
     assert not {"lpips", "rfid"} & (set(plain["metrics"]) | set(plain["protocol"]["definitions"]))
-    assert "LPIPS" not in format_table([("plain", plain)])
-    full = evaluate_model(tiny_model, folder, **options, lpips=LPIPS())
-    lines = format_table([("plain", plain), ("full", full)]).splitlines()
+    assert "LPIPS" not in results_table([("plain", plain)])
+    full = evaluate(tiny_model, images, image_metrics([*DEFAULT_METRICS, "lpips"], {"lpips": LPIPS()}))
+    lines = results_table([("plain", plain), ("full", full)]).splitlines()
     place = [cell.strip() for cell in lines[0].split("|")].index("LPIPS")
     cells = [line.split("|")[place].strip() for line in lines[2:]]
     assert cells == ["not measured", f"{full['metrics']['lpips']:.4f}"]
     del plain["metrics"]["swd"]  # results written before it was measured
-    assert "SWD" not in format_table([("plain", plain)])
+    assert "SWD" not in results_table([("plain", plain)])
 
 
-def test_networks_that_are_not_to_be_had_are_named_before_any_image_is_read(tiny_model, folder, monkeypatch):
+def test_networks_that_are_not_available_are_named(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "torch" in name else real(name, *rest))
     monkeypatch.setattr(frechet_module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"`lpips` cannot be measured: .*torchmetrics"):
-        evaluate_model(tiny_model, folder, size=SIZE, lpips=True)
+        load_metric_network("lpips", SIZE)
     with pytest.raises(ValueError, match=r"`rfid` cannot be measured: .*torch_fidelity"):
-        evaluate_model(tiny_model, folder, size=SIZE, rfid=True)
+        load_metric_network("rfid", SIZE)
     with pytest.raises(ValueError, match="`size` must be at least 16 for `lpips`, got 8"):
-        evaluate_model(tiny_model, folder, size=8, lpips=LPIPS())
+        load_metric_network("lpips", 8)
+    with pytest.raises(ValueError, match="`networks` must hold the one of 'lpips'"):
+        image_metrics(["lpips"])
+    with pytest.raises(ValueError, match=r"`metrics` must be of psnr, .*, got 'fid'"):
+        image_metrics(["fid"])
+
+
+def test_the_evaluator_measures_what_it_is_given_and_returns_what_the_tokenizer_made(tiny_model):
+    """The loop of validation: chosen metrics, batches from anywhere."""
+    evaluator = Evaluator(tiny_model, image_metrics(["ssim"]))
+    with pytest.raises(ValueError, match="no image was measured"):
+        evaluator.compute()
+    x = crops()
+    outputs = [evaluator.update(batch) for batch in x.split(2)]
+    with torch.no_grad():
+        expected = tiny_model(x)
+    assert torch.equal(torch.cat([output.tokens for output in outputs]), expected.tokens)
+    found = evaluator.compute()
+    pair = (expected.sample + 1) / 2, (x + 1) / 2
+    assert found["ssim"] == pytest.approx(ssim(*pair).mean().item(), abs=1e-4)
+    assert "psnr" not in found and found["codebooks"]["global"]["size"] == 32
+
+
+def test_a_streams_images_are_counted_only_where_the_limit_tells(folder):
+    assert (opened(folder).count, opened(folder, limit=2).count, opened(folder, limit=99).count) == (5, 2, 5)
+    assert opened(folder, streaming=True).count is None
+    assert opened(folder, streaming=True, limit=3).count == 3

@@ -167,7 +167,8 @@ def test_each_figure_of_the_paper_is_one_command(figure: str, command, tmp_path)
 
 
 def test_rate_and_quality_are_measured_as_by_evaluate_and_at_equal_bytes(command, tiny_model, folder, tmp_path) -> None:
-    from dualcodebook_hf.evaluation.evaluator import evaluate_model
+    from dualcodebook_hf.evaluation.data import EvaluationData
+    from dualcodebook_hf.evaluation.evaluator import evaluate
 
     output, numbers = tmp_path / "rate.jpg", tmp_path / "rate.json"
     assert figures.main(["rate", *command, "--output", str(output), "--json", str(numbers)]) == 0
@@ -176,7 +177,7 @@ def test_rate_and_quality_are_measured_as_by_evaluate_and_at_equal_bytes(command
     assert str(folder.parent) not in numbers.read_text()
     (name,) = set(record["points"]) - set(CODECS)
     (point,) = record["points"][name]
-    expected = evaluate_model(tiny_model, folder, size=32)["metrics"]
+    expected = evaluate(tiny_model, EvaluationData(dataset=str(folder), size=32).open())["metrics"]
     assert point["psnr"] == pytest.approx(expected["psnr"], rel=1e-4)
     assert (point["bits_per_pixel"], record["pictures"]) == (expected["bits_per_pixel"], 3)
     equal = record["equal_bytes"]

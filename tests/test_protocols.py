@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from PIL import Image
 
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.cli.main import _build_parser
-from dualcodebook_hf.evaluation.evaluator import evaluate_model, evaluate_protocol
-from dualcodebook_hf.evaluation.protocols import FIXED, PROTOCOLS, Protocol, get_protocol
+from dualcodebook_hf.evaluation.data import EvaluationData
+from dualcodebook_hf.evaluation.evaluator import evaluate
+from dualcodebook_hf.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
 from dualcodebook_hf.perceptual.vgg import LPIPS
 from dualcodebook_hf.training.arguments import parse_run_config
 
@@ -34,7 +36,9 @@ def drawn(tmp_path, monkeypatch):
             pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "drawn" / split / f"{index}.png")
     folder = str(tmp_path / "drawn")
-    protocol = Protocol("drawn", folder, "validation", 3, folder, "train", "drawn here", size=32, resample="bilinear")
+    data = {"dataset": folder, "split": "validation", "size": 32, "resample": "bilinear"}
+    train = {"train_dataset": folder, "train_split": "train"}
+    protocol = Protocol(name="drawn", images=3, origin="drawn here", **data, **train)
     monkeypatch.setitem(PROTOCOLS, "drawn", protocol)
     return protocol
 
@@ -56,26 +60,26 @@ def test_the_papers_data_sets_are_there_and_measured_at_256_pixels():
 
 def test_an_option_that_agrees_is_accepted_and_one_that_contradicts_is_named():
     protocol = get_protocol("coco2017")
-    fixed = protocol.options({"split": "val", "size": 256, "dataset": None, "limit": 3})
-    assert set(fixed) == set(FIXED) and fixed["split"] == "val"
+    assert protocol.streaming and protocol.limit is None
+    part = protocol.with_options(split="val", size=256, dataset=None, limit=3, streaming=False)
+    assert part == replace(protocol, limit=3, streaming=False)
     wrong = {"dataset": "x/y", "config": "full", "split": "train", "image_column": "pic", "size": 128}
     for key, value in {**wrong, "resample": "bicubic"}.items():
         with pytest.raises(ValueError, match=f"`{key}` of the protocol coco2017 is .*, got {value!r}"):
-            protocol.options({key: value})
+            protocol.with_options(**{key: value})
     with pytest.raises(ValueError, match=r"`protocol` must be one of ade20k, .*, got 'coco'"):
         get_protocol("coco")
 
 
 def test_a_protocol_gives_the_numbers_of_its_options_and_its_name(tiny_model, drawn):
-    result = evaluate_protocol(tiny_model, "drawn")
-    by_hand = evaluate_model(tiny_model, drawn.dataset, split="validation", size=32, resample="bilinear")
+    result = evaluate(tiny_model, drawn.open())
+    by_hand = EvaluationData(dataset=drawn.dataset, split="validation", size=32, resample="bilinear")
+    by_hand = evaluate(tiny_model, by_hand.open())
     assert result["metrics"] == by_hand["metrics"]
     record = {"name": "drawn", "expected_pictures": 3, "complete": True}
     assert result["protocol"] == {**record, **by_hand["protocol"]}
-    part = evaluate_protocol(tiny_model, drawn, limit=2, streaming=False)["protocol"]
+    part = evaluate(tiny_model, drawn.with_options(limit=2, streaming=False).open())["protocol"]
     assert (part["pictures"], part["complete"]) == (2, False)
-    with pytest.raises(ValueError, match="`size` of the protocol drawn is 32, got 64"):
-        evaluate_protocol(tiny_model, "drawn", size=64)
 
 
 def test_the_command_line_takes_a_name_for_everything_and_refuses_contradictions(checkpoint, drawn, tmp_path, capsys):
@@ -84,7 +88,7 @@ def test_the_command_line_takes_a_name_for_everything_and_refuses_contradictions
     assert main([*command, "--limit", "2", "--output", str(output)]) == 0
     (result,) = json.loads(output.read_text())["results"]
     assert (result["protocol"]["name"], result["protocol"]["pictures"]) == ("drawn", 2)
-    assert "2 of the 3 pictures of drawn" in capsys.readouterr().out
+    assert "2 of the 3 images of drawn" in capsys.readouterr().out
     for flag, value in (("--dataset", "./other"), ("--split", "train"), ("--size", "64"), ("--resample", "lanczos")):
         assert main([*command, flag, value]) == 2
         message = capsys.readouterr().err
@@ -97,8 +101,7 @@ def test_the_linear_codec_is_fitted_to_the_protocols_training_split(checkpoint, 
     command += ["--patch-linear", "--output", str(output)]
     # Two pictures of 32 pixels have 8 patches: too few for the model's 32 codes, and the error comes from the fit.
     assert main(command) == 2
-    more = Protocol("drawn", drawn.dataset, "validation", 3, drawn.dataset, "train", "", size=96, resample="bilinear")
-    PROTOCOLS["drawn"] = more
+    PROTOCOLS["drawn"] = replace(drawn, size=96)
     assert main(command) == 0
     model, codec = json.loads(output.read_text())["results"]
     assert codec["model"]["fitted_to"]["split"] == "train"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualcodebook_hf import default_checkpoint
-from dualcodebook_hf.evaluation.evaluator import format_table
+from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_the_tree_names_every_source_file_and_nothing_else():
 
 def test_the_table_is_that_of_the_embedded_checkpoint():
     results = json.loads((Path(default_checkpoint()) / "metrics.json").read_text())["results"]
-    table = format_table((result["model"]["name"], result) for result in results)
+    table = results_table((result["model"]["name"], result) for result in results)
     assert table in README
 
 

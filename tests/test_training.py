@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields
+from dualcodebook_hf.metrics.images import psnr
 from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
 from dualcodebook_hf.training.run import NonFiniteError, Trainer
@@ -162,6 +163,26 @@ def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_pat
     assert json.loads((tmp_path / "final" / "train_config.json").read_text()) == run.to_dict()
     assert Image.open(tmp_path / "samples" / "step-0000060.png").width > 24
     assert list((tmp_path / "logs").rglob("events*"))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_validation_measures_what_the_forward_pass_of_training_gives(dataset, tmp_path, precision):
+    trainer = trainer_of(run_config(dataset, tmp_path, mixed_precision=precision, validation_steps=1))
+    with trainer.averaged_weights() as network:
+        metrics, image = trainer.task.validate()
+        batches = list(trainer.task.validation_images.batches(8))
+        with torch.no_grad():
+            outputs = [trainer.task.model(batch) for batch in batches]
+    values = torch.cat([psnr((out.sample + 1) / 2, (x + 1) / 2) for out, x in zip(outputs, batches, strict=True)])
+    assert metrics["psnr"] == pytest.approx(values.mean().item(), abs=1e-4)
+    tokens = torch.cat([out.tokens for out in outputs])
+    for number, (name, size) in enumerate(network.codebook_sizes.items()):
+        assert metrics[f"usage_{name}"] == pytest.approx(len(tokens[:, number].unique()) / size)
+    names = {"psnr", "ssim", "quantization_error", "bits_per_pixel"}
+    assert set(metrics) == names | {
+        f"{kind}_{name}" for kind in ("usage", "perplexity") for name in network.codebook_sizes
+    }
+    assert image.width == 8 * 26 - 2  # eight crops of 24 pixels, 2 between them
 
 
 def test_averaged_weights_are_the_moving_average_and_leave_no_trace(dataset, tmp_path):

@@ -53,4 +53,4 @@ class Rfid(evaluate.Metric):
         for _, group in groupby(pairs, key=lambda pair: pair[0].shape):
             while batch := list(islice(group, batch_size)):
                 distance.update(*map(torch.stack, zip(*batch, strict=True)))
-        return {"rfid": distance.compute()}
+        return distance.compute()

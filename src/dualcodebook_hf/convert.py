@@ -7,10 +7,7 @@ Nothing that a file holds is executed: pickles are read as weights alone, with e
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .autoencoder_dualcodebook import DualCodebookVQModel
+from .files import atomic_folder, is_free_folder, read_json, write_json
 from .image_processing_dualcodebook import DualCodebookImageProcessor
+from .run_folder import CONFIG, CONVERSION
 from .version import __version__
 
 KINDS = ("authors", "taming", "vqmodel")
-RECORD = "conversion.json"
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".th", ".safetensors")
 
 # What training leaves in a state dict and no tokenizer needs.
@@ -96,8 +94,15 @@ BOOKKEEPING_NAMES = {"collections.defaultdict"} | {
 class Conversion:
     """What was converted; `conversion.json` in the folder holds the same.
 
-    source: file or folder name or Hub id, never a path. files: {name: sha256} of the weights. mapped: number of
-    tensors. dropped: {reason: names of the tensors}.
+    Attributes:
+        kind: one of `KINDS`.
+        source: name of a file or a folder, or a Hub id; never a path.
+        files: {name: SHA-256} of the weights.
+        mapped: number of tensors.
+        dropped: {reason: names of the tensors}.
+        converter: this package and its version.
+        folder: what was written.
+        config: of the new model.
     """
 
     kind: str
@@ -154,14 +159,16 @@ def convert_checkpoint(
             taming-transformers; or a folder or a Hub id of diffusers' VQModel.
         output: a folder that does not exist or is empty.
         kind: "authors", "taming" or "vqmodel"; None: told from the tensors' names.
-        subfolder, revision: of a Hub id (of a folder the first).
+        subfolder: where in the folder or the Hub's repository the VQModel lies.
+        revision: branch, tag or commit of a Hub id.
 
     A VQGAN becomes a model with `quantizer: single`. Raises ValueError when the source cannot be read, holds other
-    things than weights, is of another kind, cannot be expressed by `DualCodebookConfig`, or misses, adds or reshapes a
+    things than weights, is of another kind, cannot be expressed by `DualCodebookConfig`, or lacks, adds or reshapes a
     tensor; and when `output` holds something.
     """
     output = Path(output).expanduser()
-    _check_output(output)
+    if not is_free_folder(output):
+        raise ValueError(f"`output` must be a new or empty folder, got '{output}'")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}")
     path = Path(source).expanduser()
@@ -170,46 +177,19 @@ def convert_checkpoint(
             raise ValueError(
                 f"`subfolder` and `revision` are for a folder or a Hub id, `source` {path.name!r} is a file"
             )
-        state = _read_state(path)
-        conversion = Conversion(_check_kind(state, kind, path.name), path.name, {path.name: _sha256(path)})
-        try:
-            config = _taming_config(state, conversion.kind, path.name)
-        except (IndexError, TypeError) as error:
-            raise ValueError(f"`source` {path.name!r} has tensors of unexpected shapes: {error}") from error
+        state, config, conversion = _read_file(path, kind)
     else:
         if kind not in (None, "vqmodel"):
             raise ValueError(f"`source` of kind {kind!r} must be a file, got {str(source)!r}")
-        folder, name = _find_folder(str(source), subfolder, revision)
-        state, config = _read_vqmodel(folder, name)
-        files = {file.name: _sha256(file) for file in _weight_files(folder)}
-        conversion = Conversion("vqmodel", name, files)
+        state, config, conversion = _read_vqmodel(*_find_folder(str(source), subfolder, revision))
     model = DualCodebookVQModel(**config)
     model.load_state_dict(_map_state(state, model.state_dict(), conversion))
     conversion.config, conversion.folder = dict(model.config), output
-    _write(model, conversion, output)
-    return conversion
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"`output` must be a folder, '{output}' is a file")
-    if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"`output` '{output}' is not empty: nothing is overwritten; name another folder")
-
-
-def _write(model: DualCodebookVQModel, conversion: Conversion, output: Path) -> None:
-    """Saves everything beside `output` first, and renames it once."""
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}.partial")
-    try:
+    with atomic_folder(output) as partial:
         model.save_pretrained(partial)
         DualCodebookImageProcessor().save_pretrained(partial)
-        (partial / RECORD).write_text(json.dumps(conversion.record(), indent=2) + "\n")
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(partial / CONVERSION, conversion.record())
+    return conversion
 
 
 # --- names and shapes
@@ -237,13 +217,11 @@ def _map_state(
         mapped[name] = tensor.float()
     missing = [name for name in target if name not in mapped]
     problems = []
-    for what, keys in (("has no place for", unknown), ("leaves empty", missing), ("finds of another shape", wrong)):
+    for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", wrong)):
         if keys:
-            problems.append(f"{what} {len(keys)} tensors: {_some(keys)}")
+            problems.append(f"{len(keys)} tensors {what}: {_some(keys)}")
     if problems:
-        raise ValueError(
-            f"`source` {conversion.source!r} does not fit as {conversion.kind}: ours {'; '.join(problems)}"
-        )
+        raise ValueError(f"`source` {conversion.source!r} does not fit as {conversion.kind}: {'; '.join(problems)}")
     conversion.mapped = len(mapped)
     return mapped
 
@@ -266,6 +244,16 @@ def _some(keys: Iterable[str], count: int = 5) -> str:
 
 
 # --- files of the authors' code and of taming-transformers
+
+
+def _read_file(path: Path, kind: str | None) -> tuple[dict[str, torch.Tensor], dict, Conversion]:
+    """State dict, our configuration, and what is known of the conversion so far."""
+    state = _read_state(path)
+    conversion = Conversion(_check_kind(state, kind, path.name), path.name, {path.name: _sha256(path)})
+    try:
+        return state, _taming_config(state, conversion.kind, path.name), conversion
+    except (IndexError, TypeError) as error:
+        raise ValueError(f"`source` {path.name!r} has tensors of unexpected shapes: {error}") from error
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -324,7 +312,7 @@ def _check_kind(state: Mapping[str, torch.Tensor], kind: str | None, name: str) 
     elif "quantize.embedding.weight" in state and "encoder.down.0.block.0.conv1.weight" in state:
         found = "taming"
     elif any(key.startswith("encoder.down_blocks.") for key in state):
-        raise ValueError(f"`source` {name!r} has diffusers' names: give its folder, where the config.json is")
+        raise ValueError(f"`source` {name!r} has diffusers' names: give its folder, where {CONFIG} is")
     elif "quantize.embed.weight" in state:
         raise ValueError(f"`source` {name!r} has a Gumbel quantizer, which this model cannot express")
     else:
@@ -342,7 +330,7 @@ def _taming_config(state: Mapping[str, torch.Tensor], kind: str, name: str) -> d
 
     def shape(key: str) -> torch.Size:
         if key not in state:
-            raise ValueError(f"`source` {name!r} does not fit as {kind}: it misses the tensor {key}")
+            raise ValueError(f"`source` {name!r} does not fit as {kind}: it lacks the tensor {key}")
         return state[key].shape
 
     def count(pattern: str) -> int:
@@ -408,7 +396,15 @@ def _single_codebook(size: int, dim: int) -> dict:
 
 
 def _attention(encoder: set[int], decoder: set[int], *, lowest: int, middle: bool, name: str) -> dict:
-    """`encoder`, `decoder`: levels with self-attention, 0 the highest resolution; `lowest`: the last level."""
+    """Where self-attention is, as our configuration says it.
+
+    Args:
+        encoder: its levels with self-attention, 0 the highest resolution.
+        decoder: the same.
+        lowest: the last level.
+        middle: whether the middle has it.
+        name: of the source, for the message.
+    """
     if encoder == decoder and encoder in (set(), {lowest}):
         return {"attention": bool(encoder), "mid_attention": None if middle == bool(encoder) else middle}
     raise ValueError(
@@ -441,16 +437,16 @@ def _find_folder(source: str, subfolder: str | None, revision: str | None) -> tu
         raise ValueError(f"`source` must be a file, a folder or a Hub id (owner/name), got {source!r}, which is none")
     else:
         for suffix in ("safetensors", "bin"):
-            patterns = [f"{inside}{file}" for file in ("config.json", *_weight_patterns(suffix))]
+            patterns = [f"{inside}{file}" for file in (CONFIG, *_weight_patterns(suffix))]
             try:
                 root = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
             except (OSError, ValueError) as error:
-                raise ValueError(f"`source` {source!r} cannot be had from the Hub: {error}") from error
+                raise ValueError(f"`source` {source!r} cannot be loaded from the Hub: {error}") from error
             folder, name = root / inside, f"{source}{'/' + subfolder if subfolder else ''} @ {root.name}"
             if folder.is_dir() and _weight_files(folder):
                 break
-    if not (folder / "config.json").is_file() or not _weight_files(folder):
-        raise ValueError(f"`source` {name!r} must hold config.json and diffusion_pytorch_model.safetensors (or .bin)")
+    if not (folder / CONFIG).is_file() or not _weight_files(folder):
+        raise ValueError(f"`source` {name!r} must hold {CONFIG} and diffusion_pytorch_model.safetensors (or .bin)")
     return folder, name
 
 
@@ -469,14 +465,11 @@ def _weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def _read_vqmodel(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """State dict and our configuration of a VQModel."""
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"`source` {name!r}: config.json cannot be read: {error}") from error
+def _read_vqmodel(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict, Conversion]:
+    """State dict, our configuration, and what is known of the conversion so far."""
+    kind = read_json(folder / CONFIG).get("_class_name")
     if kind != "VQModel":
-        raise ValueError(f"`source` {name!r} must be a diffusers VQModel (`_class_name` in config.json), got {kind!r}")
+        raise ValueError(f"`source` {name!r} must be a diffusers VQModel (`_class_name` in {CONFIG}), got {kind!r}")
     try:
         model, report = VQModel.from_pretrained(
             folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -485,8 +478,9 @@ def _read_vqmodel(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dic
         raise ValueError(f"`source` {name!r} cannot be loaded as VQModel: {error}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[what]:
-            raise ValueError(f"`source` {name!r} does not fit its config.json: {what} {_some(report[what])}")
-    return model.state_dict(), _vqmodel_config(model.config, name)
+            raise ValueError(f"`source` {name!r} does not fit its {CONFIG}: {what} {_some(report[what])}")
+    conversion = Conversion("vqmodel", name, {file.name: _sha256(file) for file in _weight_files(folder)})
+    return model.state_dict(), _vqmodel_config(model.config, name), conversion
 
 
 def _vqmodel_config(config: Mapping, name: str) -> dict:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.protocols import PROTOCOLS, get_protocol
-from ..files import atomic_file
-from ..loading import check_tokenizer_name, tokenizer_label
+from ..files import is_free_folder, write_json
+from ..loading import check_device, check_tokenizer_name, tokenizer_label
+from ..metrics import DEFAULT_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..packages import require_package
-from .inputs import (
-    add_model,
-    check_file,
-    check_folder,
-    load_model,
-    positive,
-)
+from .inputs import add_model, check_file, check_folder, load_model, positive
+
+if TYPE_CHECKING:
+    from ..evaluation.data import EvaluationData, EvaluationImages
 
 # What a flag of the data that was not given stands for without --protocol.
 DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "lanczos", "streaming": False}
-
-NETWORKS = {
+DATA_FLAGS = ("dataset", "config", *DEFAULTS, "limit")
+NETWORK_HELP = {
     "lpips": "LPIPS, by VGG16: needs torchmetrics",
     "rfid": "rFID, by Inception: needs torchmetrics, torch-fidelity",
 }
@@ -34,16 +32,39 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="measure tokenizers on a split of a data set")
     command.set_defaults(run=_evaluate)
     add_model(command, action="append", also="may be repeated; ")
-    data = command.add_argument_group("data: --protocol or --dataset")
+    _add_data(command.add_argument_group("data: --protocol or --dataset"))
+    networks = command.add_argument_group("metrics by pretrained networks, which are downloaded")
+    for name in NETWORK_METRICS:
+        text = f"{NETWORK_HELP[name]} (default: with --protocol, where they are available)"
+        networks.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+    baseline = command.add_argument_group(
+        "patch-linear codec: the baseline without a network, at the first model's bits"
+    )
+    baseline.add_argument("--patch-linear", action="store_true", help="fit and measure it as well")
+    baseline.add_argument("--fit-dataset", help="data set that it is fitted to (default: --dataset's, --protocol's)")
+    baseline.add_argument("--fit-split", help="split that it is fitted to (default: train)")
+    baseline.add_argument(
+        "--fit-pictures", type=positive, default=400, help="number of its images (default: %(default)s)"
+    )
+    command.add_argument(
+        "--save-pictures",
+        type=Path,
+        metavar="DIR",
+        help="write what was measured as PNG, DIR/0-MODEL/original and DIR/0-MODEL/reconstruction, for other tools",
+    )
+    command.add_argument("--output", type=Path, metavar="FILE.json", help="write the results, with their protocol")
+
+
+def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument(
         "--protocol",
         choices=sorted(PROTOCOLS),
-        help="a public data set with its split, crop and number of pictures, streamed from the Hub",
+        help="a public data set with its split, crop and number of images, streamed from the Hub",
     )
-    data.add_argument("--dataset", help="Hub id, folder of pictures or parquet files, or a parquet file")
+    data.add_argument("--dataset", help="Hub id, folder of images or parquet files, or a parquet file")
     data.add_argument("--config", help="configuration of a Hub data set that has several")
     data.add_argument("--split", help=f"(default: {DEFAULTS['split']})")
-    data.add_argument("--image-column", help=f"column of the pictures (default: {DEFAULTS['image_column']})")
+    data.add_argument("--image-column", help=f"column of the images (default: {DEFAULTS['image_column']})")
     data.add_argument(
         "--streaming",
         action=argparse.BooleanOptionalAction,
@@ -57,26 +78,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         choices=("bilinear", "bicubic", "lanczos"),
         help=f"filter that resizes the shorter side (default: {DEFAULTS['resample']})",
     )
-    data.add_argument("--limit", type=positive, help="measure the first so many pictures only")
-    data.add_argument("--batch-size", type=positive, default=8, help="pictures at a time (default: %(default)s)")
-    networks = command.add_argument_group("metrics by pretrained networks, which are downloaded")
-    for name, what in NETWORKS.items():
-        default = "(default: with --protocol, where they are to be had)"
-        networks.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} {default}")
-    baseline = command.add_argument_group("patch-linear codec: the rival without a network, at the first model's bits")
-    baseline.add_argument("--patch-linear", action="store_true", help="fit and measure it as well")
-    baseline.add_argument("--fit-dataset", help="data set that it is fitted to (default: --dataset's, --protocol's)")
-    baseline.add_argument("--fit-split", help="split that it is fitted to (default: train)")
-    baseline.add_argument(
-        "--fit-pictures", type=positive, default=400, help="so many of its pictures (default: %(default)s)"
-    )
-    command.add_argument(
-        "--save-pictures",
-        type=Path,
-        metavar="DIR",
-        help="write what was measured as PNG, DIR/0-MODEL/original and DIR/0-MODEL/reconstruction, for other tools",
-    )
-    command.add_argument("--output", type=Path, metavar="FILE.json", help="write the results, with their protocol")
+    data.add_argument("--limit", type=positive, help="measure the first N images only")
+    data.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -86,118 +89,106 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.output:
         check_file(arguments.output, "--output", ".json")
     if arguments.save_pictures:
-        from ..files import is_free_folder
-
         check_folder(arguments.save_pictures, "--save-pictures")
         if not is_free_folder(arguments.save_pictures):
             raise ValueError(f"`--save-pictures` must be an empty folder, '{arguments.save_pictures}' is not")
     data = _data(arguments)
     require_package("datasets", "eval")
-    fit_source = _fit_source(arguments, data)
-    _check_data(data, data["dataset"], data["config"], data["split"])
-    if arguments.patch_linear:
-        _check_data(data, *fit_source)
-    results = _measure(arguments, models, data, fit_source)
+    images = data.open()
+    train_images = _train_data(arguments, data).open() if arguments.patch_linear else None
+    networks, not_measured = _load_networks(arguments, data.size)
+    results = _measure(arguments, models, images, train_images, networks)
+    for result in results if not_measured else ():
+        result["protocol"]["not_measured"] = not_measured
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(arguments.output) as temporary:
-            temporary.write_text(json.dumps({"results": results}, indent=2) + "\n")
-    from ..evaluation.evaluator import format_table
-
-    print(format_table((result["model"]["name"], result) for result in results))
-    if arguments.protocol and not results[0]["protocol"]["complete"]:
-        measured, expected = (results[0]["protocol"][key] for key in ("pictures", "expected_pictures"))
-        print(f"{measured} of the {expected} pictures of {arguments.protocol}: not to be compared with the whole split")
-    for reason in results[0]["protocol"].get("not_measured", {}).values():
-        print(reason)
-    if arguments.output:
-        print(f"results written to {arguments.output}")
+        write_json(arguments.output, {"results": results})
+    _report(arguments, results, not_measured)
     return 0
 
 
-def _data(arguments: argparse.Namespace) -> dict[str, Any]:
+def _data(arguments: argparse.Namespace) -> EvaluationData:
     """What is measured: the named protocol's data, which no flag may contradict, or what the flags say."""
-    keys = ("dataset", "config", *DEFAULTS)
-    given = {key: getattr(arguments, key) for key in keys}
+    from ..evaluation.data import EvaluationData
+
+    given = {key: getattr(arguments, key) for key in DATA_FLAGS}
     if arguments.protocol:
-        streaming = True if arguments.streaming is None else arguments.streaming
-        return get_protocol(arguments.protocol).options(given) | {"streaming": streaming}
+        return get_protocol(arguments.protocol).with_options(**given)
     if arguments.dataset is None:
         raise ValueError("one of the following arguments is required: --dataset, --protocol")
-    return {key: DEFAULTS.get(key) if value is None else value for key, value in given.items()}
+    return EvaluationData(**{key: DEFAULTS.get(key) if value is None else value for key, value in given.items()})
 
 
-def _fit_source(arguments: argparse.Namespace, data: dict[str, Any]) -> tuple[str, str | None, str]:
-    """Data set, configuration and split that the linear codec is fitted to."""
+def _train_data(arguments: argparse.Namespace, data: EvaluationData) -> EvaluationData:
+    """What the linear codec is fitted to."""
+    train = get_protocol(arguments.protocol).train_data() if arguments.protocol else replace(data, split="train")
+    train = replace(train, limit=None, streaming=data.streaming)
     if arguments.fit_dataset:
         # A configuration belongs to a data set; another data set is fitted in its own default one.
-        return arguments.fit_dataset, None, arguments.fit_split or "train"
-    if arguments.protocol:
-        protocol = get_protocol(arguments.protocol)
-        config = protocol.config if protocol.train_dataset == protocol.dataset else None
-        return protocol.train_dataset, config, arguments.fit_split or protocol.train_split
-    return data["dataset"], data["config"], arguments.fit_split or "train"
+        train = replace(train, dataset=arguments.fit_dataset, config=None, split="train")
+    return replace(train, split=arguments.fit_split) if arguments.fit_split else train
 
 
-def _check_data(data: dict[str, Any], dataset: str, config: str | None, split: str) -> None:
-    """Opens a split, so that a wrong name is known before any work."""
-    from ..image_datasets import load_images
+def _load_networks(arguments: argparse.Namespace, size: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """{metric: network} of what is measured, and why a named protocol goes without one that nobody asked for.
 
-    load_images(dataset, config, split, data["image_column"], data["streaming"])
-
-
-def _measure(
-    arguments: argparse.Namespace, models: list[str | None], data: dict[str, Any], fit_source: tuple
-) -> list[dict[str, Any]]:
-    """One result a model, and the linear codec's."""
-    from ..evaluation.evaluator import evaluate_model, evaluate_patch_linear
-
-    source = tuple(data.pop(key) for key in ("dataset", "config", "split"))
-    options = data | {name: getattr(arguments, name) for name in ("limit", "batch_size")}
-    networks, not_measured = _networks(arguments)
-    options |= {"progress": sys.stderr.isatty(), **networks}
-    results, sizes = [], None
-    for model in models:
-        loaded = load_model(argparse.Namespace(**{**vars(arguments), "model": model}))
-        sizes = sizes or [codebook.size for codebook in loaded.quantize.codebooks.values()]
-        options["save_pictures"] = _images_of(arguments, tokenizer_label(model), len(results))
-        results.append(evaluate_model(loaded, *source, name=tokenizer_label(model), **options))
-        del loaded
-    if arguments.patch_linear:
-        train_dataset, train_config, train_split = fit_source
-        fit = {"train_config": train_config, "train_split": train_split, "train_pictures": arguments.fit_pictures}
-        options["save_pictures"] = _images_of(arguments, "patch-linear", len(results))
-        results.append(evaluate_patch_linear(train_dataset, *source, **fit, sizes=sizes, **options))
-    if arguments.protocol:
-        for result in results:
-            record = get_protocol(arguments.protocol).record(result["protocol"]["pictures"])
-            result["protocol"] = record | result["protocol"] | ({"not_measured": not_measured} if not_measured else {})
-    return results
-
-
-def _images_of(arguments: argparse.Namespace, name: str, place: int) -> Path | None:
-    """The folder of one model's pictures; its place tells models of one name apart."""
-    if arguments.save_pictures is None:
-        return None
-    return arguments.save_pictures / f"{place}-{name.replace('/', '-').replace(' ', '-')}"
-
-
-def _networks(arguments: argparse.Namespace) -> tuple[dict[str, bool], dict[str, str]]:
-    """Which metrics by networks are measured, and why a named protocol goes without one that nobody asked for.
-
-    They are loaded once here, so that what is missing is known before the first model has been measured. Raises
-    ValueError for one that was asked for and is not to be had.
+    They are loaded before the first model is. Raises ValueError for one that was asked for and is not available.
     """
-    from ..evaluation.evaluator import load_metric_networks
-
-    found, reasons = {}, {}
-    for name in NETWORKS:
+    device, networks, reasons = check_device(arguments.device, "--device"), {}, {}
+    for name in NETWORK_METRICS:
         asked = getattr(arguments, name)
-        found[name] = bool(arguments.protocol) if asked is None else asked
+        if not (bool(arguments.protocol) if asked is None else asked):
+            continue
         try:
-            load_metric_networks(**{**dict.fromkeys(NETWORKS, False), name: found[name]}, device="cpu")
+            networks[name] = load_metric_network(name, size, device)
         except ValueError as error:
             if asked:
                 raise
-            found[name], reasons[name] = False, str(error)
-    return found, reasons
+            reasons[name] = str(error)
+    return networks, reasons
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    models: list[str | None],
+    images: EvaluationImages,
+    train_images: EvaluationImages | None,
+    networks: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One result per model, and the linear codec's."""
+    from ..evaluation.evaluator import evaluate, evaluate_linear_codec
+
+    options = {"batch_size": arguments.batch_size, "progress": sys.stderr.isatty()}
+    results, names = [], [*DEFAULT_METRICS, *networks]
+    for number, model in enumerate(models):
+        tokenizer, label = load_model(argparse.Namespace(**{**vars(arguments), "model": model})), tokenizer_label(model)
+        folder = _images_folder(arguments, label, number)
+        metrics = image_metrics(names, networks)
+        results.append(evaluate(tokenizer, images, metrics, name=label, save_images=folder, **options))
+    if train_images is not None:
+        sizes = list(results[0]["model"]["codebook_sizes"].values())
+        options |= {"count": arguments.fit_pictures, "sizes": sizes}
+        options["save_images"] = _images_folder(arguments, "patch-linear", len(results))
+        results.append(evaluate_linear_codec(train_images, images, image_metrics(names, networks), **options))
+    return results
+
+
+def _images_folder(arguments: argparse.Namespace, name: str, number: int) -> Path | None:
+    """The folder of one model's images; its number tells models of one name apart."""
+    if arguments.save_pictures is None:
+        return None
+    return arguments.save_pictures / f"{number}-{name.replace('/', '-').replace(' ', '-')}"
+
+
+def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], not_measured: dict[str, str]) -> None:
+    from ..evaluation.table import results_table
+
+    print(results_table((result["model"]["name"], result) for result in results))
+    protocol = results[0]["protocol"]
+    if not protocol.get("complete", True):
+        measured, expected = protocol["pictures"], protocol["expected_pictures"]
+        print(f"{measured} of the {expected} images of {arguments.protocol}: not comparable with the whole split")
+    for reason in not_measured.values():
+        print(reason)
+    if arguments.output:
+        print(f"results written to {arguments.output}")

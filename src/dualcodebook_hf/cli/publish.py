@@ -19,8 +19,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser("push", help="publish a trained model, or the Space, on the Hugging Face Hub")
     _add_run(command)
-    command.add_argument("--repo-id", metavar="OWNER/NAME", help="repository of the model, made where there is none")
-    command.add_argument("--no-samples", action="store_true", help="leave the run's validation pictures out")
+    command.add_argument("--repo-id", metavar="OWNER/NAME", help="repository of the model, created where there is none")
+    command.add_argument("--no-samples", action="store_true", help="leave the run's validation images out")
     command.add_argument("--space", metavar="OWNER/NAME", help="publish the Space there, instead of a model")
     command.add_argument(
         "--model-id",
@@ -59,7 +59,7 @@ def _card(arguments: argparse.Namespace) -> int:
     if output:
         check_folder(output.parent, "--output")
         if output.is_dir() or (output.exists() and MARK not in output.read_text(encoding="utf-8", errors="replace")):
-            raise ValueError(f"`--output`: '{output}' exists and is no card of this program; choose another name")
+            raise ValueError(f"`--output`: '{output}' exists and is not a card of this program; choose another name")
     if arguments.folder is None and not (repo_id or arguments.metrics):
         text = model_card(Records.read(default_checkpoint()), license=arguments.license)
     else:

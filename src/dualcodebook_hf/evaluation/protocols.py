@@ -2,95 +2,101 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-# What a name stands for; a flag that says otherwise would make it another protocol.
-FIXED = ("dataset", "config", "split", "image_column", "size", "resample")
+from .data import EvaluationData
+
+FIXED_FIELDS = ("dataset", "config", "split", "image_column", "size", "resample")
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What is measured under a name. Pictures are streamed, so that nothing but the measured split is downloaded.
+@dataclass(frozen=True, kw_only=True)
+class Protocol(EvaluationData):
+    """What is measured under a name. Images are streamed, so that nothing but the measured split is downloaded.
 
-    dataset, config, split, image_column: of the Hub, see `load_pictures`. train_dataset, train_split: what a model, and
-    the linear codec, is trained on. pictures: of the whole split. size, resample: the shorter side is resized to `size`
-    by that filter, then the centre is cut. origin: where the data comes from, and how its copy on the Hub differs.
+    Attributes:
+        name: what `--protocol` takes.
+        images: number of images in the split.
+        train_dataset: what a model, and the linear codec, is trained on.
+        train_split: its split.
+        origin: where the data comes from, and how its copy on the Hub differs.
+        streaming: True by default.
     """
 
     name: str
-    dataset: str
-    split: str
     images: int
     train_dataset: str
     train_split: str
     origin: str
-    config: str | None = None
-    image_column: str = "image"
-    size: int = 256
-    resample: str = "lanczos"
+    streaming: bool = True
 
-    def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The options of `evaluate_model` (`FIXED`), where `given` are those that a user named, None = not named.
+    def with_options(self, **given: Any) -> Protocol:
+        """The protocol with `streaming` and `limit` as given; None: as they are.
 
-        Raises ValueError where one of them contradicts the protocol.
+        Raises ValueError where an option contradicts the protocol: that would be another one.
         """
-        fixed = {key: value for key, value in asdict(self).items() if key in FIXED}
         for key, value in given.items():
-            if key in FIXED and value is not None and value != fixed[key]:
+            if key in FIXED_FIELDS and value not in (None, getattr(self, key)):
                 raise ValueError(
-                    f"`{key}` of the protocol {self.name} is {fixed[key]!r}, got {value!r}; without the protocol any "
-                    "value can be measured"
+                    f"`{key}` of the protocol {self.name} is {getattr(self, key)!r}, got {value!r}; without the "
+                    "protocol any value can be measured"
                 )
-        return fixed
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
 
-    def record(self, images: int) -> dict[str, Any]:
-        """For the JSON: the name, and whether all of the split was measured, without which numbers do not compare."""
-        return {"name": self.name, "expected_pictures": self.images, "complete": images == self.images}
+    def train_data(self) -> EvaluationData:
+        """The training split, cropped in the same way."""
+        config = self.config if self.train_dataset == self.dataset else None
+        shared = {key: getattr(self, key) for key in ("image_column", "streaming", "size", "resample")}
+        return EvaluationData(dataset=self.train_dataset, config=config, split=self.train_split, **shared)
+
+    def record(self, count: int) -> dict[str, Any]:
+        """For metrics.json: its name too, and whether all of the split was measured, without which nothing compares."""
+        named = {"name": self.name, "expected_pictures": self.images, "complete": count == self.images}
+        return named | super().record(count)
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            "ade20k",
-            "merve/scene_parse_150",
-            "validation",
-            2000,
-            "merve/scene_parse_150",
-            "train",
-            "ADE20K's SceneParse150 (Zhou et al. 2017), train 20,210 and validation 2,000, about 683 x 512 pixels: a "
-            "parquet copy of the Hub's zhoubolei/scene_parse_150, whose loading script today's `datasets` refuses",
+            name="ade20k",
+            dataset="merve/scene_parse_150",
+            split="validation",
+            images=2000,
+            train_dataset="merve/scene_parse_150",
+            train_split="train",
+            origin="ADE20K's SceneParse150 (Zhou et al. 2017), train 20,210 and validation 2,000, about 683 x 512 "
+            "pixels: a parquet copy of the Hub's zhoubolei/scene_parse_150, whose loading script today's `datasets` refuses",
         ),
         Protocol(
-            "celebahq",
-            "korexyz/celeba-hq-256x256",
-            "validation",
-            2000,
-            "korexyz/celeba-hq-256x256",
-            "train",
-            "CelebA-HQ (Karras et al. 2018) as PNG of 256 x 256, so that nothing is resized; train 28,000 and "
+            name="celebahq",
+            dataset="korexyz/celeba-hq-256x256",
+            split="validation",
+            images=2000,
+            train_dataset="korexyz/celeba-hq-256x256",
+            train_split="train",
+            origin="CelebA-HQ (Karras et al. 2018) as PNG of 256 x 256, so that nothing is resized; train 28,000 and "
             "validation 2,000; taming's lists have 25,000 and 5,000. How it was reduced from 1024 is not documented",
         ),
         Protocol(
-            "coco2017",
-            "lmms-lab/COCO-Caption2017",
-            "val",
-            5000,
-            "detection-datasets/coco",
-            "train",
-            "MS-COCO val2017 (Lin et al. 2014), all 5,000 pictures. That copy has no training pictures; those of "
-            "detection-datasets/coco are the part of train2017 that has boxes (117,266 of 118,287)",
+            name="coco2017",
+            dataset="lmms-lab/COCO-Caption2017",
+            split="val",
+            images=5000,
+            train_dataset="detection-datasets/coco",
+            train_split="train",
+            origin="MS-COCO val2017 (Lin et al. 2014), all 5,000 images. That copy has no training images; those "
+            "of detection-datasets/coco are the part of train2017 that has boxes (117,266 of 118,287)",
         ),
         Protocol(
-            "imagenet",
-            "ILSVRC/imagenet-1k",
-            "validation",
-            50_000,
-            "ILSVRC/imagenet-1k",
-            "train",
-            "ImageNet-1k, ILSVRC 2012 (Russakovsky et al. 2015), the validation split that most tokenizers publish "
-            "on; gated: accept its terms on the Hub and log in",
+            name="imagenet",
+            dataset="ILSVRC/imagenet-1k",
+            split="validation",
+            images=50_000,
+            train_dataset="ILSVRC/imagenet-1k",
+            train_split="train",
+            origin="ImageNet-1k, ILSVRC 2012 (Russakovsky et al. 2015), the validation split that most tokenizers "
+            "publish on; gated: accept its terms on the Hub and log in",
         ),
     )
 }

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 
 from ..autoencoder_dualcodebook import AUTO_MAP, DualCodebookVQModel
+from ..files import atomic_folder, read_json, write_json
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
+from ..run_folder import CONFIG, RECORDS, SavedModel
 from .card import model_card, pipeline_card
-from .records import Records, public_record, read_json
+from .records import Records, public_record
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -27,69 +24,60 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parents[1]
 CODE = ("configuration_dualcodebook", "modeling_dualcodebook", "image_processing_dualcodebook")
 PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_dualcodebook.DualCodebookImageProcessor"}
+PROCESSOR_CONFIG = "preprocessor_config.json"
+CARD = "README.md"
 SAMPLES = "samples.png"
-RECORDS = {"train": "train_config.json", "metrics": "metrics.json", "conversion": "conversion.json"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainedModel:
-    """A trained model on disk: its folder, the records and the sample picture that belong to it, a name for it."""
+    """A saved model that can be published.
 
-    folder: Path
+    Attributes:
+        saved: where it lies, and the run that it belongs to.
+        records: the files of `RECORDS` that tell of it.
+    """
+
+    saved: SavedModel
     records: dict[str, Path]
-    samples: Path | None
-    name: str
 
     @classmethod
     def find(cls, run: str | Path, metrics: str | Path | None = None) -> TrainedModel:
-        """The model of a run's `output_dir` (its `final/`), of a checkpoint (its `model/`), or in a folder itself.
+        """The model of a run, of a checkpoint or in a folder itself.
 
-        train_config.json, metrics.json and conversion.json may lie in either; `metrics` names another file. Raises
-        ValueError where there is no model.
+        Args:
+            run: see `SavedModel.find`.
+            metrics: a file written by `dualcodebook evaluate`, instead of the one that lies in `run`.
+
+        Raises ValueError where there is no model, no weights or no such file.
         """
-        path = Path(run).expanduser().resolve()
-        if not path.is_dir():
-            raise ValueError(f"`run` must be the folder of a run or of a trained model, got '{run}'")
-        folders = [folder for folder in (path, path / "final", path / "model") if (folder / "config.json").is_file()]
-        if not folders:
-            there = ", ".join(sorted(folder.name for folder in path.glob("checkpoint-*")))
-            hint = f"; name one of its checkpoints: {there}" if there else ""
-            raise ValueError(f"there is no config.json in '{run}', nor in its final/ or model/{hint}")
-        folder = folders[0]
-        home = folder.parent if folder.name in ("final", "model") else folder
-        if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        saved = SavedModel.find(run)
+        if not (saved.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
             raise ValueError(
-                f"there is no {SAFETENSORS_WEIGHTS_NAME} in '{folder}': save the model by "
+                f"there is no {SAFETENSORS_WEIGHTS_NAME} in '{saved.folder}': save the model by "
                 "DualCodebookVQModel.save_pretrained"
             )
-        records = {}
-        for key, name in RECORDS.items():
-            found = [place / name for place in (folder, home) if (place / name).is_file()]
-            records |= {key: found[0]} if found else {}
+        records = saved.records()
         if metrics is not None:
             records["metrics"] = Path(metrics).expanduser()
             if not records["metrics"].is_file():
                 raise ValueError(f"`metrics` must be a file written by `dualcodebook evaluate`, got '{metrics}'")
-        step = re.fullmatch(r"checkpoint-(\d+)", home.name)
-        wanted = f"step-{int(step[1]):07d}.png" if step else "step-*.png"
-        images = sorted(((home.parent if step else home) / "samples").glob(wanted))
-        return cls(folder, records, images[-1] if images else None, re.sub(r"[^\w.-]|^[.-]", "_", home.name))
+        return cls(saved, records)
 
     def check_weights(self) -> None:
         """Raises ValueError unless the weights are those that config.json speaks of."""
         try:
-            _, report = DualCodebookVQModel.from_pretrained(self.folder, output_loading_info=True)
+            _, report = DualCodebookVQModel.from_pretrained(self.saved.folder, output_loading_info=True)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"the model in '{self.folder}' cannot be loaded: {error}") from error
+            raise ValueError(f"the model in '{self.saved.folder}' cannot be loaded: {error}") from error
         wrong = {kind: names for kind, names in report.items() if names}
         if wrong:
-            raise ValueError(f"the weights in '{self.folder}' do not fit config.json: {wrong}")
+            raise ValueError(f"the weights in '{self.saved.folder}' do not fit {CONFIG}: {wrong}")
 
-    def card(self, repo_id: str | None = None, license: str | None = None, samples: bool = False) -> str:
-        """README.md; without a `repo_id` its examples say "you/..."."""
-        records = Records.read(self.folder, **self.records)
-        figure = SAMPLES if samples and self.samples else None
-        return model_card(records, repo_id or f"you/{self.name}", license=license, figure=figure)
+    def card(self, repo_id: str | None = None, license: str | None = None, figure: str | None = None) -> str:
+        """README.md; see `model_card`. Without a `repo_id` its examples say "you/..."."""
+        records = Records.read(self.saved.folder, **self.records)
+        return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figure=figure)
 
 
 def prepare_folder(
@@ -103,31 +91,36 @@ def prepare_folder(
 ) -> list[str]:
     """Writes into a new or empty `folder` what `push_model` publishes, and returns the files' names.
 
-    config.json, the weights, preprocessor_config.json, the code for `trust_remote_code`, README.md, and what there is
-    of train_config.json, metrics.json, conversion.json and the last samples. No local path gets into any of them.
+    config.json, the weights, preprocessor_config.json, the code for `trust_remote_code`, README.md, and those of
+    train_config.json, metrics.json, conversion.json and the last samples that there are. No local path gets into any
+    of them.
 
     Args:
-        run: see `TrainedModel.find`. repo_id: what the card's examples load.
+        run: the folder of a run, a checkpoint or a saved model.
+        folder: where the files go.
+        repo_id: what the card's examples load.
         license: the Hub's identifier of the weights' licence; None: apache-2.0, or "other" for converted weights.
         metrics: a file written by `dualcodebook evaluate` that does not lie in `run`.
-        samples: publish the run's last grid of validation pictures.
+        samples: publish the run's last grid of validation images.
 
     Raises ValueError before anything is written when something is missing, broken or of another model.
     """
-    source, folder = TrainedModel.find(run, metrics), Path(folder).expanduser().absolute()
-    with _complete_folder(folder) as partial:
-        card = source.card(repo_id, license, samples)
-        source.check_weights()
-        partial.mkdir(parents=True)
-        for name in (SAFETENSORS_WEIGHTS_NAME, "config.json", "preprocessor_config.json"):
-            if (source.folder / name).is_file():
-                shutil.copyfile(source.folder / name, partial / name)
-        for key, path in source.records.items():
-            _write_json(partial / RECORDS[key], public_record(read_json(path)) if key == "train" else read_json(path))
-        if samples and source.samples:
-            shutil.copyfile(source.samples, partial / SAMPLES)
+    model, folder = TrainedModel.find(run, metrics), Path(folder).expanduser()
+    sample = model.saved.sample() if samples else None
+    card = model.card(repo_id, license, SAMPLES if sample else None)
+    model.check_weights()
+    with atomic_folder(folder) as partial:
+        partial.mkdir()
+        for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG, PROCESSOR_CONFIG):
+            if (model.saved.folder / name).is_file():
+                shutil.copyfile(model.saved.folder / name, partial / name)
+        for key, path in model.records.items():
+            content = read_json(path)
+            write_json(partial / RECORDS[key], public_record(content) if key == "train" else content)
+        if sample:
+            shutil.copyfile(sample, partial / SAMPLES)
         export_code(partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / CARD).write_text(card, encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -140,12 +133,12 @@ def export_code(folder: str | Path) -> None:
     folder = Path(folder)
     for path in code_files():
         shutil.copyfile(path, folder / path.name)
-    if not (folder / "preprocessor_config.json").is_file():
+    if not (folder / PROCESSOR_CONFIG).is_file():
         DualCodebookImageProcessor().save_pretrained(folder)
-    for name, classes in {"config.json": AUTO_MAP, "preprocessor_config.json": PROCESSOR_MAP}.items():
+    for name, classes in {CONFIG: AUTO_MAP, PROCESSOR_CONFIG: PROCESSOR_MAP}.items():
         content = {**read_json(folder / name), "auto_map": classes}
         content.pop("_name_or_path", None)  # where it was loaded from: a folder of this machine
-        _write_json(folder / name, dict(sorted(content.items())))
+        write_json(folder / name, dict(sorted(content.items())))
 
 
 def code_files() -> list[Path]:
@@ -168,43 +161,29 @@ def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: st
     line here, an import of the installed class. Copies of the code would need no package, but diffusers puts those of
     all repositories into one folder under their bare names, where they overwrite each other.
 
+    Args:
+        pipeline: any that holds a tokenizer.
+        folder: must be new or empty.
+        repo_id: where it will be published, for the card; None: "you/..." and the folder's name.
+
     Raises ValueError when no component is of this package, or when the folder holds something.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(folder).expanduser()
     names = [name for name, part in pipeline.components.items() if type(part).__module__.startswith(PACKAGE.name + ".")]
     if not names:
         raise ValueError(f"`pipeline` must hold a component of {PACKAGE.name}, got {', '.join(pipeline.components)}")
-    with _complete_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         pipeline.save_pretrained(partial)
         index = read_json(partial / "model_index.json")
         for name in names:
             kind = type(pipeline.components[name]).__name__
             index[name] = [PACKAGE.name, kind]
             (partial / name / f"{PACKAGE.name}.py").write_text(f"from {PACKAGE.name} import {kind}\n")
-        _write_json(partial / "model_index.json", index)
+        write_json(partial / "model_index.json", index)
         for path in partial.rglob("*.json"):
             content = read_json(path)
             if content.pop("_name_or_path", None) is not None:
-                _write_json(path, content)
-        card = pipeline_card(type(pipeline).__name__, repo_id or f"you/{folder.name}", names)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+                write_json(path, content)
+        card = pipeline_card(type(pipeline).__name__, repo_id or f"you/{folder.resolve().name}", names)
+        (partial / CARD).write_text(card, encoding="utf-8")
     return names
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _complete_folder(folder: Path) -> Iterator[Path]:
-    """Another name to write to: the folder appears as a whole or not at all."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"`folder` must be new or empty, got '{folder}'")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -18,8 +18,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from ..run_folder import RECORDS
 from ..version import __version__
-from .export import PACKAGE, RECORDS, SAMPLES, TrainedModel, export_pipeline, prepare_folder
+from .export import PACKAGE, SAMPLES, TrainedModel, export_pipeline, prepare_folder
 from .space import write_space
 
 if TYPE_CHECKING:
@@ -49,8 +50,16 @@ def push_model(
     A tokenizer that is there already is updated: its card is written anew, and records that the new one lacks go.
 
     Args:
-        private: of a new repository. token: None: that of HF_TOKEN or of `hf auth login`.
+        run: the folder of a run, a checkpoint or a saved model.
+        repo_id: owner/name; the repository is created where there is none.
+        private: make a new repository private.
+        token: None: that of HF_TOKEN or of `hf auth login`.
+        license: see `prepare_folder`.
+        metrics: see `prepare_folder`.
+        samples: see `prepare_folder`.
         overwrite: publish into a repository that holds something else; its other files stay.
+
+    Raises ValueError for what the caller can put right, and OSError for the network and the Hub.
     """
     TrainedModel.find(run, metrics)  # before the Hub is asked anything
 
@@ -69,7 +78,15 @@ def push_pipeline(
     token: str | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Publishes a diffusers pipeline that holds a tokenizer of ours (see `export_pipeline`); returns its URL."""
+    """Publishes a diffusers pipeline that holds a tokenizer of ours by one commit, and returns the repository's URL.
+
+    Args:
+        pipeline: see `export_pipeline`.
+        repo_id: see `push_model`, as for the others and the errors.
+        private: make a new repository private.
+        token: None: that of HF_TOKEN or of `hf auth login`.
+        overwrite: publish into a repository that holds something else; its other files stay.
+    """
 
     def prepare(folder: Path) -> None:
         export_pipeline(pipeline, folder, repo_id)
@@ -87,7 +104,12 @@ def push_space(
 ) -> str:
     """Publishes the Space with this package beside app.py, and returns its URL.
 
-    `models`: Hub ids that it shows; none: the checkpoint inside the package. The others: see `push_model`.
+    Args:
+        repo_id: see `push_model`, as for the others and the errors.
+        models: Hub ids that it shows; none: the checkpoint inside the package.
+        private: make a new repository private.
+        token: None: that of HF_TOKEN or of `hf auth login`.
+        overwrite: publish into a repository that holds something else; its other files stay.
     """
     for model in models:
         check_repo_id(model, "models")
@@ -147,7 +169,14 @@ def _push(
     private: bool,
     overwrite: bool,
 ) -> str:
-    """Prepares a folder and publishes it; files there that are not in it go where they are `replaceable`."""
+    """Prepares a folder and publishes it; see `push_model` for the last three arguments.
+
+    Args:
+        prepare: fills a folder, given by its name.
+        repo_id: owner/name.
+        kind: key of `MARKS`.
+        replaceable: whether a file in the repository that is not in the folder is deleted, by its name.
+    """
     check_repo_id(repo_id)
     target = _Target(_connect(token), repo_id, kind)
     with tempfile.TemporaryDirectory() as parent:
@@ -208,7 +237,13 @@ class _Target:
         return there, created
 
     def check(self, there: Any, private: bool, overwrite: bool) -> None:
-        """Raises ValueError where publishing would mix with somebody's other work, or show what should be private."""
+        """Raises ValueError where publishing would mix with somebody's other work, or show what should be private.
+
+        Args:
+            there: the Hub's description of the repository.
+            private: the caller wants a private repository.
+            overwrite: the caller allows to publish beside other work.
+        """
         if private and there.private is False:
             raise ValueError(f"`private`: {self.url} exists and is public; make it private first, or name another")
         names, (file, text) = set(_names(there)) - {".gitattributes"}, MARKS[self.kind]
@@ -222,7 +257,7 @@ class _Target:
         if not ours:
             raise ValueError(
                 f"{self.url} exists and holds something else ({', '.join(sorted(names)[:4])}): name another "
-                "repository, or say `overwrite` to publish into it"
+                "repository, or set `overwrite` to publish into it"
             )
 
     def commit(self, operations: list, there: Any, created: bool) -> None:
@@ -271,6 +306,9 @@ def _plain_errors(api: HfApi, repo_id: str) -> Iterator[None]:
         if status == 402:
             raise ValueError(f"the Hub asks for a subscription for {repo_id!r} (402): {said}") from error
         raise OSError(f"the Hub answered {status} for {repo_id!r}: {said}") from error
-    except (HTTPError, LocalEntryNotFoundError) as error:  # httpx's, which is no OSError, also under a download's own
+    except (
+        HTTPError,
+        LocalEntryNotFoundError,
+    ) as error:  # httpx's, which is not an OSError, also under a download's own
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         raise ConnectionError(f"the connection to {api.endpoint} failed: {cause or type(error).__name__}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import torch
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
+from ..files import read_json
+from ..run_folder import CONFIG, RECORDS
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
 PATHS = ("dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights")
@@ -25,8 +26,11 @@ HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 class Records:
     """What lies beside a model's weights, as read from JSON.
 
-    config: config.json. train: the sections of train_config.json. results: those of metrics.json. conversion: what
-    `dualcodebook convert` wrote.
+    Attributes:
+        config: config.json.
+        train: the sections of train_config.json, without local paths; None where there is none.
+        results: those of metrics.json, baselines' too.
+        conversion: conversion.json, what `dualcodebook convert` wrote; None where there is none.
     """
 
     config: dict[str, Any]
@@ -36,17 +40,19 @@ class Records:
 
     @classmethod
     def read(cls, folder: str | Path, **paths: Path | None) -> Records:
-        """Reads config.json, and what is there of train_config.json, metrics.json and conversion.json.
+        """Reads config.json, and those of `RECORDS` that are there.
 
-        `paths` name files that lie elsewhere: metrics=..., train=..., conversion=... Raises ValueError for a file that
-        is no such JSON, and for measurements of another model.
+        Args:
+            folder: of the saved model.
+            paths: files that lie elsewhere, by their keys in `RECORDS`.
+
+        Raises ValueError for a file that is no such JSON, and for measurements of another model.
         """
         folder = Path(folder)
-        names = {"train": "train_config.json", "metrics": "metrics.json", "conversion": "conversion.json"}
-        found = {key: read_json(paths.get(key) or folder / name) for key, name in names.items()}
-        config, metrics = read_json(folder / "config.json"), found["metrics"]
+        found = {key: read_json(paths.get(key) or folder / name) for key, name in RECORDS.items()}
+        config, metrics = read_json(folder / CONFIG), found["metrics"]
         if config is None or config.get("model_type") != DualCodebookConfig.model_type:
-            raise ValueError(f"there is no config.json of a dual codebook tokenizer in '{folder}'")
+            raise ValueError(f"there is no {CONFIG} of a dual codebook tokenizer in '{folder}'")
         if metrics is not None and not isinstance(metrics.get("results"), list):
             raise ValueError("`metrics` must be a file written by `dualcodebook evaluate`, with a list of `results`")
         results = metrics["results"] if metrics else []
@@ -72,7 +78,7 @@ class Records:
             return DualCodebookVQModel.from_config(self.config)
 
     def own(self) -> list[dict]:
-        """The results of this model; the others are rivals'."""
+        """The results of this model; the others are baselines'."""
         return [result for result in self.results if "fitted_to" not in result["model"]]
 
     def check(self) -> None:
@@ -83,12 +89,11 @@ class Records:
         if len(names) != 1:
             raise ValueError(f"`metrics` must hold the results of one model, got {', '.join(sorted(names)) or 'none'}")
         model = self.model()
-        sizes = {name: codebook.size for name, codebook in model.quantize.codebooks.items()}
-        parameters = sum(weight.numel() for weight in model.parameters())
+        sizes, parameters = model.codebook_sizes, model.num_parameters()
         for described in (result["model"] for result in self.own()):
             if (described["parameters"], described["codebook_sizes"]) != (parameters, sizes):
                 raise ValueError(
-                    f"`metrics` are of another model: it has {described['parameters']} parameters and books "
+                    f"`metrics` are of another model: it has {described['parameters']} parameters and codebooks "
                     f"{described['codebook_sizes']}, this one {parameters} and {sizes}"
                 )
 
@@ -101,19 +106,6 @@ def complete_records() -> Iterator[None]:
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         files = "the model's train_config.json, metrics.json or conversion.json"
         raise ValueError(f"{files} is incomplete: {type(error).__name__} {error}") from error
-
-
-def read_json(path: Path) -> dict | None:
-    """A JSON object, or None where there is no file. Raises ValueError for anything else."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' must hold a JSON object, got a {type(content).__name__}")
-    return content
 
 
 def public_record(train: dict[str, dict]) -> dict[str, dict]:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
+from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).parents[1]
+DISTRIBUTION = "dualcodebook-hf"
+EXTRA = "space"
+SDK = "gradio"
 SDK_VERSION = "6.31.0"
-# The base install's, as in pyproject.toml, and the examples'; the Space itself brings gradio of `SDK_VERSION`.
-REQUIREMENTS = (
-    "torch>=2.6",
-    "diffusers>=0.35",
-    "transformers>=5.0",
-    "huggingface_hub>=1.0",
-    "safetensors>=0.4.3",
-    "numpy>=1.26",
-    "pillow>=10.1",
-    "pyyaml>=6.0",
-    "scikit-image>=0.24",  # whose wheel holds the example pictures
-)
 APP = '''"""The Space: the checkpoint inside the package, or those that DUALCODEBOOK_MODELS names (Hub ids)."""
 
 import os
@@ -37,8 +30,8 @@ if __name__ == "__main__":
 TEXT = """
 # Dual Codebook VQ
 
-An image tokenizer with two codebooks: see what each of them keeps of a picture. Upload one, and look at its tokens, at
-its reconstruction, and at what is left when one book speaks alone.
+An image tokenizer with two codebooks: see what each of them keeps of an image. Upload one, and look at its tokens, at
+its reconstruction, and at what is left of it when one codebook is decoded alone.
 
 The Space shows `dualcodebook_hf`, an independent implementation of
 [Dual Codebook VQ](https://arxiv.org/abs/2503.10832), whose source lies beside `app.py`. It runs on a CPU with the
@@ -48,7 +41,11 @@ other models. `dualcodebook push --space you/name` publishes a copy.
 
 
 def app_source(models: Sequence[str] = ()) -> str:
-    """app.py: `demo`, a gr.Blocks. `models`: shown where DUALCODEBOOK_MODELS is not set; none: the embedded one."""
+    """app.py, with `demo`, a gr.Blocks.
+
+    Args:
+        models: Hub ids shown where DUALCODEBOOK_MODELS is not set; none: the embedded checkpoint.
+    """
     return APP.replace("{models}", " ".join(models))
 
 
@@ -59,7 +56,7 @@ def readme(models: Sequence[str] = ()) -> str:
         emoji="🧩",
         colorFrom="indigo",
         colorTo="yellow",
-        sdk="gradio",
+        sdk=SDK,
         sdk_version=SDK_VERSION,
         python_version="3.11",
         app_file="app.py",
@@ -73,15 +70,25 @@ def readme(models: Sequence[str] = ()) -> str:
 
 
 def requirements() -> str:
-    """requirements.txt: the base install."""
-    return "\n".join(REQUIREMENTS) + "\n"
+    """requirements.txt: the base install and the extra `space`, without gradio, which the Space brings itself."""
+    needed = []
+    for requirement in map(Requirement, metadata.requires(DISTRIBUTION)):
+        marker, requirement.marker = requirement.marker, None
+        if requirement.name != SDK and (marker is None or marker.evaluate({"extra": EXTRA})):
+            needed.append(f"{requirement}\n")
+    return "".join(needed)
 
 
 def write_space(folder: str | Path, models: Sequence[str] = ()) -> None:
-    """Writes the Space's three files and this package, checkpoint included, into a folder."""
+    """Writes the Space's three files and this package, checkpoint included.
+
+    Args:
+        folder: must hold no folder of the package's name.
+        models: see `app_source`.
+    """
     folder = Path(folder)
     hidden = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=hidden)
-    for name, text in {"app.py": app_source(models), "README.md": readme(models)}.items():
+    texts = {"app.py": app_source(models), "README.md": readme(models), "requirements.txt": requirements()}
+    for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    (folder / "requirements.txt").write_text(requirements())

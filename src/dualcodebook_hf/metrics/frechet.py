@@ -14,6 +14,9 @@ from .images import checked_images
 FeatureExtractor = Callable[[torch.Tensor], torch.Tensor]
 
 
+INCEPTION = "2048 of torch-fidelity's TensorFlow Inception, images rounded to 8 bits, resized to 299 x 299 as by it"
+
+
 class FeatureMoments:
     """Mean and unbiased covariance of features, float64, batch by batch: memory does not grow with their number."""
 
@@ -85,8 +88,15 @@ class FrechetDistance:
         extractor: pictures (B, 3, H, W) float32 in [0, 1] -> features (B, D); `inception_extractor()` makes it FID.
     """
 
+    name = "rfid"
+
     def __init__(self, extractor: FeatureExtractor) -> None:
         self.extractor = extractor
+        features = getattr(extractor, "description", getattr(extractor, "__name__", type(extractor).__name__))
+        self.definition = (
+            "squared Frechet distance of features of reconstructions and originals, unbiased covariances, of all "
+            f"images; features: {features}"
+        )
         self.reconstructions, self.originals = FeatureMoments(), FeatureMoments()
 
     @torch.no_grad()
@@ -99,8 +109,8 @@ class FrechetDistance:
                 raise ValueError(f"`extractor` must give {len(images)} rows, got features {tuple(features.shape)}")
             moments.update(features)
 
-    def compute(self) -> float:
-        """The distance so far. Raises ValueError for fewer than two pictures.
+    def compute(self) -> dict[str, float]:
+        """{"rfid": the distance so far}. Raises ValueError for fewer than two images.
 
         Warns when there are no more pictures than features: the covariances are then singular. The distance is biased
         upwards by few pictures in any case, so it compares only between equal numbers of them.
@@ -113,7 +123,8 @@ class FrechetDistance:
                 "the distance is far too uncertain to compare; take more pictures than features",
                 stacklevel=2,
             )
-        return frechet_distance(self.reconstructions.mean, covariances[0], self.originals.mean, covariances[1])
+        means = self.reconstructions.mean, self.originals.mean
+        return {self.name: frechet_distance(means[0], covariances[0], means[1], covariances[1])}
 
 
 def inception_extractor(device: str | torch.device | None = None) -> FeatureExtractor:
@@ -135,4 +146,5 @@ def inception_extractor(device: str | torch.device | None = None) -> FeatureExtr
     def extract(images: torch.Tensor) -> torch.Tensor:
         return network((images.clamp(0, 1) * 255).round().to(device, torch.uint8))
 
+    extract.description = INCEPTION
     return extract

@@ -15,25 +15,38 @@ class SlicedWasserstein:
     """Distance between originals and reconstructions as sets of 7 x 7 patches, at each level of a Laplacian pyramid.
 
     Levels: full size, then halved (5 x 5 binomial filter, every second pixel) while both sides keep 16 pixels; a level
-    is the picture less the next one enlarged, the last one is the picture itself. Of each picture `patches` positions
-    a level are drawn, the same ones in both sets, so that equal sets have exactly 0. Each colour channel is shifted
-    and divided by the mean and standard deviation of the *originals'* patches (Karras et al. take each set's own, which
-    hides a loss of contrast: what a blurred reconstruction loses). Then 4 x 128 directions drawn uniformly on the unit
-    sphere: mean absolute difference of the sorted projections, times 1000 (Karras et al., appendix on metrics).
+    is the image less the next one enlarged, the last one is the image itself. The same positions are drawn in both
+    sets, so that equal sets have exactly 0. Each colour channel is shifted and divided by the mean and standard
+    deviation of the *originals'* patches (Karras et al. take each set's own, which hides a loss of contrast: what a
+    blurred reconstruction loses). Then directions are drawn uniformly on the unit sphere: mean absolute difference of
+    the sorted projections, times 1000 (Karras et al., appendix on metrics).
 
     Args:
-        patches: a picture and level. pictures: so many are counted at most, the first ones: 4096 need 1.5 GB at 256.
-        directions, repeats: of the projection. seed: of positions and directions.
+        patches: positions drawn per image and level.
+        images: only the first N images count: 4096 need 1.5 GB at 256 x 256.
+        directions: of one projection.
+        repeats: projections that are averaged.
+        seed: of positions and directions.
+
+    Raises ValueError for a number below 1.
     """
+
+    name = "swd"
 
     def __init__(
         self, patches: int = 64, images: int = 4096, directions: int = 128, repeats: int = 4, seed: int = 0
     ) -> None:
-        sizes = {"patches": patches, "pictures": images, "directions": directions, "repeats": repeats}
+        sizes = {"patches": patches, "images": images, "directions": directions, "repeats": repeats}
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         self.patches, self.directions, self.repeats, self.seed = patches, directions, repeats, seed
+        self.definition = (
+            "sliced Wasserstein distance of 7 x 7 patches, mean over the levels of a Laplacian pyramid, x 1000; "
+            f"{patches} positions per image and level, the same in both sets, the first {images} images; channels "
+            "normalised by the originals' mean and deviation (Karras et al. 2018: by each set's own); "
+            f"{repeats} x {directions} directions, seed {seed}"
+        )
         self._generator = torch.Generator().manual_seed(seed)
         self._left = images
         self._descriptors: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}

@@ -15,7 +15,10 @@ from torch import nn
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..backbone import last_convolution
+from ..evaluation.evaluator import Evaluator
+from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
+from ..metrics import image_metrics
 from ..perceptual.vgg import LPIPS
 from ..perceptual.weights import MissingWeightsError
 from ..run_folder import CONVERSION
@@ -26,13 +29,14 @@ from .discriminators.patch import PatchDiscriminator
 from .initialization import initialize_from_images
 from .losses import MSSSIMLoss, ReconstructionLoss, weighted_sum
 from .task import Trained
-from .validation import validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .checkpoints import Checkpoint
 
+VALIDATION_METRICS = ("psnr", "ssim")
+IMAGES_SHOWN = 8
 DERIVED_FIELDS = ("latent_channels", "vq_embed_dim")  # sums of others: a message should name the cause
 
 
@@ -149,7 +153,19 @@ class TokenizerTask:
 
     def validate(self) -> tuple[dict[str, float], Image.Image]:
         """Metrics of the validation images, and the first of them above their reconstructions."""
-        return validate(self.network, self.validation_images.batches(self.arguments.validation_batch_size))
+        evaluator = Evaluator(self.network, image_metrics(VALIDATION_METRICS))
+        shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for images in self.validation_images.batches(self.arguments.validation_batch_size):
+            with self.accelerator.autocast():  # as in training
+                output = evaluator.update(images)
+            if sum(len(originals) for originals, _ in shown) < IMAGES_SHOWN:
+                shown.append((images, output.sample.float().cpu()))
+        originals, reconstructions = (torch.cat(column)[:IMAGES_SHOWN] for column in zip(*shown, strict=True))
+        found = evaluator.compute()
+        metrics = {name: found[name] for name in (*VALIDATION_METRICS, "quantization_error", "bits_per_pixel")}
+        for name, codebook in found["codebooks"].items():
+            metrics |= {f"usage_{name}": codebook["usage"], f"perplexity_{name}": codebook["perplexity"]}
+        return metrics, grid(originals, reconstructions)
 
     def export(self, folder: Path) -> None:
         """What every `from_pretrained` reads, with the backbone in `weights_dtype`."""

@@ -1,0 +1,124 @@
+"""What a measurement reads: a split of a data set, and how each image becomes a square crop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..files import public_name
+from ..image_datasets import image_source, load_images
+from ..image_processing_dualcodebook import (
+    center_crop,
+    read_image,
+    resampling_filter,
+    resize_shorter_side,
+    to_pixels,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+CROP = "shorter side resized to `size`, up or down, by PIL's filter `resample`; then the centre, size x size"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """The images of a measurement; a named `Protocol` is one of them.
+
+    Attributes:
+        dataset: Hub id, folder or parquet file, see `load_images`.
+        config: configuration of a Hub data set that has several.
+        split: the split that is measured.
+        image_column: the column of the images.
+        streaming: read rows as they arrive, without storing the data set.
+        size: side of the crop in pixels; the shorter side is resized to it, up or down.
+        resample: PIL's filter of that resize, by name.
+        limit: measure the first N images only; None: all.
+
+    Raises ValueError for a `size` or `limit` below 1 and an unknown `resample`.
+    """
+
+    dataset: str
+    config: str | None = None
+    split: str = "test"
+    image_column: str = "image"
+    streaming: bool = False
+    size: int = 256
+    resample: str = "lanczos"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        resampling_filter(self.resample)
+        for name in ("size", "limit"):
+            value = getattr(self, name)
+            if not (value is None and name == "limit") and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+
+    def open(self) -> EvaluationImages:
+        """Opens the split; no image is read yet. Raises ValueError as `load_images` does."""
+        rows = load_images(self.dataset, self.config, self.split, self.image_column, self.streaming)
+        return EvaluationImages(self, rows)
+
+    def record(self, count: int) -> dict[str, Any]:
+        """For metrics.json, without this machine's folders.
+
+        Args:
+            count: images that were measured.
+        """
+        return {
+            "dataset": public_name(self.dataset),
+            "config": self.config,
+            "split": self.split,
+            "image_column": self.image_column,
+            "pictures": count,
+            "limit": self.limit,
+            "size": self.size,
+            "resample": self.resample,
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """The opened split: iterating gives its crops (3, size, size) float32 in [-1, 1], as often as it is asked.
+
+    Raises ValueError, while iterating, that tells the place of an image that cannot be read.
+    """
+
+    data: EvaluationData
+    rows: Dataset | IterableDataset
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for index, row in enumerate(islice(self.rows, self.data.limit)):
+            try:
+                image = read_image(image_source(row[self.data.image_column]))
+            except ValueError as error:
+                raise ValueError(f"image {index} of the data set: {error}") from error
+            resized = resize_shorter_side(image, self.data.size, self.data.resample)
+            yield to_pixels(center_crop(resized, self.data.size))
+
+    @property
+    def count(self) -> int | None:
+        """How many images there are; None where only reading a stream tells."""
+        if not hasattr(self.rows, "__len__"):
+            return self.data.limit
+        return min(len(self.rows), self.data.limit or len(self.rows))
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """The crops as (B, 3, size, size); the last batch may be smaller."""
+        crops = iter(self)
+        while batch := list(islice(crops, batch_size)):
+            yield torch.stack(batch)
+
+    def first(self, count: int) -> Iterator[torch.Tensor]:
+        """The first `count` crops. Raises ValueError for a `count` below 1."""
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"`count` must be a whole number of at least 1, got {count!r}")
+        return islice(self, count)
+
+    def shuffled(self, seed: int) -> EvaluationImages:
+        """The same images in a random order; of a stream, as far as its buffer reaches."""
+        return EvaluationImages(self.data, self.rows.shuffle(seed=seed))

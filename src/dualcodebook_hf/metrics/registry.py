@@ -1,0 +1,126 @@
+"""Every metric of reconstructed images by its name: how tables show it, and how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..perceptual.vgg import LPIPS, SMALLEST_SIDE
+from .frechet import FrechetDistance, inception_extractor
+from .image_metric import ImageMetric, MeanOverImages
+from .images import l1, ms_ssim, psnr, ssim
+from .wasserstein import SlicedWasserstein
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric.
+
+    Attributes:
+        title: what tables call it.
+        digits: after the point, where it is printed.
+        build: makes a fresh metric; given the network where there is one.
+        unit: of the value, empty where it has none.
+        load_network: device -> the pretrained network that it measures by. Such a metric is measured on demand only.
+        smallest_side: of the images, in pixels.
+    """
+
+    title: str
+    digits: int
+    build: Callable[..., ImageMetric]
+    unit: str = ""
+    load_network: Callable[[str | torch.device], Any] | None = None
+    smallest_side: int = 1
+
+
+def _mean(name: str, definition: str, distance: Callable) -> Callable[[], ImageMetric]:
+    return lambda: MeanOverImages(name, definition, distance)
+
+
+def _lpips(network: LPIPS) -> ImageMetric:
+    definition = "VGG16, version 0.1 (Zhang et al. 2018), on values clamped to [0, 1] and then scaled to [-1, 1]"
+    return MeanOverImages("lpips", definition, lambda x_hat, x: network(x_hat.clamp(0, 1) * 2 - 1, x * 2 - 1))
+
+
+IMAGE_METRICS: dict[str, MetricSpec] = {
+    "psnr": MetricSpec(
+        "PSNR", 2, _mean("psnr", "dB, -10 log10(MSE over channels and pixels), MSE at least 1e-10", psnr), unit="dB"
+    ),
+    "ssim": MetricSpec(
+        "SSIM",
+        4,
+        _mean(
+            "ssim",
+            "Gaussian window 11, sigma 1.5, population covariance, data_range 1, windows inside the image only",
+            ssim,
+        ),
+    ),
+    "ms_ssim": MetricSpec(
+        "MS-SSIM",
+        4,
+        _mean(
+            "ms_ssim",
+            "5 scales, weights .0448 .2856 .3001 .2363 .1333 (fewer scales below 176 pixels), SSIM as above",
+            ms_ssim,
+        ),
+    ),
+    "l1": MetricSpec("L1", 4, _mean("l1", "mean absolute error", l1)),
+    "swd": MetricSpec("SWD", 1, SlicedWasserstein),
+    "lpips": MetricSpec(
+        "LPIPS",
+        4,
+        _lpips,
+        load_network=lambda device: LPIPS.from_pretrained().to(device),
+        smallest_side=SMALLEST_SIDE,
+    ),
+    "rfid": MetricSpec("rFID", 2, FrechetDistance, load_network=inception_extractor),
+}
+# Measured wherever nothing else is asked for: they need no network.
+DEFAULT_METRICS = tuple(name for name, spec in IMAGE_METRICS.items() if spec.load_network is None)
+NETWORK_METRICS = tuple(name for name, spec in IMAGE_METRICS.items() if spec.load_network is not None)
+
+
+def image_metrics(
+    names: Iterable[str] = DEFAULT_METRICS, networks: Mapping[str, Any] | None = None
+) -> list[ImageMetric]:
+    """Fresh metrics, in the order of the names.
+
+    Args:
+        names: keys of `IMAGE_METRICS`.
+        networks: {name: network} of those that measure by one; for "rfid" any function from images (B, 3, H, W) in
+            [0, 1] to features (B, D).
+
+    Raises ValueError for an unknown name and for a missing network.
+    """
+    networks, metrics = networks or {}, []
+    for name in names:
+        if name not in IMAGE_METRICS:
+            raise ValueError(f"`metrics` must be of {', '.join(IMAGE_METRICS)}, got {name!r}")
+        spec = IMAGE_METRICS[name]
+        if spec.load_network is not None and name not in networks:
+            raise ValueError(f"`networks` must hold the one of {name!r}, see `load_metric_network`; got none")
+        metrics.append(spec.build() if spec.load_network is None else spec.build(networks[name]))
+    return metrics
+
+
+def load_metric_network(name: str, size: int, device: str | torch.device = "cpu") -> Any:
+    """The pretrained network of one metric.
+
+    Args:
+        name: of `NETWORK_METRICS`.
+        size: shorter side of the images that will be measured, in pixels.
+        device: where it runs.
+
+    Raises ValueError for images that are too small, and, with the reason, when a package or the weights are missing.
+    """
+    spec = IMAGE_METRICS[name]
+    if size < spec.smallest_side:
+        raise ValueError(f"`size` must be at least {spec.smallest_side} for `{name}`, got {size}")
+    try:
+        return spec.load_network(device)
+    # A missing package, or whatever the download of the weights raises.
+    except Exception as error:
+        raise ValueError(f"`{name}` cannot be measured: {getattr(error, 'reason', None) or error}") from error

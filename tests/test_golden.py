@@ -1,0 +1,98 @@
+"""The numbers stay what they are: outputs of the embedded checkpoint, its measurements, and the losses of short runs.
+
+`python tests/test_golden.py` records them anew, into golden/golden.json; a change there needs a reason in the commit.
+Tolerances leave room for other processors, which round differently, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualcodebook_hf import DualCodebookModel, DualCodebookVQModel, default_checkpoint
+from dualcodebook_hf.image_processing_dualcodebook import to_pixels
+
+GOLDEN = Path(__file__).parent / "golden" / "golden.json"
+SIZES = ((96, 64), (81, 50), (160, 128))  # W, H
+FACES = {"diffusers": DualCodebookVQModel, "transformers": DualCodebookModel}
+
+
+def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Waves, a disc and a ramp, by integers and sines alone: the same on every machine."""
+    y, x = np.mgrid[:height, :width]
+    waves = 127.5 + 90 * np.sin(x / (5 + seed)) * np.cos(y / (7 + seed))
+    disc = ((x - width // 3) ** 2 + (y - height // 2) ** 2 < (height // (3 + seed)) ** 2) * 180 + 30
+    ramp = (3 * x + 2 * y + 40 * seed) % 256
+    return Image.fromarray(np.stack([waves, disc, ramp], axis=-1).round().astype(np.uint8))
+
+
+def outputs(face: str) -> dict[str, dict]:
+    """Tokens, and the mean and the deviation of every channel of the reconstruction, of three images."""
+    model = FACES[face].from_pretrained(default_checkpoint(), dtype=torch.float32).eval()
+    found = {}
+    for seed, (width, height) in enumerate(SIZES):
+        pixels = to_pixels(drawn(width, height, seed))[None]
+        tokens = model.tokenize(pixels)
+        restored = model.detokenize(tokens, size=(height, width))
+        with torch.no_grad():
+            assert torch.equal(model.autoencode(pixels).sample, restored)
+        found[f"{width}x{height}"] = {
+            "tokens": tokens[0].tolist(),
+            "mean": restored.mean((0, 2, 3)).tolist(),
+            "std": restored.std((0, 2, 3)).tolist(),
+        }
+    return found
+
+
+def measurements(folder: Path) -> dict[str, float]:
+    """What `evaluate` says of four images."""
+    from dualcodebook_hf.evaluation.data import EvaluationData
+    from dualcodebook_hf.evaluation.evaluator import evaluate
+
+    save_images(folder, test=4)
+    model = DualCodebookVQModel.from_pretrained(default_checkpoint())
+    metrics = evaluate(model, EvaluationData(dataset=str(folder), size=128).open())["metrics"]
+    return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+
+def save_images(folder: Path, **splits: int) -> None:
+    for split, count in splits.items():
+        (folder / split).mkdir(parents=True)
+        for seed in range(count):
+            drawn(150, 140, seed).save(folder / split / f"{seed}.png")
+
+
+def golden(part: str) -> dict:
+    return json.loads(GOLDEN.read_text())[part]
+
+
+@pytest.mark.parametrize("face", sorted(FACES))
+def test_the_embedded_checkpoint_gives_what_it_gave(face: str) -> None:
+    every = outputs(face)
+    for size, expected in golden("outputs").items():
+        found = every[size]
+        differ = np.sum(np.array(found["tokens"]) != np.array(expected["tokens"]))
+        assert differ <= 1, f"{differ} tokens of {size}"  # a near tie may fall the other way on another processor
+        assert found["mean"] == pytest.approx(expected["mean"], abs=2e-3)
+        assert found["std"] == pytest.approx(expected["std"], abs=2e-3)
+
+
+def test_evaluate_gives_what_it_gave(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    found = measurements(tmp_path / "data")
+    assert found == pytest.approx(golden("metrics"), rel=2e-3)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        record = {"outputs": outputs("diffusers"), "metrics": measurements(Path(folder) / "data")}
+    GOLDEN.write_text(json.dumps(record) + "\n")
+    print(f"written to {GOLDEN}", file=sys.stderr)
