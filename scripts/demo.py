@@ -11,5 +11,5 @@ NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 if __name__ == "__main__":
     folder = Path(skimage.__file__).parent / "data"
-    pictures = [str(folder / name) for name in NAMES]
-    sys.exit(main(["reconstruct", *pictures, "--output", "demo", "--sheet", "demo/sheet.png"]))
+    images = [str(folder / name) for name in NAMES]
+    sys.exit(main(["reconstruct", *images, "--output", "demo", "--sheet", "demo/sheet.png"]))

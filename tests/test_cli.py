@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from PIL import Image
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.cli.inputs import _unique_stems
+from dualcodebook_hf.cli.main import _build_parser
+from dualcodebook_hf.cli.parser import Parser
 from dualcodebook_hf.cli.train import _environment, _run_forwarding_signals
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr, ssim
@@ -160,6 +163,20 @@ def test_the_table_states_bytes_bits_quality_and_usage(tmp_path, images, checkpo
     assert lines[5][:3] == ["all", "3", str(total)]
 
 
+def test_every_image_is_opened_once(tmp_path, images, checkpoint, monkeypatch) -> None:
+    opened, open_image = [], Image.open
+
+    def record(path, *arguments, **options):
+        opened.append(str(path))
+        return open_image(path, *arguments, **options)
+
+    monkeypatch.setattr(Image, "open", record)
+    for command, output in (("reconstruct", "out"), ("tokenize", "t.safetensors")):
+        opened.clear()
+        assert main([command, *images, "--model", checkpoint, "--output", str(tmp_path / output)]) == 0
+        assert opened == images
+
+
 def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, checkpoint, model) -> None:
     for index, name in enumerate(("a.png", "a.jpg", "sub/A.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -236,6 +253,19 @@ def test_one_unreadable_image_among_several_is_named_and_nothing_is_written(
     (tmp_path / "empty").mkdir()
     for bad in ("broken.jpg", "missing.png", "empty"):
         arguments = [*images, str(tmp_path / bad), "--model", checkpoint, "--output"]
+        sheet = ["--sheet", str(tmp_path / "new" / "sheet.png")]
+        assert bad in refused(capsys, tmp_path, "reconstruct", *arguments, str(tmp_path / "new" / "out"), *sheet)
+        assert bad in refused(capsys, tmp_path, "tokenize", *arguments, str(tmp_path / "new" / "t.safetensors"))
+        # Into a folder that is already there: what it holds stays as it was.
+        assert bad in refused(capsys, tmp_path, "reconstruct", *arguments, str(tmp_path))
+
+
+def test_missing_files_and_empty_folders_are_known_before_the_model_is_loaded(tmp_path, images, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("no model")
+    for bad in ("missing.png", "empty"):
+        arguments = [images[0], str(tmp_path / bad), "--model", str(tmp_path / "model"), "--output"]
         assert bad in refused(capsys, tmp_path, "reconstruct", *arguments, str(tmp_path / "out"))
         assert bad in refused(capsys, tmp_path, "tokenize", *arguments, str(tmp_path / "t.safetensors"))
 
@@ -264,6 +294,56 @@ def test_bad_options_are_named_before_anything_is_written(
     (tmp_path / "a-file").touch()
     error = refused(capsys, tmp_path, "reconstruct", images[0], "--model", checkpoint, *flags)
     assert re.search(message, error)
+
+
+def commands() -> dict[str, Parser]:
+    """The parsers of all commands, by name."""
+    (action,) = (action for action in _build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return action.choices
+
+
+def given(action: argparse.Action) -> list[str]:
+    """Words that an option or a positional argument accepts as its values."""
+    if action.nargs == 0:
+        return []
+    return [str(action.choices[0]) if action.choices else "3"]
+
+
+FLAGS = [
+    (name, flag)
+    for name, parser in commands().items()
+    for action in parser._actions
+    for flag in action.option_strings
+    if flag.startswith("--") and flag != "--help"
+]
+
+
+@pytest.mark.parametrize(("name", "flag"), FLAGS)
+def test_every_flag_is_taken_with_hyphens_and_with_underscores(name: str, flag: str) -> None:
+    """Over all flags of all commands, as the parsers list them."""
+    parser = commands()[name]
+    action = parser._option_string_actions[flag]
+    needed = [other for other in parser._actions if other.required and other is not action]
+    words = [word for other in needed for word in [*other.option_strings[:1], *given(other)]]
+    values = given(action)
+    underscored = "--" + flag.removeprefix("--").replace("-", "_")
+    spellings = [[flag, *values], [underscored, *values]]
+    if values:
+        spellings += [[f"{flag}={values[0]}"], [f"{underscored}={values[0]}"]]
+    expected, *others = (vars(_build_parser().parse_args([name, *words, *spelling])) for spelling in spellings)
+    assert all(other == expected for other in others)
+
+
+def test_the_flags_of_all_commands_were_found() -> None:
+    assert {("reconstruct", "--max-pixels"), ("evaluate", "--no-rfid"), ("push", "--repo-id")} <= set(FLAGS)
+    assert {name for name, _ in FLAGS} == set(commands()) - {"train"}  # whose flags are the trainer's
+
+
+def test_values_and_files_keep_their_underscores() -> None:
+    command = ["reconstruct", "--output=c_d", "--model", "me/e_f", "--", "a_b.png", "--g_h.png"]
+    arguments = _build_parser().parse_args(command)
+    assert [str(path) for path in arguments.images] == ["a_b.png", "--g_h.png"]
+    assert (str(arguments.output), arguments.model) == ("c_d", "me/e_f")
 
 
 def test_tokens_of_another_model_and_broken_files_are_refused(tmp_path, images, checkpoint, capsys) -> None:

@@ -21,6 +21,7 @@ from dualcodebook_hf.cli import main
 from dualcodebook_hf.configuration_dualcodebook import config_hash
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr, ssim
+from dualcodebook_hf.reconstruction import reconstruct_image
 from dualcodebook_hf.tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
 
 pytest.importorskip("gradio")
@@ -30,9 +31,7 @@ from dualcodebook_hf.demo.inspection import (  # noqa: E402
     TABLE_HEADERS,
     cell_at,
     cell_patches,
-    code,
     enlarged,
-    half,
     read_image_tokens,
     read_upload,
     same_code,
@@ -178,7 +177,7 @@ def test_another_model_can_be_named_and_its_tokens_fit_no_other(client, models, 
     file = send(client, tmp_path / "a.png", "/tokenize", label)
     assert load_tokens(file).codebooks == {"codebook": 20}
     assert Image.open(send(client, file, "/detokenize", label)).size == (50, 31)
-    with pytest.raises(Exception, match="are of a model with config hash"):
+    with pytest.raises(Exception, match="`model` must be the model that made the tokens in"):
         send(client, file, "/detokenize")
     with pytest.raises(Exception, match="`model` must be one of"):
         send(client, tmp_path / "a.png", "/tokenize", "/etc")
@@ -279,12 +278,13 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 def test_models_that_cannot_be_loaded_are_named(tmp_path):
     from dualcodebook_hf.demo import build_demo
 
-    with pytest.raises(ValueError, match=r"cannot load the model '.*nowhere'"):
+    with pytest.raises(ValueError, match=r"`models` must be a folder or a Hub id .*nowhere'"):
         build_demo([str(tmp_path / "nowhere")])
 
 
 def test_models_of_one_name_keep_their_own_labels(folders):
-    from dualcodebook_hf.demo.handlers import EMBEDDED, load_models
+    from dualcodebook_hf.demo.handlers import load_models
+    from dualcodebook_hf.loading import EMBEDDED
 
     labels = list(load_models([str(folders[0]), str(folders[0])]))
     assert len(set(labels)) == 2
@@ -306,30 +306,28 @@ def test_large_images_are_shrunk_and_the_page_says_so(tmp_path):
 
 
 @pytest.fixture
-def coded(models, tmp_path):
-    draw(301, 283).save(tmp_path / "a.png")
-    return code(models[0], read_upload(tmp_path / "a.png"))
+def result(models):
+    return reconstruct_image(models[0], draw(301, 283))
 
 
-def test_every_point_belongs_to_the_cell_under_it(models, tmp_path):
-    draw(30, 9).save(tmp_path / "small.png")
-    coded = code(models[0], read_upload(tmp_path / "small.png"))
-    shown = enlarged(coded.upload.image)
+def test_every_point_belongs_to_the_cell_under_it(models):
+    result = reconstruct_image(models[0], draw(30, 9))
+    shown = enlarged(result.original)
     scale = shown.width // 30
     assert scale == 8 and shown.size == (240, 72)
     for y in range(9):
         for x in range(30):
             for shift in (0, scale - 1):
-                assert cell_at(models[0], coded, (x * scale + shift, y * scale + shift)) == (y // 4, x // 4)
-    assert cell_at(models[0], coded, (240, 72)) == (2, 7)
+                assert cell_at(models[0], result, (x * scale + shift, y * scale + shift)) == (y // 4, x // 4)
+    assert cell_at(models[0], result, (240, 72)) == (2, 7)
 
 
-def test_places_of_a_code_stay_bright_and_all_others_fade(models, coded):
+def test_places_of_a_code_stay_bright_and_all_others_fade(models, result):
     cell = (5, 7)
-    before = np.asarray(coded.reconstruction).astype(float)
+    before = np.asarray(result.image).astype(float)
     for codebook in range(2):
-        after = np.asarray(same_code(models[0], coded, codebook, cell)).astype(float)
-        same = coded.tokens[codebook] == coded.tokens[codebook, 5, 7]
+        after = np.asarray(same_code(models[0], result, codebook, cell)).astype(float)
+        same = result.tokens[codebook] == result.tokens[codebook, 5, 7]
         assert 1 < same.sum() < same.numel()
         for row, column in np.ndindex(*same.shape):
             if abs(row - 5) <= 1 and abs(column - 7) <= 1:
@@ -339,34 +337,30 @@ def test_places_of_a_code_stay_bright_and_all_others_fade(models, coded):
             assert np.abs(after[part] - expected).max() <= 0.5
 
 
-def test_a_cell_shows_the_image_there_and_its_codes_alone(models, coded):
-    patches = cell_patches(models[0], coded, (5, 7))
+def test_a_cell_shows_the_image_there_and_its_codes_alone(models, result):
+    patches = cell_patches(models[0], result, (5, 7))
     assert list(patches) == ["original", "reconstruction", "global", "local", "all"]
-    assert patches["original"].tobytes() == coded.upload.image.crop((28, 20, 32, 24)).tobytes()
-    assert patches["reconstruction"].tobytes() == coded.reconstruction.crop((28, 20, 32, 24)).tobytes()
-    constant = coded.tokens[None, :, 5:6, 7:8].expand(1, 2, 3, 3)
+    assert patches["original"].tobytes() == result.original.crop((28, 20, 32, 24)).tobytes()
+    assert patches["reconstruction"].tobytes() == result.image.crop((28, 20, 32, 24)).tobytes()
+    constant = result.tokens[None, :, 5:6, 7:8].expand(1, 2, 3, 3)
     for name, only in [("global", "global"), ("local", "local"), ("all", None)]:
         middle = models[0].detokenize(constant, only=only)[0, :, 4:8, 4:8]
         assert patches[name].tobytes() == to_image(middle).tobytes()
     # The last row and column reach over the picture's edge.
-    assert cell_patches(models[0], coded, (70, 75))["original"].size == (1, 3)
+    assert cell_patches(models[0], result, (70, 75))["original"].size == (1, 3)
 
 
-def test_halves_swaps_and_usage_come_from_the_tokens(models, coded, tmp_path):
+def test_swaps_and_usage_come_from_the_tokens(models, result):
     model, size = models[0], (283, 301)
-    for codebook in ("global", "local"):
-        expected = model.detokenize(coded.tokens[None], size=size, only=codebook)
-        assert half(model, coded, codebook).tobytes() == to_image(expected[0]).tobytes()
-    itself = swap(model, coded, coded.upload)
-    assert [image.tobytes() for image in itself] == [coded.reconstruction.tobytes()] * 2
-    draw(301, 283, 9).save(tmp_path / "b.png")
-    other = code(model, read_upload(tmp_path / "b.png"))
-    mixed = torch.stack([coded.tokens[0], other.tokens[1]]), torch.stack([other.tokens[0], coded.tokens[1]])
-    for image, tokens in zip(swap(model, coded, other.upload), mixed, strict=True):
+    itself = swap(model, result, result.original)
+    assert [image.tobytes() for image in itself] == [result.image.tobytes()] * 2
+    other = reconstruct_image(model, draw(301, 283, 9))
+    mixed = torch.stack([result.tokens[0], other.tokens[1]]), torch.stack([other.tokens[0], result.tokens[1]])
+    for image, tokens in zip(swap(model, result, other.original), mixed, strict=True):
         assert image.tobytes() == to_image(model.detokenize(tokens[None], size=size)[0]).tobytes()
-    counts = usage(model, coded.tokens)
+    counts = usage(model, result.tokens)
     for index, (codebook, count) in enumerate({"global": 32, "local": 20}.items()):
-        assert counts[codebook][0] == torch.bincount(coded.tokens[index].flatten(), minlength=count).tolist()
+        assert counts[codebook][0] == torch.bincount(result.tokens[index].flatten(), minlength=count).tolist()
         assert 1 < counts[codebook][1] <= count
 
 

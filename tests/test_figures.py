@@ -11,7 +11,7 @@ from dualcodebook_hf import figures
 from dualcodebook_hf.figures import comparison, comparison_sheet, error_map, grid, token_map
 from dualcodebook_hf.image_processing_dualcodebook import to_image
 
-CODEBOOKS = {"codebook_sizes": [512, 300], "codebook_names": ["global", "local"]}
+CODEBOOKS = {"global": 512, "local": 300}
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -39,7 +39,7 @@ def find(inner: Image.Image, outer: Image.Image) -> list[int]:
 
 def test_the_five_panels_stand_side_by_side_in_order_pixel_by_pixel() -> None:
     original, reconstruction, ids = noise(300, 200), noise(300, 200, 1), tokens(300, 200)
-    figure = comparison(original, reconstruction, ids, **CODEBOOKS)
+    figure = comparison(original, reconstruction, ids, CODEBOOKS)
     panels = [original, reconstruction, error_map(original, reconstruction)]
     panels += [token_map(codebook, original.size) for codebook in ids]
     edges = [find(panel, figure) for panel in panels]
@@ -49,25 +49,25 @@ def test_the_five_panels_stand_side_by_side_in_order_pixel_by_pixel() -> None:
 
 def test_small_images_are_enlarged_by_whole_factors_and_large_ones_shrunk() -> None:
     small = noise(32, 20)
-    figure = comparison(small, small, tokens(32, 20), **CODEBOOKS)
+    figure = comparison(small, small, tokens(32, 20), CODEBOOKS)
     assert len(find(small.resize((256, 160), Image.Resampling.NEAREST), figure)) == 2
     large = noise(2048, 1024)
-    figure = comparison(large, large, tokens(2048, 1024), **CODEBOOKS)
+    figure = comparison(large, large, tokens(2048, 1024), CODEBOOKS)
     assert len(find(large.resize((512, 256), Image.Resampling.LANCZOS), figure)) == 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (2000, 3), (17, 16)])
 def test_every_size_can_be_shown(size: tuple[int, int]) -> None:
     figure = comparison(
-        noise(*size), noise(*size, 1), tokens(*size), **CODEBOOKS, title="a title that is longer than that"
+        noise(*size), noise(*size, 1), tokens(*size), CODEBOOKS, title="a title that is longer than that"
     )
     assert figure.mode == "RGB" and figure.width < 3000 and figure.height < 1000
 
 
 def test_a_single_codebook_makes_a_single_token_map() -> None:
     image = noise(300, 300)
-    two = comparison(image, image, tokens(300, 300), **CODEBOOKS)
-    one = comparison(image, image, tokens(300, 300)[:1], [512], ["codebook"])
+    two = comparison(image, image, tokens(300, 300), CODEBOOKS)
+    one = comparison(image, image, tokens(300, 300)[:1], {"codebook": 512})
     assert two.width - one.width >= 300 and one.height == two.height
 
 
@@ -111,6 +111,8 @@ def test_a_sheet_stacks_its_rows() -> None:
     assert sheet.shape == (25, 30, 3)
     assert np.array_equal(sheet[:10], rows[0]) and np.array_equal(sheet[10:, :20], rows[1])
     assert (sheet[10:, 20:] == 255).all()
+    one_by_one = comparison_sheet(iter(rows), [row.size for row in rows])
+    assert np.array_equal(one_by_one, sheet)
 
 
 @pytest.mark.parametrize("count, rows", [(1, 1), (3, 1), (4, 2), (7, 3)])
@@ -128,11 +130,11 @@ def test_the_grid_has_each_original_above_its_reconstruction(count: int, rows: i
 def test_sizes_that_do_not_fit_are_value_errors_that_name_the_argument() -> None:
     image = noise(32, 32)
     with pytest.raises(ValueError, match=r"`reconstruction`.*\(32, 32\).*\(32, 16\)"):
-        comparison(image, noise(32, 16), tokens(32, 32), **CODEBOOKS)
+        comparison(image, noise(32, 16), tokens(32, 32), CODEBOOKS)
     with pytest.raises(ValueError, match=r"`tokens`.*\(2, h, w\).*\(3, 2, 2\)"):
-        comparison(image, image, torch.zeros(3, 2, 2, dtype=int), **CODEBOOKS)
+        comparison(image, image, torch.zeros(3, 2, 2, dtype=int), CODEBOOKS)
     with pytest.raises(ValueError, match=r"`ids`.*\(3, 2\).*32x32"):
-        comparison(image, image, torch.zeros(2, 3, 2, dtype=int), **CODEBOOKS)
+        comparison(image, image, torch.zeros(2, 3, 2, dtype=int), CODEBOOKS)
     with pytest.raises(ValueError, match=r"`originals` and `reconstructions`"):
         grid(torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2))
     with pytest.raises(ValueError, match=r"`rows`"):

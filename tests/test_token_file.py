@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.tokens.file import METADATA_KEY, TokenFile, TokenizedImage, load_tokens, save_tokens, token_bytes
 
 CODEBOOKS = {"global": 512, "local": 300}
@@ -62,7 +63,7 @@ def test_the_largest_codebook_of_uint16_keeps_its_last_token_and_a_larger_one_is
     path = tmp_path / "t.safetensors"
     save_tokens(path, TokenFile([TokenizedImage("a", (1, 1), tokens)], 16, {"codebook": 65536}, ""))
     assert load_tokens(path).images[0].tokens.item() == 65535
-    with pytest.raises(ValueError, match=r"`books`.*'codebook'.*65536.*65537"):
+    with pytest.raises(ValueError, match=r"`codebooks`.*'codebook'.*65536.*65537"):
         save_tokens(path, TokenFile([], 16, {"codebook": 65537}, ""))
 
 
@@ -78,8 +79,8 @@ def test_bytes_of_tokens_are_rounded_up() -> None:
         (TokenizedImage("a.png", (33, 70), image().tokens), r"'a.png'.*\(2, 3, 5\).*70x33.*f=16.*\(2, 3, 4\)"),
         (TokenizedImage("a.png", (33, 50), image().tokens[:1]), r"'a.png'.*\(1, 3, 4\)"),
         (TokenizedImage("a.png", (33, 50), image().tokens.float()), r"integers.*float32"),
-        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), 300)), r"local book.*\[0, 300\).*\[300, 300\]"),
-        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), -1)), r"global book.*\[-1, -1\]"),
+        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), 300)), r"codebook 'local'.*\[0, 300\).*\[300, 300\]"),
+        (TokenizedImage("a.png", (33, 50), torch.full((2, 3, 4), -1)), r"codebook 'global'.*\[-1, -1\]"),
         (TokenizedImage("a.png", (0, 50), torch.zeros(2, 0, 4, dtype=int)), r"`size`.*\(0, 50\)"),
         (TokenizedImage("../a.png", (33, 50), image().tokens), r"`name`.*'\.\./a\.png'"),
         (TokenizedImage("..", (33, 50), image().tokens), r"`name`"),
@@ -108,7 +109,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
     [
         ({"format_version": 2}, r"version 1, got 2"),
         ({"format_version": None}, r"version 1, got None"),
-        ({"books": [["global", 512], ["local", 10]]}, r"local book.*\[0, 10\)"),
+        ({"books": [["global", 512], ["local", 10]]}, r"codebook 'local'.*\[0, 10\)"),
         ({"books": [["global", 512]]}, r"shape \(1, 3, 4\)"),
         ({"books": ["global"]}, r"`books`"),
         ({"downsample_factor": 8}, r"f=8"),
@@ -148,3 +149,12 @@ def test_missing_broken_and_foreign_files_are_value_errors_that_name_them(tmp_pa
     for name in ("text", "weights", "cut", "folder", "missing"):
         with pytest.raises(ValueError, match=rf"token file .*{name}'"):
             load_tokens(tmp_path / name)
+
+
+def test_tokens_are_taken_by_their_models_architecture_alone(tiny_model, tiny_config) -> None:
+    made = TokenFile.of_model(tiny_model, [])
+    assert (made.downsample_factor, made.codebooks) == (2, {"global": 32, "local": 16})
+    made.check_model(DualCodebookVQModel(**tiny_config), "t.safetensors")  # other weights
+    other = DualCodebookVQModel(**{**tiny_config, "local_codebook_size": 17})
+    with pytest.raises(ValueError, match=rf"`--model`.*'t.safetensors'.*{made.config_hash}.*'local': 16"):
+        made.check_model(other, "t.safetensors", "--model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from .image_processing_dualcodebook import to_image
 
 PAPER, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
 ERROR_SCALE = 0.25  # mean absolute difference of the channels, of 1, that gets the brightest colour
-LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller pictures are enlarged by whole factors
+LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller images are enlarged by whole factors
 # Text and spaces for a panel of 340 pixels and less; they grow with larger ones.
 MARGIN, GAP, TITLE_SIZE, CAPTION_SIZE, NOTE_SIZE, SCALE_WIDTH = 16, 12, 17, 15, 12, 110
 
@@ -33,28 +33,28 @@ def comparison(
     original: Image.Image,
     reconstruction: Image.Image,
     tokens: torch.Tensor,
-    codebook_sizes: Sequence[int],
-    codebook_names: Sequence[str],
+    codebook_sizes: Mapping[str, int],
     title: str | None = None,
 ) -> Image.Image:
-    """original | reconstruction | error map | one token map a book, with captions.
+    """original | reconstruction | error map | one token map per codebook, with captions.
 
-    Pictures above 512 pixels are shown smaller, small ones enlarged by a whole factor (nearest neighbour).
+    Images above 512 pixels are shown smaller, small ones enlarged by a whole factor (nearest neighbour).
 
     Args:
-        original, reconstruction: RGB pictures of one size, W x H.
-        tokens: integers (books, h, w); h = ceil(H/f) and w = ceil(W/f) for some power of two f.
-        book_sizes, book_names: of each book, in token order.
+        original: RGB, W x H.
+        reconstruction: RGB, of the same size.
+        tokens: integers (codebooks, h, w); h = ceil(H/f) and w = ceil(W/f) for some power of two f.
+        codebook_sizes: {name: number of codes}, in the order of the tokens.
         title: a line above the panels.
 
     Raises ValueError where sizes do not fit together.
     """
     if original.size != reconstruction.size:
         raise ValueError(f"`reconstruction` must have the original's size {original.size}, got {reconstruction.size}")
-    if tokens.ndim != 3 or not len(tokens) == len(codebook_sizes) == len(codebook_names):
+    if tokens.ndim != 3 or len(tokens) != len(codebook_sizes):
         raise ValueError(
-            f"`tokens` must be of shape ({len(codebook_names)}, h, w) for the books {list(codebook_names)} "
-            f"of sizes {list(codebook_sizes)}, got {tuple(tokens.shape)}"
+            f"`tokens` must be of shape ({len(codebook_sizes)}, h, w) for the codebooks {dict(codebook_sizes)}, "
+            f"got {tuple(tokens.shape)}"
         )
     size_note = f"{original.width} x {original.height}"
     grid_note = f"{tokens.shape[2]} x {tokens.shape[1]}"
@@ -63,19 +63,26 @@ def comparison(
         ("reconstruction", size_note, reconstruction, Image.Resampling.LANCZOS),
         ("absolute error", None, error_map(original, reconstruction), Image.Resampling.BOX),
     ]
-    for name, codebook_size, ids in zip(codebook_names, codebook_sizes, tokens, strict=True):
-        used = len(torch.unique(ids))
-        note = f"{grid_note}, {used} of {codebook_size} codes"
+    for (name, codebook_size), ids in zip(codebook_sizes.items(), tokens, strict=True):
+        note = f"{grid_note}, {len(torch.unique(ids))} of {codebook_size} codes"
         panels.append((f"{name} tokens", note, token_map(ids, original.size), Image.Resampling.NEAREST))
     unit = max(1.0, max(_fitted_size(original.size)) / 340)
     return _row([_panel(*panel, unit) for panel in panels], title, unit)
 
 
-def comparison_sheet(rows: Sequence[Image.Image]) -> Image.Image:
-    """Stacks comparisons, one a row. Raises ValueError for none."""
-    if not rows:
-        raise ValueError("`rows` must hold at least one picture, got none")
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
+def comparison_sheet(rows: Iterable[Image.Image], sizes: Sequence[tuple[int, int]] | None = None) -> Image.Image:
+    """Stacks images, one below another.
+
+    Args:
+        rows: RGB images; with `sizes` each is used once and let go, so that they need not fit into memory together.
+        sizes: (W, H) of each row; None: `rows` is a sequence, whose images are asked.
+
+    Raises ValueError for no rows.
+    """
+    sizes = [row.size for row in rows] if sizes is None else sizes
+    if not sizes:
+        raise ValueError("`rows` must hold at least one image, got none")
+    sheet = Image.new("RGB", (max(width for width, _ in sizes), sum(height for _, height in sizes)), PAPER)
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))
@@ -84,10 +91,14 @@ def comparison_sheet(rows: Sequence[Image.Image]) -> Image.Image:
 
 
 def grid(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 8) -> Image.Image:
-    """Pairs of rows, originals above their reconstructions, at most `columns` a row.
+    """Pairs of rows, originals above their reconstructions.
 
-    `originals` and `reconstructions`: (B, 3, H, W) in [-1, 1]; values outside are clamped. Raises ValueError for
-    shapes that differ.
+    Args:
+        originals: (B, 3, H, W) in [-1, 1]; values outside are clamped.
+        reconstructions: likewise.
+        columns: images of a row, at most.
+
+    Raises ValueError for shapes that differ.
     """
     if originals.ndim != 4 or originals.shape != reconstructions.shape or not len(originals):
         raise ValueError(
@@ -114,24 +125,26 @@ def error_map(original: Image.Image, reconstruction: Image.Image) -> Image.Image
 
 
 def token_map(ids: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """One book's tokens (h, w) as a picture of `size` = (W, H): a fixed colour for each id, f x f pixels a token.
+    """One codebook's tokens (h, w) as an image of `size` = (W, H): a fixed colour for each id, f x f pixels per token.
 
     Raises ValueError when no power of two f makes the grid of that size.
     """
     height, width = ids.shape
     factor = 1
-    # Of two powers of two both fit only where the grid is 1x1, and then they give the same picture.
+    # Of two powers of two both fit only where the grid is 1x1, and then they give the same image.
     while (-(-size[1] // factor), -(-size[0] // factor)) != (height, width):
         factor *= 2
         if factor > 2 * max(size):
-            raise ValueError(f"`ids` of shape {(height, width)} are no token grid of a picture of {size[0]}x{size[1]}")
+            raise ValueError(
+                f"`ids` of shape {(height, width)} are not the token grid of an image of {size[0]}x{size[1]}"
+            )
     rows, columns = np.arange(size[1]) // factor, np.arange(size[0]) // factor
     return Image.fromarray(_token_colours(ids.cpu().numpy())[rows[:, None], columns[None, :]])
 
 
 @functools.cache
 def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """PIL's own face at a size in pixels."""
+    """PIL's own typeface at a size in pixels."""
     return ImageFont.load_default(size=round(size))
 
 
@@ -174,7 +187,7 @@ def _token_colours(ids: np.ndarray) -> np.ndarray:
 
 
 def _panel(caption: str, note: str | None, image: Image.Image, filter_: Image.Resampling, unit: float) -> Image.Image:
-    """A picture under its caption; without a note there is the error map's colour scale."""
+    """An image under its caption; without a note there is the error map's colour scale."""
     size = _fitted_size(image.size)
     image = image.resize(size, filter_ if max(size) < max(image.size) else Image.Resampling.NEAREST)
     caption_font, note_font = font(CAPTION_SIZE * unit), font(NOTE_SIZE * unit)
@@ -219,7 +232,7 @@ def _row(panels: Sequence[Image.Image], title: str | None, unit: float) -> Image
 
 
 def _fitted_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size (W, H) at which a picture is shown."""
+    """The size (W, H) at which an image is shown."""
     longer = max(size)
     if longer > LARGEST_PANEL:
         return tuple(max(1, round(side * LARGEST_PANEL / longer)) for side in size)

@@ -58,6 +58,7 @@ def staged_files(folder: str | Path) -> Iterator[Path]:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     partial = _partial(folder / "files")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had the same number
     partial.mkdir()
     try:
         yield partial

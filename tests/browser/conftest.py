@@ -31,7 +31,7 @@ SINGLE_CODEBOOK = {
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory):
-    """`dualcodebook demo` with the embedded checkpoint and a small random model with one book."""
+    """`dualcodebook demo` with the embedded checkpoint and a small random model with one codebook."""
     folder = tmp_path_factory.mktemp("demo")
     torch.manual_seed(0)
     DualCodebookVQModel(**SINGLE_CODEBOOK).save_pretrained(folder / "one-book")

@@ -14,8 +14,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
-from dualcodebook_hf.demo.inspection import code, read_upload
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
+from dualcodebook_hf.reconstruction import reconstruct_image
 from dualcodebook_hf.tokens.file import load_tokens
 
 
@@ -55,9 +55,9 @@ def shown(page: Page, selector: str) -> Image.Image:
 def test_reconstruct(visit, model, photo):
     page = visit()
     upload(page, photo)
-    coded = code(model, read_upload(photo))
+    result = reconstruct_image(model, read_image(photo))
     numbers = page.locator("#numbers")
-    expect(numbers).to_contain_text(f"{coded.quality[0]:.2f} dB")
+    expect(numbers).to_contain_text(f"{result.psnr:.2f} dB")
     expect(numbers).to_contain_text("585")  # 20 x 13 positions of 18 bits, in bytes
     rows = page.locator("#rates tbody tr")
     expect(rows).to_have_count(4)
@@ -68,8 +68,8 @@ def test_reconstruct(visit, model, photo):
     expect(images).to_have_count(2)
     sources = [images.nth(index).get_attribute("src") for index in range(2)]
     contents = [Image.open(io.BytesIO(page.request.get(source).body())) for source in sources]
-    contents.sort(key=lambda image: image.tobytes() != coded.upload.image.tobytes())
-    for image, expected in zip(contents, (coded.upload.image, coded.reconstruction), strict=True):
+    contents.sort(key=lambda image: image.tobytes() != result.original.tobytes())
+    for image, expected in zip(contents, (result.original, result.image), strict=True):
         assert_alike(image, expected)
     for name in ("error", "jpeg", "webp"):
         assert shown(page, f"#{name}").size == (320, 200)
@@ -98,7 +98,7 @@ def test_look_inside(visit, model, photo):
     expect(page.locator("#cell")).to_contain_text("Row 7 of 13, column 11 of 20")  # the middle, at first
     for index, name in enumerate(("Global", "Local")):
         used = len(tokens[0, index].unique())
-        expect(page.locator("#usage")).to_contain_text(f"{name} book: {used} of 512 codes used")
+        expect(page.locator("#usage")).to_contain_text(f"{name} codebook: {used} of 512 codes used")
         assert shown(page, f"#map-{index}").size == (320, 200)
 
     image = page.locator("#map-1 img")
@@ -227,5 +227,5 @@ def test_visitors_at_once_see_their_own_images(visit, model, tmp_path):
         page.locator("#picture input[type=file]").set_input_files(tmp_path / f"{seed}.png")
     for seed, page in enumerate(pages):
         expect(page.locator("#about")).to_contain_text(f"{seed}.png")
-        coded = code(model, read_upload(tmp_path / f"{seed}.png"))
-        expect(page.locator("#numbers")).to_contain_text(f"{coded.quality[0]:.2f} dB")
+        result = reconstruct_image(model, read_image(tmp_path / f"{seed}.png"))
+        expect(page.locator("#numbers")).to_contain_text(f"{result.psnr:.2f} dB")

@@ -18,7 +18,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="MODEL",
         help="folders or Hub ids to choose from (default: the checkpoint inside the package, offline)",
     )
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for the network, too (default: %(default)s)")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network (default: %(default)s)")
     command.add_argument("--port", type=positive, default=7860, help="(default: %(default)s)")
     command.set_defaults(run=_demo)
 

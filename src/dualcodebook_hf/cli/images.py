@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import staged_files
 from .inputs import add_model, check_file, find_images, load_model, png_paths, save_png
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
+    from ..reconstruction import Reconstruction
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -52,33 +54,34 @@ def _add_images(command: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass
-class _Coded:
-    """One picture through the tokenizer.
+@dataclass(frozen=True)
+class _Source:
+    """An image of the command line.
 
-    original: as it was encoded, after any resize of the file's picture. tokens: (books, h, w).
-    quality: PSNR and SSIM of the reconstruction, where one was made.
+    Attributes:
+        name: of its file.
+        file_size: (W, H) of the file's image.
+        image: RGB, after any resize.
     """
 
     name: str
     file_size: tuple[int, int]
-    original: Image.Image
-    tokens: torch.Tensor
-    quality: tuple[float, float] | None = None
+    image: Image.Image
 
-    @property
-    def positions(self) -> int:
-        return self.tokens[0].numel()
 
-    @property
-    def pixels(self) -> int:
-        return self.original.width * self.original.height
+def _read_images(paths: Sequence[Path], max_pixels: int) -> Iterator[_Source]:
+    from ..image_processing_dualcodebook import read_image, resize_to_max_pixels
+
+    for path in paths:
+        image = read_image(path)
+        yield _Source(path.name, image.size, resize_to_max_pixels(image, max_pixels or None))
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
+    from PIL import Image
+
     from ..figures import comparison, comparison_sheet
-    from ..image_processing_dualcodebook import to_image, to_pixels
-    from ..metrics.images import image_quality
+    from ..reconstruction import reconstruct_image
 
     paths = find_images(arguments)
     names = [path.name for path in paths]
@@ -87,133 +90,118 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     if arguments.sheet:
         check_file(arguments.sheet, "--sheet", ".png")
     model = load_model(arguments)
-    table, figures = _Table(model), []
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for index, coded in enumerate(_encode(model, paths, arguments.max_pixels)):
-        pixels = model.detokenize(coded.tokens[None], size=coded.original.size[::-1])
-        coded.quality = image_quality(pixels, to_pixels(coded.original)[None])
-        table.add(coded)
-        image, ids = to_image(pixels[0]), coded.tokens.cpu()
-        figure = comparison(
-            coded.original, image, ids, list(table.codebooks.values()), list(table.codebooks), table.title(coded)
-        )
-        save_png(figure, figure_paths[index])
-        save_png(image, image_paths[index])
-        if arguments.sheet:
-            figures.append(figure)
+    table, figure_sizes = _Table(model), []
+    with staged_files(arguments.output) as folder:
+        sources = _read_images(paths, arguments.max_pixels)
+        for source, figure_path, image_path in zip(sources, figure_paths, image_paths, strict=True):
+            result = reconstruct_image(model, source.image)
+            table.add(source, result.tokens, (result.psnr, result.ssim))
+            title = _title(source.name, result)
+            figure = comparison(result.original, result.image, result.tokens, model.codebook_sizes, title)
+            figure_sizes.append(figure.size)
+            save_png(figure, folder / figure_path.name)
+            save_png(result.image, folder / image_path.name)
     if arguments.sheet:
-        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
-        save_png(comparison_sheet(figures), arguments.sheet)
+        with staged_files(arguments.sheet.parent) as folder:
+            sheet = comparison_sheet(map(Image.open, figure_paths), figure_sizes)
+            save_png(sheet, folder / arguments.sheet.name)
     print(table)
     print(f"pictures written to {arguments.output}")
     return 0
 
 
+def _title(name: str, result: Reconstruction) -> str:
+    """What stands above an image's figure."""
+    numbers = [f"{result.num_bytes} bytes", f"{result.bits_per_pixel:.4f} bits per pixel"]
+    return "   ·   ".join([name, *numbers, f"PSNR {result.psnr:.2f} dB", f"SSIM {result.ssim:.4f}"])
+
+
 def _tokenize(arguments: argparse.Namespace) -> int:
-    from ..configuration_dualcodebook import config_hash
+    from ..reconstruction import tokenize_image
     from ..tokens.file import TokenFile, TokenizedImage, save_tokens
 
     paths = find_images(arguments)
     check_file(arguments.output, "--output", ".safetensors")
     model = load_model(arguments)
     table, images = _Table(model), []
-    for coded in _encode(model, paths, arguments.max_pixels):
-        table.add(coded)
-        images.append(TokenizedImage(coded.name, coded.original.size[::-1], coded.tokens.cpu()))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    content = TokenFile(images, model.downsample_factor, table.codebooks, config_hash(model.config))
-    save_tokens(arguments.output, content)
+    for source in _read_images(paths, arguments.max_pixels):
+        tokens = tokenize_image(model, source.image)
+        table.add(source, tokens)
+        images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
+    with staged_files(arguments.output.parent) as folder:
+        save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images))
     print(table)
     print(f"tokens written to {arguments.output}")
     return 0
 
 
 def _detokenize(arguments: argparse.Namespace) -> int:
-    from ..configuration_dualcodebook import config_hash
-    from ..image_processing_dualcodebook import to_image
+    from ..reconstruction import decode_tokens
     from ..tokens.file import load_tokens
 
     content = load_tokens(arguments.file)
     paths = png_paths(arguments.output, [image.name for image in content.images])
     model = load_model(arguments)
-    if content.config_hash != config_hash(model.config):
-        raise ValueError(
-            f"the tokens in '{arguments.file}' are of a model with config hash {content.config_hash}, books "
-            f"{content.codebooks}; this model's is {config_hash(model.config)}; give the one that made them by `--model`"
-        )
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for image, path in zip(content.images, paths, strict=True):
-        pixels = model.detokenize(image.tokens[None].to(model.device), size=image.size)
-        save_png(to_image(pixels[0]), path)
+    content.check_model(model, arguments.file, "--model")
+    with staged_files(arguments.output) as folder:
+        for image, path in zip(content.images, paths, strict=True):
+            save_png(decode_tokens(model, image.tokens, image.size), folder / path.name)
     print(f"{len(paths)} pictures written to {arguments.output}")
     return 0
 
 
-def _encode(model: DualCodebookVQModel, paths: Sequence[Path], max_pixels: int) -> Iterator[_Coded]:
-    from ..image_processing_dualcodebook import read_image, resize_to_max_pixels, to_pixels
+class _Totals:
+    """What some images take and lose: bytes, bits per pixel, mean quality, codes used."""
 
-    for path in paths:
-        image = read_image(path)
-        original = resize_to_max_pixels(image, max_pixels or None)
-        tokens = model.tokenize(to_pixels(original)[None].to(model.device, model.dtype))[0]
-        yield _Coded(path.name, image.size, original, tokens)
+    def __init__(self, model: DualCodebookVQModel) -> None:
+        self.bits_per_position, self.codebook_sizes = model.bits_per_position, model.codebook_sizes
+        self.used: dict[str, set[int]] = {name: set() for name in self.codebook_sizes}
+        self.qualities: list[tuple[float, float]] = []
+        self.num_bytes = self.positions = self.pixels = 0
+
+    def add(self, image: Image.Image, tokens: torch.Tensor, quality: tuple[float, float] | None) -> None:
+        from ..tokens.file import token_bytes
+
+        self.num_bytes += token_bytes(tuple(tokens.shape[1:]), self.bits_per_position)
+        self.positions += tokens[0].numel()
+        self.pixels += image.width * image.height
+        self.qualities += [quality] if quality else []
+        for used, ids in zip(self.used.values(), tokens, strict=True):
+            used |= set(ids.unique().tolist())
+
+    def cells(self) -> list[str]:
+        means = [sum(values) / len(values) for values in zip(*self.qualities, strict=True)]
+        return [
+            str(self.num_bytes),
+            f"{self.positions * self.bits_per_position / self.pixels:.4f}",
+            *(f"{mean:.{digits}f}" for mean, digits in zip(means, (2, 4), strict=False)),
+            *(f"{len(self.used[name])}/{size}" for name, size in self.codebook_sizes.items()),
+        ]
 
 
 class _Table:
-    """One line a picture, and one for all of several: sizes, bytes, bits per pixel, quality, codes used."""
+    """One line per image, and one for all of several."""
 
     def __init__(self, model: DualCodebookVQModel) -> None:
-        self.bits = model.quantize.bits_per_position
-        self.codebooks = {name: codebook.size for name, codebook in model.quantize.codebooks.items()}
-        self.used: dict[str, set[int]] = {name: set() for name in self.codebooks}
+        self.model, self.all = model, _Totals(model)
         self.rows: list[list[str]] = []
-        self.quality: list[tuple[float, float]] = []
-        self.bytes = self.positions = self.pixels = 0
 
-    def add(self, coded: _Coded) -> None:
-        (width, height), (file_width, file_height) = coded.original.size, coded.file_size
-        resized = f" (of {file_width}x{file_height})" if coded.original.size != coded.file_size else ""
-        used = {name: set(ids.unique().tolist()) for name, ids in zip(self.codebooks, coded.tokens, strict=True)}
-        grid = "x".join(map(str, coded.tokens.shape))
-        quality = [coded.quality] if coded.quality else []
-        cells = [coded.name, f"{width}x{height}{resized}", grid, *self._rate_cells(self._bytes(coded), coded)]
-        self.rows.append(cells + self._quality_cells(quality) + self._usage_cells(used))
-        self.bytes += self._bytes(coded)
-        self.positions += coded.positions
-        self.pixels += coded.pixels
-        self.quality += quality
-        for name in self.codebooks:
-            self.used[name] |= used[name]
-
-    def title(self, coded: _Coded) -> str:
-        """What stands above a picture's figure."""
-        count, rate = self._rate_cells(self._bytes(coded), coded)
-        psnr, ssim = self._quality_cells([coded.quality])
-        parts = [coded.name, f"{count} bytes", f"{rate} bits per pixel", f"PSNR {psnr} dB", f"SSIM {ssim}"]
-        return "   ·   ".join(parts)
-
-    def _bytes(self, coded: _Coded) -> int:
-        from ..tokens.file import token_bytes
-
-        return token_bytes(tuple(coded.tokens.shape[1:]), self.bits)
-
-    def _rate_cells(self, count: int, counted: _Coded | _Table) -> list[str]:
-        return [str(count), f"{counted.positions * self.bits / counted.pixels:.4f}"]
-
-    def _quality_cells(self, quality: Sequence[tuple[float, float]]) -> list[str]:
-        means = [sum(values) / len(values) for values in zip(*quality, strict=True)]
-        return [f"{mean:.{digits}f}" for mean, digits in zip(means, (2, 4), strict=False)]
-
-    def _usage_cells(self, used: dict[str, set[int]]) -> list[str]:
-        return [f"{len(used[name])}/{size}" for name, size in self.codebooks.items()]
+    def add(self, source: _Source, tokens: torch.Tensor, quality: tuple[float, float] | None = None) -> None:
+        """Adds an image with its tokens (codebooks, h, w) and, where it was reconstructed, its PSNR and SSIM."""
+        one = _Totals(self.model)
+        for totals in (one, self.all):
+            totals.add(source.image, tokens, quality)
+        size = _size_text(source.image.size)
+        if source.image.size != source.file_size:
+            size += f" (of {_size_text(source.file_size)})"
+        self.rows.append([source.name, size, "x".join(map(str, tokens.shape)), *one.cells()])
 
     def __str__(self) -> str:
         header = ["picture", "pixels", "tokens", "bytes", "bits/pixel"]
-        header += ["PSNR dB", "SSIM"] if self.quality else []
-        rows = [header + [f"{name} codes" for name in self.codebooks], *self.rows]
+        header += ["PSNR dB", "SSIM"] if self.all.qualities else []
+        rows = [header + [f"{name} codes" for name in self.all.codebook_sizes], *self.rows]
         if len(self.rows) > 1:
-            summary = [f"all {len(self.rows)}", "", "", *self._rate_cells(self.bytes, self)]
-            rows.append(summary + self._quality_cells(self.quality) + self._usage_cells(self.used))
+            rows.append([f"all {len(self.rows)}", "", "", *self.all.cells()])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
@@ -222,3 +210,7 @@ class _Table:
             for cells in (zip(row, widths, strict=True) for row in rows)
         ]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

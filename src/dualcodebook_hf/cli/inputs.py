@@ -1,4 +1,4 @@
-"""What the commands share: flags, checks before any work, loading a model, files that appear complete or not at all."""
+"""What the commands share: flags, checks before any work, loading a model, PNG files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import atomic_file
-
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
 
 DTYPES = ("float32", "bfloat16", "float16")
-SOFTWARE = "dualcodebook_hf"  # the PNG text that marks pictures written here, which alone may be overwritten
+SOFTWARE = "dualcodebook_hf"  # the PNG text that marks images written here, which alone may be overwritten
 
 
 def add_model(command: argparse.ArgumentParser, **options: str) -> None:
-    """The flags that `load_model` reads."""
+    """Adds the flags that `load_model` reads."""
     text = "folder or Hub id (default: the checkpoint inside the package, offline)"
     command.add_argument("--model", help=options.pop("also", "") + text, **options)
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, or cpu)")
@@ -46,10 +44,11 @@ def load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:
 
 
 def find_images(arguments: argparse.Namespace) -> list[Path]:
-    """The pictures that were named, folders replaced by the pictures in them; each was decoded once, to be sure."""
-    from PIL import Image
+    """The image files that were named, folders replaced by the images in them; none is decoded yet.
 
-    from ..image_processing_dualcodebook import read_image
+    Raises ValueError for a file that is missing and for a folder without images.
+    """
+    from PIL import Image
 
     if arguments.max_pixels < 0:
         raise ValueError(f"`--max-pixels` must be 0 (no limit) or above, got {arguments.max_pixels}")
@@ -62,17 +61,17 @@ def find_images(arguments: argparse.Namespace) -> list[Path]:
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
             if not inside:
                 raise ValueError(f"there is no picture in the folder '{path}'")
+        elif not path.exists():
+            raise ValueError(f"cannot read picture '{path}': no such file")
         paths += inside
-    for path in paths:
-        read_image(path)
     return paths
 
 
 def check_folder(path: Path, flag: str) -> None:
-    """Raises ValueError unless files can be written into the folder, which may be still to be made."""
+    """Raises ValueError unless files can be written into the folder, which need not exist yet."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise ValueError(f"`{flag}`: '{existing}' is no folder")
+        raise ValueError(f"`{flag}`: '{existing}' is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"`{flag}`: the folder '{existing}' cannot be written to")
 
@@ -88,7 +87,15 @@ def check_file(path: Path, flag: str, suffix: str) -> None:
 
 
 def png_paths(folder: Path, names: Sequence[str], ending: str = "") -> list[Path]:
-    """Where the pictures of these names are written, each under a name of its own."""
+    """Where images of these names are written, each under a name of its own.
+
+    Args:
+        folder: of `--output`.
+        names: file names of the originals.
+        ending: what follows an original's name, before ".png".
+
+    Raises ValueError when the folder cannot be written to, or holds somebody else's file of such a name.
+    """
     check_folder(folder, "--output")
     paths = [folder / f"{stem}{ending}.png" for stem in _unique_stems(names)]
     for path in paths:
@@ -130,10 +137,9 @@ def _unique_stems(names: Sequence[str]) -> list[str]:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Writes a PNG with the mark by which `check_file` knows it again."""
+    """Writes a PNG with the mark by which `check_file` and `png_paths` know it again."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text("Software", SOFTWARE)
-    with atomic_file(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=info)
+    image.save(path, "PNG", pnginfo=info)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from . import convert, demo, evaluate, images, publish, train
+from .parser import Parser
 
 BAD_INPUT = 2
 
@@ -34,15 +33,8 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """Complains as everything else here does: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see `{self.prog} --help`)")
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dualcodebook", description="Dual Codebook VQ: images to two grids of tokens and back.")
+def _build_parser() -> Parser:
+    parser = Parser(prog="dualcodebook", description="Dual Codebook VQ: images to two grids of tokens and back.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for family in (images, evaluate, train, convert, publish, demo):
         family.add_command(commands)

@@ -1,4 +1,4 @@
-"""The Space: a Gradio app that shows what the codebooks do to a picture. Pictures stay on its server."""
+"""The Space: a Gradio app that shows what the codebooks do to an image. Images stay on its server."""
 
 try:
     import gradio  # noqa: F401

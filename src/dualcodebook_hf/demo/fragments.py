@@ -32,7 +32,7 @@ CSS = """
 .dcb th { font-weight: 400; color: var(--faint); vertical-align: bottom; }
 .dcb th:first-child, .dcb td:first-child { text-align: left; padding-left: 0; }
 .dcb tbody tr:first-child td { font-weight: 600; }
-.dcb .books { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 20px; }
+.dcb .codebooks { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 20px; }
 .dcb svg { display: block; width: 100%; height: 110px; border-bottom: 1px solid var(--body-text-color-subdued);
   fill: var(--color-accent); }
 .dcb .ends { display: flex; justify-content: space-between; font-size: 0.85rem; }
@@ -73,7 +73,7 @@ def hint(text: str) -> str:
 
 
 def about_file(name: str, size: tuple[int, int], count: int, notes: Sequence[str]) -> str:
-    """A file's name, size and weight, and what was done to its picture."""
+    """A file's name, size and bytes, and what was done to its image."""
     lines = [f"{size[0]} x {size[1]} pixels, {count:,} bytes", *(f"{note[0].upper()}{note[1:]}." for note in notes)]
     return block(
         f'<p style="overflow-wrap: anywhere"><b>{html.escape(name)}</b></p>',
@@ -102,7 +102,14 @@ def rate_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def token_note(grid: tuple[int, int], codebooks: int, packed: int, stored: int) -> str:
-    """What the token file of a picture holds. grid: columns, rows."""
+    """What the token file of an image holds.
+
+    Args:
+        grid: columns and rows of the tokens.
+        codebooks: tokens at each position.
+        packed: bytes of the tokens, densely packed.
+        stored: bytes of the file.
+    """
     positions = grid[0] * grid[1]
     return block(
         f"<p>{grid[0]} x {grid[1]} = {_count(positions, 'position')} with {_count(codebooks, 'token')} each: "
@@ -112,22 +119,22 @@ def token_note(grid: tuple[int, int], codebooks: int, packed: int, stored: int) 
     )
 
 
-def opened_note(pictures: Sequence[tuple[str, tuple[int, int]]]) -> str:
-    """The pictures of a token file: names and sizes (W, H)."""
-    lines = (f"<p>{html.escape(name)}, {width} x {height} pixels</p>" for name, (width, height) in pictures)
-    return block(f"<p><b>{_count(len(pictures), 'picture')}</b>, decoded from the tokens alone</p>", *lines)
+def opened_note(images: Sequence[tuple[str, tuple[int, int]]]) -> str:
+    """The images of a token file: names and sizes (W, H)."""
+    lines = (f"<p>{html.escape(name)}, {width} x {height} pixels</p>" for name, (width, height) in images)
+    return block(f"<p><b>{_count(len(images), 'picture')}</b>, decoded from the tokens alone</p>", *lines)
 
 
 def histograms(usage: Mapping[str, tuple[Sequence[int], float]]) -> str:
-    """One bar chart a book: its codes from the most to the least used."""
+    """One bar chart per codebook: its codes from the most to the least used."""
     charts = []
     for name, (counts, perplexity) in usage.items():
         ordered = sorted(counts, reverse=True)
         used, top = sum(count > 0 for count in ordered), ordered[0]
-        # Logarithmic: in most pictures one code covers every flat region.
+        # Logarithmic: in most images one code covers every flat region.
         heights = (100 * math.log1p(count) / math.log1p(top) for count in ordered[:used])
         path = "".join(f"M{place},100V{100 - height:.1f}h1V100z" for place, height in enumerate(heights))
-        name = name if name.endswith("book") else f"{name} book"
+        name = name if name.endswith("codebook") else f"{name} codebook"
         label = f"{name}: {used} of {len(counts)} codes used"
         charts.append(
             f"<div><p><b>{html.escape(name.capitalize())}</b>: {used} of {len(counts)} codes used, "
@@ -136,11 +143,11 @@ def histograms(usage: Mapping[str, tuple[Sequence[int], float]]) -> str:
             f'aria-label="{html.escape(label)}"><path d="{path}"/></svg>'
             f'<div class="ends faint"><span>{top:,} x</span><span>logarithmic scale</span></div></div>'
         )
-    return block(f'<div class="books">{"".join(charts)}</div>')
+    return block(f'<div class="codebooks">{"".join(charts)}</div>')
 
 
 def cell(position: str, sentence: str, patches: Iterable[tuple[str, Image.Image]]) -> str:
-    """One token position: its codes in words, and small pictures with captions."""
+    """One token position: its codes in words, and small images with captions."""
     figures = "".join(
         f'<figure><img src="{_data_url(image)}" alt="{html.escape(caption)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from gradio.utils import get_upload_folder
 from PIL import Image
-from safetensors import SafetensorError
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import error_map, token_map
+from ..loading import load_tokenizer, tokenizer_label
+from ..reconstruction import Reconstruction, decode_tokens, reconstruct_image, tokenize_image
 from . import fragments, inspection
 
-EMBEDDED = "embedded checkpoint"
 HINT = "Drop in a picture, or take an example."
 PROGRESS = gr.Progress()
 
@@ -28,32 +27,30 @@ PROGRESS = gr.Progress()
 def load_models(names: Sequence[str] | None) -> dict[str, DualCodebookVQModel]:
     """Models, in eval mode, by the label that the dropdown shows; without names the embedded checkpoint.
 
-    Raises ValueError, naming the model, for one that cannot be loaded or does not take RGB pictures.
+    Raises ValueError, naming the model, for one that cannot be loaded or does not take RGB images.
     """
-    from ..loading import default_checkpoint
-
-    device, models = "cuda" if torch.cuda.is_available() else "cpu", {}
-    for name in names or [default_checkpoint()]:
-        path = Path(name).expanduser()
-        # The page is public; this machine's folders are not.
-        label = "/".join(path.resolve().parts[-2:]) if path.is_dir() else name
-        label = EMBEDDED if name == default_checkpoint() else label
-        try:
-            model = DualCodebookVQModel.from_pretrained(path if path.is_dir() else name)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"cannot load the model '{name}': {error}") from error
+    models: dict[str, DualCodebookVQModel] = {}
+    for name in names or [None]:
+        model, label = load_tokenizer(name, argument="models"), tokenizer_label(name)
         if (model.config.in_channels, model.config.out_channels) != (3, 3):
             raise ValueError(f"the model '{name}' must have 3 channels, got {model.config.in_channels}")
-        models[label if label not in models else f"{label} ({len(models) + 1})"] = model.eval().to(device)
+        models[label if label not in models else f"{label} ({len(models) + 1})"] = model
     return models
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a visitor is looking at."""
+    """What a visitor is looking at.
 
-    model: str
-    coded: inspection.CodedImage
+    Attributes:
+        label: of the model.
+        upload: the image file.
+        result: its image as the model reconstructs it.
+    """
+
+    label: str
+    upload: inspection.Upload
+    result: Reconstruction
 
 
 def _explained(handler: Callable) -> Callable:
@@ -81,45 +78,44 @@ class Handlers:
         self.models = models
 
     @_explained
-    def show_image(self, picture: dict | None, label: str, progress: gr.Progress = PROGRESS) -> list[Any]:
+    def show_image(self, file: dict | None, label: str, progress: gr.Progress = PROGRESS) -> list[Any]:
         """Everything on the first tab, what is known of the upload, and the token file."""
-        if picture is None:
+        if file is None:
             return self.nothing()
         model = self._model(label)
         progress(0.1, desc="Reading the picture")
-        upload = _upload(picture)
+        upload = _read_upload(file)
         progress(0.25, desc="Picture to tokens and back")
-        coded = inspection.code(model, upload)
+        result = reconstruct_image(model, upload.image)
         progress(0.7, desc="JPEG and WebP of the same size")
-        baselines = inspection.baselines(model, coded)
-        rows = inspection.table(model, coded, baselines)
+        baselines = inspection.baselines(result)
+        rows = inspection.table(upload, result, baselines)
         return [
-            Shown(label, coded),
+            Shown(label, upload, result),
             fragments.tiles(_key_numbers(rows[0])),
-            (inspection.enlarged(upload.image), inspection.enlarged(coded.reconstruction)),
+            (inspection.enlarged(result.original), inspection.enlarged(result.image)),
             fragments.rate_table(inspection.TABLE_HEADERS, rows),
-            inspection.enlarged(error_map(upload.image, coded.reconstruction)),
+            inspection.enlarged(error_map(result.original, result.image)),
             *(
                 gr.Image(inspection.enlarged(baseline.image), label=row[0])
                 for baseline, row in zip(baselines.values(), rows[1:], strict=False)
             ),
             fragments.about_file(upload.name, upload.file_size, upload.file_bytes, upload.notes),
-            *self._token_file(model, coded),
+            *self._token_file(model, upload, result),
         ]
 
-    def _token_file(self, model: DualCodebookVQModel, coded: inspection.CodedImage) -> list[Any]:
+    def _token_file(self, model: DualCodebookVQModel, upload: inspection.Upload, result: Reconstruction) -> list[Any]:
         """The button that downloads it, and a line about it."""
         try:
-            path = inspection.save_image_tokens(model, coded.upload, coded.tokens, _new_folder())
-        except ValueError as error:  # a book of more codes than a token file can number
+            path = inspection.save_image_tokens(model, upload, result.tokens, _new_folder())
+        except ValueError as error:  # a codebook of more codes than a token file can number
             return [gr.DownloadButton("Download tokens", value=None, interactive=False), fragments.remark(str(error))]
-        codebooks, rows, columns = coded.tokens.shape
-        packed, stored = inspection.packed_bytes(model, coded), path.stat().st_size
+        codebooks, rows, columns = result.tokens.shape
         button = gr.DownloadButton(f"Download {path.name}", value=str(path), interactive=True)
-        return [button, fragments.token_note((columns, rows), codebooks, packed, stored)]
+        return [button, fragments.token_note((columns, rows), codebooks, result.num_bytes, path.stat().st_size)]
 
     def nothing(self) -> list[Any]:
-        """The first tab as it is before any picture."""
+        """The first tab as it is before any image."""
         hint = fragments.hint(HINT)
         button = gr.DownloadButton("Download tokens", value=None, interactive=False)
         return [None, hint, None, "", None, gr.Image(None, label="JPEG"), gr.Image(None, label="WebP"), "", button, ""]
@@ -129,22 +125,20 @@ class Handlers:
         """The second tab: [hint, page, 2 maps, half groups, 2 halves, usage, cell, 2 places]."""
         if shown is None:
             return [gr.HTML(visible=True), gr.Column(visible=False), *[gr.skip()] * 9]
-        model, coded = self._model(shown.model), shown.coded
-        codebooks = list(model.quantize.codebooks)
-        shape = coded.upload.image.size
-        maps = [inspection.enlarged(token_map(ids, shape)) for ids in coded.tokens]
-        halves = [inspection.half(model, coded, codebook) for codebook in codebooks] if len(codebooks) > 1 else []
-        middle = tuple(side // 2 for side in coded.tokens.shape[1:])
+        model, tokens, size = self._model(shown.label), shown.result.tokens, shown.result.original.size
+        codebooks = list(model.codebook_sizes)
+        maps = [token_map(ids, size) for ids in tokens]
+        # A codebook alone; where it is the only one, that would be the reconstruction.
+        alone = codebooks if len(codebooks) > 1 else []
+        halves = [decode_tokens(model, tokens, size[::-1], only=codebook) for codebook in alone]
+        middle = tuple(side // 2 for side in tokens.shape[1:])
         return [
             gr.HTML(visible=False),
             gr.Column(visible=True),
             *_pair(maps, [f"{codebook.capitalize()} tokens" for codebook in codebooks]),
             gr.Column(visible=len(codebooks) > 1),
-            *_pair(
-                [inspection.enlarged(image) for image in halves],
-                [f"{codebook.capitalize()} half only" for codebook in codebooks],
-            ),
-            fragments.histograms(inspection.usage(model, coded.tokens)),
+            *_pair(halves, [f"{codebook.capitalize()} half only" for codebook in codebooks]),
+            fragments.histograms(inspection.usage(model, tokens)),
             *self._cell(shown, middle),
         ]
 
@@ -153,28 +147,28 @@ class Handlers:
         """The token at the point that was clicked: [cell, 2 places]."""
         if shown is None:
             return [gr.skip()] * 3
-        return self._cell(shown, inspection.cell_at(self._model(shown.model), shown.coded, event.index))
+        return self._cell(shown, inspection.cell_at(self._model(shown.label), shown.result, event.index))
 
     def _cell(self, shown: Shown, cell: tuple[int, int]) -> list[Any]:
-        model, coded = self._model(shown.model), shown.coded
-        codebooks, ids = list(model.quantize.codebooks), coded.tokens[:, cell[0], cell[1]]
+        model, result = self._model(shown.label), shown.result
+        codebooks, ids = list(model.codebook_sizes), result.tokens[:, cell[0], cell[1]]
         codes = [
             f"{codebook} code {id_}" if len(codebooks) > 1 else f"code {id_}"
             for codebook, id_ in zip(codebooks, ids.tolist(), strict=True)
         ]
-        same = coded.tokens == ids[:, None, None]
+        same = result.tokens == ids[:, None, None]
         counts = [f"{code} occurs {_times(int(count))}" for code, count in zip(codes, same.sum((1, 2)), strict=True)]
         counts += [f"and the two together {_times(int(same.all(0).sum()))}"] if len(codebooks) > 1 else []
-        patches = list(inspection.cell_patches(model, coded, cell).values())
+        patches = list(inspection.cell_patches(model, result, cell).values())
         captions = ["the original here", "the reconstruction here", *(f"{code} alone" for code in codes)]
         captions += ["both codes, nothing around"] if len(codebooks) > 1 else []
-        rows, columns = coded.tokens.shape[1:]
+        rows, columns = result.tokens.shape[1:]
         text = fragments.cell(
             f"Row {cell[0] + 1} of {rows}, column {cell[1] + 1} of {columns}",
             f"In this picture {', '.join(counts)}.",
             list(zip(captions, patches, strict=False)),
         )
-        places = [inspection.same_code(model, coded, index, cell) for index in range(len(codebooks))]
+        places = [inspection.same_code(model, result, index, cell) for index in range(len(codebooks))]
         return [text, *_pair(places, [f"Where else: {code}" for code in codes])]
 
     @_explained
@@ -182,42 +176,41 @@ class Handlers:
         """Both results of a swap."""
         if shown is None or other is None:
             return [None, None]
-        model = self._model(shown.model)
-        codebooks = list(model.quantize.codebooks)
+        model = self._model(shown.label)
+        codebooks = list(model.codebook_sizes)
         if len(codebooks) != 2:
             return [None, None]
-        results = inspection.swap(model, shown.coded, _upload(other))
+        results = inspection.swap(model, shown.result, _read_upload(other).image)
         labels = [
             f"{codebooks[0]}: yours, {codebooks[1]}: the other's",
             f"{codebooks[0]}: the other's, {codebooks[1]}: yours",
         ]
-        return _pair([inspection.enlarged(image) for image in results], [label.capitalize() for label in labels])
+        return _pair(results, [label.capitalize() for label in labels])
 
     @_explained
     def open_tokens(self, file: dict | None, label: str) -> list[Any]:
-        """The pictures of a token file, and a line about them."""
+        """The images of a token file, and a line about them."""
         if file is None:
             return [None, ""]
         model = self._model(label)
-        pictures = inspection.read_image_tokens(model, file["path"])
-        shown = [(inspection.decode_image(model, picture), picture.name) for picture in pictures]
-        note = fragments.opened_note([(picture.name, picture.size[::-1]) for picture in pictures])
-        return [gr.Gallery(shown, selected_index=0), note]
+        images = inspection.read_image_tokens(model, file["path"])
+        decoded = [(decode_tokens(model, image.tokens, image.size), image.name) for image in images]
+        note = fragments.opened_note([(image.name, image.size[::-1]) for image in images])
+        return [gr.Gallery(decoded, selected_index=0), note]
 
     @_explained
     def reconstruct_endpoint(self, image: dict | None, model: str) -> tuple[Image.Image, list[list[object]]]:
         """A picture through tokens and back, and a table of bytes, bits per pixel, PSNR and SSIM."""
-        tokenizer, upload = self._model(model), _upload(image)
-        coded = inspection.code(tokenizer, upload)
-        return coded.reconstruction, inspection.table(tokenizer, coded, inspection.baselines(tokenizer, coded))
+        tokenizer, upload = self._model(model), _read_upload(image)
+        result = reconstruct_image(tokenizer, upload.image)
+        return result.image, inspection.table(upload, result, inspection.baselines(result))
 
     @_explained
     def tokenize_endpoint(self, image: dict | None, model: str) -> str:
         """A picture to its token file (.safetensors)."""
-        tokenizer, upload = self._model(model), _upload(image)
-        return str(
-            inspection.save_image_tokens(tokenizer, upload, inspection.tokenize(tokenizer, upload), _new_folder())
-        )
+        tokenizer, upload = self._model(model), _read_upload(image)
+        tokens = tokenize_image(tokenizer, upload.image)
+        return str(inspection.save_image_tokens(tokenizer, upload, tokens, _new_folder()))
 
     @_explained
     def detokenize_endpoint(self, file: dict | None, model: str, picture: float) -> Image.Image:
@@ -225,10 +218,11 @@ class Handlers:
         tokenizer = self._model(model)
         if file is None:
             raise ValueError("`file` must be a token file, got nothing")
-        pictures = inspection.read_image_tokens(tokenizer, file["path"])
-        if picture not in range(1, len(pictures) + 1):
-            raise ValueError(f"`picture` must be a whole number from 1 to {len(pictures)}, got {picture}")
-        return inspection.decode_image(tokenizer, pictures[int(picture) - 1])
+        images = inspection.read_image_tokens(tokenizer, file["path"])
+        if picture not in range(1, len(images) + 1):
+            raise ValueError(f"`picture` must be a whole number from 1 to {len(images)}, got {picture}")
+        chosen = images[int(picture) - 1]
+        return decode_tokens(tokenizer, chosen.tokens, chosen.size)
 
     def _model(self, label: str) -> DualCodebookVQModel:
         if label not in self.models:
@@ -236,10 +230,10 @@ class Handlers:
         return self.models[label]
 
 
-def _upload(picture: dict | None) -> inspection.Upload:
-    if picture is None or not picture.get("path"):
+def _read_upload(file: dict | None) -> inspection.Upload:
+    if file is None or not file.get("path"):
         raise ValueError("`image` must be a picture file, got nothing")
-    return inspection.read_upload(picture["path"])
+    return inspection.read_upload(file["path"])
 
 
 def _new_folder() -> Path:
@@ -250,18 +244,21 @@ def _new_folder() -> Path:
 
 
 def _key_numbers(row: Sequence[Any]) -> dict[str, str]:
-    _, count, rate, decibels, similarity = row
+    _, num_bytes, rate, psnr, ssim = row
     return {
-        "bytes of tokens": f"{count:,}",
+        "bytes of tokens": f"{num_bytes:,}",
         "bits per pixel": f"{rate:.4g}",
-        "PSNR": f"{decibels:.2f} dB",
-        "SSIM (1 is equal)": f"{similarity:.3f}",
+        "PSNR": f"{psnr:.2f} dB",
+        "SSIM (1 is equal)": f"{ssim:.3f}",
     }
 
 
 def _pair(images: Sequence[Image.Image], labels: Sequence[str]) -> list[gr.Image]:
-    """Two components; a model with a single codebook leaves the second one empty."""
-    shown = [gr.Image(image, label=label, visible=True) for image, label in zip(images, labels, strict=False)]
+    """Two components; images that are small are enlarged, and a single codebook leaves the second one empty."""
+    shown = [
+        gr.Image(inspection.enlarged(image), label=label, visible=True)
+        for image, label in zip(images, labels, strict=False)
+    ]
     return (shown + [gr.Image(None, visible=False)] * 2)[:2]
 
 

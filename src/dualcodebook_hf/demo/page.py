@@ -30,8 +30,8 @@ LEGEND = (
 )
 # Gradio's own files; its semi-bold cut, which is the default, lacks most letters.
 FONTS = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
-KEPT = 3600  # seconds that uploads and results are kept
-# Handlers get what the browser sent: gradio would open pictures itself, and fail on those that need our reader.
+RETENTION = 3600  # seconds that uploads and results are kept
+# Handlers get what the browser sent: gradio would open images itself, and fail on those that need our reader.
 LISTENER = {"concurrency_id": "model", "concurrency_limit": 2, "preprocess": False}
 PRIVATE = {**LISTENER, "api_visibility": "private"}
 
@@ -42,9 +42,9 @@ def build_demo(models: Sequence[str] | None = None) -> gr.Blocks:
     Raises ValueError, naming the model, for one that cannot be loaded.
     """
     handlers = Handlers(load_models(models))
-    with _OfflineBlocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as demo:
+    with _OfflineBlocks(title=TITLE, analytics_enabled=False, delete_cache=(RETENTION, RETENTION)) as demo:
         gr.HTML(fragments.heading(TITLE, INTRODUCTION, level=1))
-        shown = gr.State(time_to_live=KEPT)
+        shown = gr.State(time_to_live=RETENTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 source = _lay_out_source(list(handlers.models))
@@ -87,7 +87,7 @@ class _OfflineBlocks(gr.Blocks):
 
 def _lay_out_source(labels: list[str]) -> SimpleNamespace:
     return SimpleNamespace(
-        picture=_input("Your picture", "picture", 260),
+        image=_input("Your picture", "picture", 260),
         model=gr.Dropdown(labels, value=labels[0], label="Model", elem_id="model", visible=len(labels) > 1),
         about=gr.HTML(elem_id="about"),
     )
@@ -128,13 +128,13 @@ def _lay_out_inside() -> SimpleNamespace:
         usage = gr.HTML(elem_id="usage")
         with gr.Column() as pair:
             gr.HTML(
-                fragments.heading("One half alone", "One book's tokens; the other book gives the mean of its codes.")
+                fragments.heading("One half alone", "One codebook's tokens; the other one gives the mean of its codes.")
             )
             with gr.Row():
                 halves = [_output("One half", f"half-{index}", 300) for index in range(2)]
             gr.HTML(
                 fragments.heading(
-                    "Swap", "One book's tokens of your picture with the other book's tokens of another picture."
+                    "Swap", "One codebook's tokens of your picture with the other one's tokens of another picture."
                 )
             )
             with gr.Row():
@@ -169,7 +169,7 @@ def _lay_out_tokens() -> SimpleNamespace:
             )
             file = gr.File(label="Token file", file_types=[".safetensors"], height=140, elem_id="token-file")
     opened = gr.HTML(elem_id="opened")
-    pictures = gr.Gallery(
+    gallery = gr.Gallery(
         label="Decoded",
         format="png",
         height=460,
@@ -178,18 +178,18 @@ def _lay_out_tokens() -> SimpleNamespace:
         interactive=False,
         elem_id="decoded",
     )
-    return SimpleNamespace(note=note, download=download, file=file, opened=opened, pictures=pictures)
+    return SimpleNamespace(note=note, download=download, file=file, opened=opened, gallery=gallery)
 
 
 def _input(label: str, name: str, height: int) -> gr.Image:
-    """A place for a picture, with examples below."""
-    picture = gr.Image(
+    """A place for an image, with examples below."""
+    image = gr.Image(
         label=label, sources=["upload", "clipboard"], type="filepath", height=height, buttons=[], elem_id=name
     )
     gr.Examples(
-        _example_images(), picture, label="Or take an example", api_visibility="private", elem_id=f"{name}-examples"
+        _example_images(), image, label="Or take an example", api_visibility="private", elem_id=f"{name}-examples"
     )
-    return picture
+    return image
 
 
 def _output(label: str, name: str, height: int, *classes: str) -> gr.Image:
@@ -207,7 +207,7 @@ def _output(label: str, name: str, height: int, *classes: str) -> gr.Image:
 
 
 def _example_images() -> list[str]:
-    """Photographs of scikit-image's wheel; where it is not installed, two drawn pictures."""
+    """Photographs of scikit-image's wheel; where it is not installed, two drawn images."""
     package = importlib.util.find_spec("skimage")
     folder = Path(package.origin).parent / "data" if package else None
     if folder is None or not all((folder / name).is_file() for name in EXAMPLES):
@@ -234,18 +234,18 @@ def _connect(
     inside: SimpleNamespace,
     files: SimpleNamespace,
 ) -> None:
-    """A new picture, or model, runs through all tabs; a failure clears what another picture left."""
+    """A new image, or model, runs through all tabs; a failure clears what another image left."""
     first = [shown, result.numbers, result.slider, result.rates, result.error, *result.baselines]
     first += [source.about, files.download, files.note]
     found = [inside.cell, *inside.places]
     second = [inside.empty, inside.page, *inside.maps, inside.pair, *inside.halves, inside.usage, *found]
-    # By default a step that is still at work ignores what comes next: a picture taken away meanwhile would stay.
+    # By default a step that is still at work ignores what comes next: an image taken away meanwhile would stay.
     latest = {"trigger_mode": "always_last", **PRIVATE}
     swap = {"fn": handlers.swap, "inputs": [shown, inside.other], "outputs": inside.swapped, **latest}
     start = gr.on(
-        [source.picture.change, source.model.change],
+        [source.image.change, source.model.change],
         handlers.show_image,
-        [source.picture, source.model],
+        [source.image, source.model],
         first,
         show_progress_on=[result.slider],
         **latest,
@@ -253,9 +253,9 @@ def _connect(
     for done in (start, start.failure(handlers.nothing, None, first, **PRIVATE)):
         done.success(handlers.look_inside, [shown], second, **latest).success(**swap)
     inside.other.change(**swap).failure(lambda: [None, None], None, inside.swapped, **PRIVATE)
-    for picture in (*inside.maps, *inside.places):
-        picture.select(handlers.look_up, [shown], found, **latest)
-    opened = [files.pictures, files.opened]
+    for image in (*inside.maps, *inside.places):
+        image.select(handlers.look_up, [shown], found, **latest)
+    opened = [files.gallery, files.opened]
     event = files.file.change(handlers.open_tokens, [files.file, source.model], opened, **PRIVATE)
     event.failure(lambda: [None, ""], None, opened, **PRIVATE)
 

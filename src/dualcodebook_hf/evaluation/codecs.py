@@ -15,9 +15,14 @@ from ..image_processing_dualcodebook import read_image
 class Codec:
     """A codec with its settings.
 
-    format: Pillow's name. feature: what Pillow must have been built with. lowest, highest: its quality scale. options:
-    of saving. shrink: sides are divided by it before coding and restored after decoding (Lanczos), which reaches rates
-    below the format's own lowest.
+    Attributes:
+        format: Pillow's name.
+        feature: what Pillow must have been built with.
+        lowest: end of its quality scale.
+        highest: end of its quality scale.
+        options: of saving.
+        shrink: sides are divided by it before encoding and restored after decoding (Lanczos), which reaches rates below
+            the format's own lowest.
     """
 
     format: str
@@ -28,7 +33,7 @@ class Codec:
     shrink: int = 1
 
     def encode(self, image: Image.Image, quality: int) -> bytes:
-        """The file of an RGB picture, as it would be sent: headers included, no metadata."""
+        """The file of an RGB image, as it would be sent: headers included, no metadata."""
         if self.shrink > 1:
             size = tuple(max(1, round(side / self.shrink)) for side in image.size)
             image = image.resize(size, Image.Resampling.LANCZOS)
@@ -37,7 +42,7 @@ class Codec:
         return file.getvalue()
 
     def decode(self, data: bytes, size: tuple[int, int]) -> Image.Image:
-        """The file's picture, of `size` = (W, H)."""
+        """The file's image, of `size` = (W, H)."""
         image = read_image(data)
         return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
@@ -52,8 +57,15 @@ CODECS = {
 
 
 @dataclass(frozen=True)
-class CodedImage:
-    """image: a picture coded and decoded again. smallest: even the lowest quality takes more bytes than allowed."""
+class EncodedImage:
+    """An image as a codec's file gives it back.
+
+    Attributes:
+        image: decoded, of the original's size.
+        count: bytes of the file.
+        quality: on the codec's own scale.
+        smallest: even the lowest quality takes more bytes than allowed.
+    """
 
     image: Image.Image
     count: int
@@ -66,21 +78,21 @@ def available_codecs() -> dict[str, Codec]:
     return {name: codec for name, codec in CODECS.items() if features.check(codec.feature)}
 
 
-def coded_at(codec: Codec, image: Image.Image, quality: int) -> CodedImage:
-    """The picture at a quality of the codec's own scale."""
+def coded_at(codec: Codec, image: Image.Image, quality: int) -> EncodedImage:
+    """The image at a quality of the codec's own scale."""
     data = codec.encode(image, quality)
-    return CodedImage(codec.decode(data, image.size), len(data), quality)
+    return EncodedImage(codec.decode(data, image.size), len(data), quality)
 
 
-def coded_within(codec: Codec, image: Image.Image, count: int) -> CodedImage:
-    """The picture at the highest quality of at most `count` bytes, or, marked `smallest`, at the lowest quality.
+def coded_within(codec: Codec, image: Image.Image, count: int) -> EncodedImage:
+    """The image at the highest quality of at most `count` bytes, or, marked `smallest`, at the lowest quality.
 
     By bisection: files are taken to grow with quality.
     """
     low, high = codec.lowest, codec.highest
     best = codec.encode(image, low)
     if len(best) > count:
-        return CodedImage(codec.decode(best, image.size), len(best), low, smallest=True)
+        return EncodedImage(codec.decode(best, image.size), len(best), low, smallest=True)
     while low < high:
         middle = (low + high + 1) // 2
         data = codec.encode(image, middle)
@@ -88,4 +100,4 @@ def coded_within(codec: Codec, image: Image.Image, count: int) -> CodedImage:
             low, best = middle, data
         else:
             high = middle - 1
-    return CodedImage(codec.decode(best, image.size), len(best), low)
+    return EncodedImage(codec.decode(best, image.size), len(best), low)

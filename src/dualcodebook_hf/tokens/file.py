@@ -1,6 +1,6 @@
-"""Token files: the tokens of any number of pictures, and what is needed to decode them, in one safetensors file.
+"""Token files: the tokens of any number of images, and what is needed to decode them, in one safetensors file.
 
-Picture k is the tensor `NNNN.tokens` (k with leading zeros), uint16 (books, h, w). The metadata entry
+Image k is the tensor `NNNN.tokens` (k with leading zeros), uint16 (codebooks, h, w). The metadata entry
 `dualcodebook_tokens` is JSON: `format_version`, `downsample_factor` f, `books` as [name, size] in token order,
 `config_hash` of the model (the architecture, not the weights), and `pictures` as {name, height, width} of the
 originals, in order.
@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from ..configuration_dualcodebook import config_hash
+from ..files import atomic_file
+
+if TYPE_CHECKING:
+    from ..core import DualCodebookCore
 
 FORMAT_VERSION = 1
 METADATA_KEY = "dualcodebook_tokens"
@@ -26,7 +32,13 @@ LARGEST_CODEBOOK = 2**16  # tokens are stored as uint16
 
 @dataclass(frozen=True)
 class TokenizedImage:
-    """name: the original's file name, without folders. size: its (H, W). tokens: integers (books, h, w)."""
+    """One image of a token file.
+
+    Attributes:
+        name: the original's file name, without folders.
+        size: the original's (H, W).
+        tokens: integers (codebooks, h, w).
+    """
 
     name: str
     size: tuple[int, int]
@@ -37,8 +49,11 @@ class TokenizedImage:
 class TokenFile:
     """What a token file holds.
 
-    downsample_factor: f; a picture's grid is (ceil(H/f), ceil(W/f)). books: {name: size}, in token order.
-    config_hash: identifies the model's architecture.
+    Attributes:
+        images: in the order of the file.
+        downsample_factor: f; an image's grid is (ceil(H/f), ceil(W/f)).
+        codebooks: {name: number of codes}, in the order of the tokens.
+        config_hash: identifies the model's architecture.
     """
 
     images: Sequence[TokenizedImage]
@@ -46,23 +61,43 @@ class TokenFile:
     codebooks: dict[str, int]
     config_hash: str
 
+    @classmethod
+    def of_model(cls, model: DualCodebookCore, images: Sequence[TokenizedImage]) -> TokenFile:
+        """The content of a file of these images, tokenized by `model`."""
+        return cls(images, model.downsample_factor, model.codebook_sizes, config_hash(model.config))
+
     def check(self) -> None:
-        """Raises ValueError, naming the picture, for anything that contradicts the format or the books' sizes."""
+        """Raises ValueError, naming the image, for anything that contradicts the format or the codebooks' sizes."""
         if not _is_count(self.downsample_factor):
             raise ValueError(f"`downsample_factor` must be a positive integer, got {self.downsample_factor!r}")
         if not self.codebooks:
-            raise ValueError("`books` must name at least one codebook, got none")
+            raise ValueError("`codebooks` must name at least one codebook, got none")
         for name, size in self.codebooks.items():
             if not _is_count(size) or size > LARGEST_CODEBOOK:
                 raise ValueError(
-                    f"`books`: size of {name!r} must lie in [1, {LARGEST_CODEBOOK}] (uint16), got {size!r}"
+                    f"`codebooks`: size of {name!r} must lie in [1, {LARGEST_CODEBOOK}] (uint16), got {size!r}"
                 )
         for image in self.images:
             _check_image(image, self.downsample_factor, self.codebooks)
 
+    def check_model(self, model: DualCodebookCore, source: str | Path, argument: str = "model") -> None:
+        """Raises ValueError unless `model` can decode the tokens: its architecture must be that of their model.
+
+        Args:
+            model: the model that is to decode them.
+            source: what the message calls the file.
+            argument: what the message calls `model`.
+        """
+        own = config_hash(model.config)
+        if self.config_hash != own:
+            raise ValueError(
+                f"`{argument}` must be the model that made the tokens in '{source}', with config hash "
+                f"{self.config_hash} and codebooks {self.codebooks}; got one with config hash {own}"
+            )
+
 
 def save_tokens(path: str | Path, content: TokenFile) -> None:
-    """Writes a token file; it appears complete, under its name, or not at all.
+    """Writes a token file; it appears whole or not at all.
 
     Raises ValueError (see `TokenFile.check`) before anything is written.
     """
@@ -77,20 +112,15 @@ def save_tokens(path: str | Path, content: TokenFile) -> None:
     tensors = {
         _key(index): image.tokens.cpu().to(torch.uint16).contiguous() for index, image in enumerate(content.images)
     }
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_file(path) as partial:
         # Not safetensors' save_file: it lets nobody but the owner read the file.
-        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        partial.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
 
 
 def load_tokens(path: str | Path) -> TokenFile:
-    """Reads a token file; tokens come back as int64 (books, h, w).
+    """Reads a token file; tokens come back as int64 (codebooks, h, w).
 
-    Raises ValueError that names the file when it is missing, no token file, of another version, or inconsistent.
+    Raises ValueError that names the file when it is missing, not a token file, of another version, or inconsistent.
     """
     try:
         content = _load(Path(path))
@@ -101,7 +131,7 @@ def load_tokens(path: str | Path) -> TokenFile:
 
 
 def token_bytes(grid: tuple[int, int], bits_per_position: float) -> int:
-    """Bytes that the tokens of one picture take, densely packed: ceil(h * w * bits / 8)."""
+    """Bytes that the tokens of one image take, densely packed: ceil(h * w * bits / 8)."""
     return math.ceil(grid[0] * grid[1] * bits_per_position / 8)
 
 
@@ -127,7 +157,7 @@ def _load(path: Path) -> TokenFile:
 
 def _header(metadata: dict[str, str]) -> dict:
     if METADATA_KEY not in metadata:
-        raise ValueError(f"it is no token file (no metadata `{METADATA_KEY}`)")
+        raise ValueError(f"it is not a token file (no metadata `{METADATA_KEY}`)")
     header = json.loads(metadata[METADATA_KEY])
     version = header.get("format_version") if isinstance(header, dict) else None
     if version != FORMAT_VERSION:
@@ -167,7 +197,7 @@ def _check_image(image: TokenizedImage, factor: int, codebooks: dict[str, int]) 
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= size:
             raise ValueError(
-                f"`tokens` of {name!r} in the {codebook} book must lie in [0, {size}), got [{low}, {high}]"
+                f"`tokens` of {name!r} in the codebook {codebook!r} must lie in [0, {size}), got [{low}, {high}]"
             )
 
 

@@ -1,0 +1,33 @@
+"""A parser that takes flags in both spellings and complains in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, but `--max_pixels` is `--max-pixels`, and a mistake is a ValueError.
+
+    Flags are added with hyphens. Subcommands' parsers are of this class too.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, with the underscores of flags read as hyphens; values and what follows a `--` stay."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(_with_hyphens, words[:end]), *words[end:]], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError with argparse's message and where to read more."""
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
+
+
+def _with_hyphens(word: str) -> str:
+    """`--a_b=c_d` -> `--a-b=c_d`; a word that is not a flag stays."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
