@@ -366,6 +366,15 @@ def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_anothe
         trainer_of(run_config(dataset, tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))
 
 
+def test_missing_weights_of_lpips_come_with_advice(dataset, tmp_path):
+    run = run_config(dataset, tmp_path, perceptual="lpips", vgg_weights=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"`perceptual: lpips` .*; `perceptual: ms-ssim` and `perceptual: none` need no"
+    ):
+        trainer_of(run)
+    trainer_of(run_config(dataset, tmp_path, perceptual="lpips", perceptual_weight=0.0))  # nothing to load
+
+
 def test_codebooks_have_a_rate_of_their_own(dataset, tmp_path):
     run = run_config(
         dataset, tmp_path, codebook_learning_rate=5e-3, anneal_codebook_lr=False, lr_schedule="linear", lr_final=0.0

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -188,7 +189,7 @@ class Trainer:
             finite = self.accelerator.reduce(finite.float(), "mean") == 1
         return bool(finite)
 
-    def _step(self, optimizers: list, taken: bool) -> None:
+    def _step(self, optimizers: list[AcceleratedOptimizer], taken: bool) -> None:
         """Steps all optimizers or, where the update is skipped, none."""
         scaler = self.accelerator.scaler
         if taken and scaler is None:
