@@ -45,11 +45,12 @@ from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.files import public_name, read_json, write_json
 from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.presets import load_preset, preset_names
+from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.tokenizer import Tokenizer
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments, parse_run_config
-from dualcodebook_hf.training.checkpoints import list_checkpoints
 from dualcodebook_hf.training.data import TrainingImages
-from dualcodebook_hf.training.run import StopRequest, Trainer
+from dualcodebook_hf.training.run import NonFiniteError, StopRequest, Trainer
+from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
@@ -194,14 +195,14 @@ def conditions(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
 def train(job: Job, stop: StopRequest, minutes: float = 0.0) -> bool:
     """Trains a row, or goes on with it, for at most `minutes` (0: no limit); True once all its steps are done.
 
-    Raises RuntimeError when it is lost to NaN or infinity.
+    Raises NonFiniteError when it diverges.
     """
     if job.record.is_file():
         return True
     if job.row.name in CODECS:
         return _fit_codec(job)
     job.run.training.max_train_minutes = minutes
-    trainer = Trainer(job.run, stop)
+    trainer = Trainer(TokenizerTask(job.run), job.run.training, stop)
     clock, before, started = job.folder / "clock.json", trainer.progress.step, time.perf_counter()
     trainer.train()
     spent = read_json(clock) or {"steps": 0, "seconds": 0.0}
@@ -235,7 +236,7 @@ def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, s
                 _append(path, line)
         del model
         clear_device_cache(garbage_collection=True)
-    for checkpoint in list_checkpoints(job.folder):
+    for checkpoint in RunFolder(job.folder).checkpoints():
         shutil.rmtree(checkpoint)
     return True
 
@@ -340,9 +341,7 @@ def _run_job(job: Job, arguments: argparse.Namespace, stop: StopRequest, minutes
     print(f"{job.row.name}, seed {job.seed}", file=sys.stderr)
     try:
         return train(job, stop, minutes) and evaluate(job, arguments.eval_datasets, arguments, stop)
-    except RuntimeError as error:
-        if "non_finite_limit" not in str(error):
-            raise
+    except NonFiniteError as error:
         return _append_failure(job, str(error), arguments)  # to diverge is a result, too
 
 

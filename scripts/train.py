@@ -2,7 +2,7 @@
 
 import sys
 
-from dualcodebook_hf.training.run import main
+from dualcodebook_hf.training.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,6 +38,21 @@ def spread_codes(model):
     return model
 
 
+def forget_accelerate():
+    """accelerate keeps its state for the whole process."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Leaves no state of accelerate to the next test."""
+    yield
+    forget_accelerate()
+
+
 @pytest.fixture
 def tiny_config():
     return dict(TINY)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dualcodebook_hf.training.adversary import Adversary
+from dualcodebook_hf.training.discriminators.patch import PatchDiscriminator
 from dualcodebook_hf.training.losses import adaptive_weight
 
 START = 5
@@ -16,8 +17,8 @@ START = 5
 
 def make_adversary(**arguments) -> Adversary:
     torch.manual_seed(0)
-    defaults = {"learning_rate": 1e-3, "start_step": START, "channels": 4}
-    return Adversary(**defaults | arguments)
+    defaults = {"learning_rate": 1e-3, "start_step": START}
+    return Adversary(PatchDiscriminator(channels=4), **defaults | arguments)
 
 
 @pytest.fixture
@@ -142,6 +143,23 @@ def test_accelerate_prepares_network_and_optimizer(generator):
         accelerator.backward(adversary.discriminator_loss(x, x_hat, START))
         adversary.optimizer.step()
     assert not torch.equal(first_weight, before)
+
+
+def test_any_network_may_be_the_discriminator_and_its_frozen_part_stays(generator):
+    torch.manual_seed(0)
+    frozen = nn.Conv2d(3, 4, 3).requires_grad_(False)
+    head = nn.Sequential(nn.GroupNorm(2, 4), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 1))
+    adversary = Adversary(nn.Sequential(frozen, head), learning_rate=1e-2, start_step=0)
+    before = [parameter.clone() for parameter in adversary.discriminator.parameters()]
+    x, x_hat, rec = reconstruct(generator)
+    (rec + adversary.generator_term(x_hat, rec, generator.weight, 0)).backward()
+    adversary.discriminator_loss(x, x_hat, 0).backward()
+    adversary.optimizer.step()
+    assert generator.weight.grad.isfinite().all()
+    moved = [not torch.equal(a, b) for a, b in zip(adversary.discriminator.parameters(), before, strict=True)]
+    assert moved[:2] == [False, False]
+    assert any(moved[2:])
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 def test_wrong_arguments_are_refused_by_name():

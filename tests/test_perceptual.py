@@ -1,4 +1,4 @@
-"""LPIPS: the network's shape, its formula, its weights, and what it says when they are not to be had."""
+"""LPIPS: the network's shape, its formula, its weights, and what it says when they are not available."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from dualcodebook_hf.perceptual.vgg import HEADS_PATH, LPIPS
+from dualcodebook_hf.perceptual.weights import MissingWeightsError
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers of VGG16's convolutions
 
@@ -137,13 +138,13 @@ def test_weights_load_from_a_local_file_and_heads_from_torchmetrics_wheel(lpips,
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_weights_that_are_not_to_be_had_name_the_alternatives(monkeypatch, tmp_path):
+def test_weights_that_are_not_available_are_named(monkeypatch, tmp_path):
     heads_file()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"nobody/nothing.*`perceptual: ms-ssim` and `perceptual: none`"):
+    with pytest.raises(MissingWeightsError, match=r"'nobody/nothing' is neither a file .*, nor available from the Hub"):
         LPIPS.from_pretrained("nobody/nothing")
-    with pytest.raises(ValueError, match="`perceptual: none`"):
+    with pytest.raises(MissingWeightsError, match=f"'{tmp_path}' is neither"):
         LPIPS.from_pretrained(tmp_path)
 
 
@@ -151,11 +152,13 @@ def test_a_file_that_holds_another_network_is_refused(lpips, tmp_path):
     heads_file()
     path = tmp_path / "model.safetensors"
     save_file({"conv.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"does not hold VGG16's weights.*`perceptual: none`"):
+    with pytest.raises(MissingWeightsError, match="does not hold VGG16's weights"):
         LPIPS.from_pretrained(path)
     save_file(lpips.vgg.state_dict() | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, path)
-    with pytest.raises(ValueError, match=r"features.0.weight .* must be of shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"):
+    with pytest.raises(
+        MissingWeightsError, match=r"features.0.weight must be of shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"
+    ):
         LPIPS.from_pretrained(path)
     path.write_bytes(b"no safetensors")
-    with pytest.raises(ValueError, match="does not hold VGG16's weights"):
+    with pytest.raises(MissingWeightsError, match="does not hold VGG16's weights"):
         LPIPS.from_pretrained(path)

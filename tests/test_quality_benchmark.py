@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from safetensors.torch import load_file
 
-from dualcodebook_hf.training.run import StopRequest, build_model
+from dualcodebook_hf.training.run import StopRequest
+from dualcodebook_hf.training.tokenizer_task import build_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 quality, quality_report = (importlib.import_module(name) for name in ("quality", "quality_report"))

@@ -1,4 +1,4 @@
-"""The trainer on eight drawn pictures: learning, exact resume, several processes, stopping, NaN."""
+"""The tokenizer's training on eight drawn images: learning, exact resume, several processes, stopping, NaN."""
 
 import json
 import os
@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from conftest import TINY
+from assertions import assert_equal_checkpoints, checkpoint_names
+from conftest import TINY, forget_accelerate
 from loopback_hub import LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields
+from dualcodebook_hf.metrics.images import psnr
+from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
-from dualcodebook_hf.training.checkpoints import list_checkpoints
-from dualcodebook_hf.training.run import Trainer, learning_rate_factor
+from dualcodebook_hf.training.run import NonFiniteError, Trainer
+from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 WORKER = Path(__file__).with_name("train_worker.py")
 EMA_CODEBOOKS = {"global_transformer_layers": 0, "global_update": "ema", "local_update": "ema"}
 
@@ -41,14 +44,6 @@ def dataset(tmp_path_factory):
             pixels[4:18, number : number + 13] = rng.integers(0, 256, 3)
             Image.fromarray(pixels).save(root / split / f"{number}.png")
     return str(root)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its state for the whole process."""
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def run_config(dataset, output_dir, model=None, data=None, **training):
@@ -74,35 +69,8 @@ def run_config(dataset, output_dir, model=None, data=None, **training):
     return run
 
 
-def contents(folder):
-    """Every tensor and number of a checkpoint, by file and key."""
-
-    def flatten(prefix, value):
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield from flatten(f"{prefix}/{key}", item)
-        elif isinstance(value, (list, tuple)):
-            for key, item in enumerate(value):
-                yield from flatten(f"{prefix}/{key}", item)
-        else:
-            yield prefix, value
-
-    found = {}
-    for path in sorted(Path(folder).rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".safetensors":
-            found |= dict(flatten(name, load_file(path)))
-        elif path.suffix in (".bin", ".pkl"):
-            found |= dict(flatten(name, torch.load(path, weights_only=False)))
-    return found
-
-
-def assert_equal_checkpoints(a, b):
-    a, b = contents(a), contents(b)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        same = value.equal(b[name]) if isinstance(value, torch.Tensor) else np.array_equal(value, b[name])
-        assert same, name
+def trainer_of(run):
+    return Trainer(TokenizerTask(run), run.training)
 
 
 def run_worker(run, *mode, processes=1):
@@ -126,15 +94,14 @@ def test_six_steps_equal_three_then_sigkill_then_three(dataset, tmp_path, stream
         "gradient_accumulation_steps": 2,
         "lr_schedule": "cosine",
     }
-    Trainer(run_config(dataset, tmp_path / "whole", **shared)).train()
+    trainer_of(run_config(dataset, tmp_path / "whole", **shared)).train()
     fresh = run_config(dataset, tmp_path / "killed", **shared)
     killed = run_worker(fresh, "kill", 4)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [path.name for path in list_checkpoints(tmp_path / "killed")] == ["checkpoint-3"]
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    assert checkpoint_names(tmp_path / "killed") == ["checkpoint-3"]
+    forget_accelerate()
     torch.manual_seed(99)
-    Trainer(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **shared)).train()
+    trainer_of(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **shared)).train()
     assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-6", tmp_path / "killed" / "checkpoint-6")
 
 
@@ -142,10 +109,10 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_stay_equal_with_the_
     shared = {"model": EMA_CODEBOOKS, "adversarial_weight": 0.8, "adversarial_start": 3, "checkpointing_steps": 3}
     result = run_worker(run_config(dataset, tmp_path / "two", **shared), "dump", tmp_path, processes=2)
     assert result.returncode == 0, result.stderr
-    Trainer(run_config(dataset, tmp_path / "one", **{**shared, "train_batch_size": 4, "max_train_steps": 3})).train()
+    trainer_of(run_config(dataset, tmp_path / "one", **{**shared, "train_batch_size": 4, "max_train_steps": 3})).train()
     one = load_file(tmp_path / "one" / "checkpoint-3" / "model.safetensors")
     two = load_file(tmp_path / "two" / "checkpoint-3" / "model.safetensors")
-    start = Trainer(run_config(dataset, tmp_path / "none", **shared)).network.state_dict()
+    start = trainer_of(run_config(dataset, tmp_path / "none", **shared)).network.state_dict()
     for name, value in one.items():
         moved = (value - start[name]).norm()
         assert (value - two[name]).norm() <= 1e-3 * moved + 1e-6, name
@@ -158,8 +125,8 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_stay_equal_with_the_
 
 def test_accumulated_gradients_equal_the_larger_batch(dataset, tmp_path):
     changes = {"max_train_steps": 2, "model": {"global_transformer_layers": 0}}
-    Trainer(run_config(dataset, tmp_path / "a", gradient_accumulation_steps=2, **changes)).train()
-    Trainer(run_config(dataset, tmp_path / "b", train_batch_size=4, **changes)).train()
+    trainer_of(run_config(dataset, tmp_path / "a", gradient_accumulation_steps=2, **changes)).train()
+    trainer_of(run_config(dataset, tmp_path / "b", train_batch_size=4, **changes)).train()
     a, b = (load_file(tmp_path / name / "checkpoint-2" / "model.safetensors") for name in "ab")
     for name, value in a.items():
         assert (value - b[name]).norm() <= 1e-3 * value.norm() + 1e-6, name
@@ -179,8 +146,8 @@ def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_pat
         report_to="tensorboard",
         weights_dtype="bfloat16",
     )
-    trainer = Trainer(run)
-    batches = list(trainer.validation_images.batches(8))
+    trainer = trainer_of(run)
+    batches = list(trainer.task.validation_images.batches(8))
     losses = []
     for _ in range(2):
         with trainer.averaged_weights() as network, torch.no_grad():
@@ -198,8 +165,28 @@ def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_pat
     assert list((tmp_path / "logs").rglob("events*"))
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_validation_measures_what_the_forward_pass_of_training_gives(dataset, tmp_path, precision):
+    trainer = trainer_of(run_config(dataset, tmp_path, mixed_precision=precision, validation_steps=1))
+    with trainer.averaged_weights() as network:
+        metrics, image = trainer.task.validate()
+        batches = list(trainer.task.validation_images.batches(8))
+        with torch.no_grad():
+            outputs = [trainer.task.model(batch) for batch in batches]
+    values = torch.cat([psnr((out.sample + 1) / 2, (x + 1) / 2) for out, x in zip(outputs, batches, strict=True)])
+    assert metrics["psnr"] == pytest.approx(values.mean().item(), abs=1e-4)
+    tokens = torch.cat([out.tokens for out in outputs])
+    for number, (name, size) in enumerate(network.codebook_sizes.items()):
+        assert metrics[f"usage_{name}"] == pytest.approx(len(tokens[:, number].unique()) / size)
+    names = {"psnr", "ssim", "quantization_error", "bits_per_pixel"}
+    assert set(metrics) == names | {
+        f"{kind}_{name}" for kind in ("usage", "perplexity") for name in network.codebook_sizes
+    }
+    assert image.width == 8 * 26 - 2  # eight crops of 24 pixels, 2 between them
+
+
 def test_averaged_weights_are_the_moving_average_and_leave_no_trace(dataset, tmp_path):
-    trainer = Trainer(run_config(dataset, tmp_path, ema_decay=0.5, max_train_steps=3))
+    trainer = trainer_of(run_config(dataset, tmp_path, ema_decay=0.5, max_train_steps=3))
     trainer.train()
     before = [parameter.clone() for parameter in trainer.network.parameters()]
     with trainer.averaged_weights() as network:
@@ -210,20 +197,6 @@ def test_averaged_weights_are_the_moving_average_and_leave_no_trace(dataset, tmp
     assert all(torch.equal(a, b) for a, b in zip(trainer.network.parameters(), before, strict=True))
 
 
-def test_only_the_last_checkpoints_are_kept(dataset, tmp_path):
-    Trainer(run_config(dataset, tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)).train()
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_the_time_limit_stops_and_saves(dataset, tmp_path):
-    trainer = Trainer(run_config(dataset, tmp_path, max_train_steps=100_000, max_train_minutes=0.02))
-    trainer.train()
-    (checkpoint,) = list_checkpoints(tmp_path)
-    assert checkpoint.name == f"checkpoint-{trainer.progress.step}"
-    assert 0 < trainer.progress.step < 100_000
-
-
 def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_config(dataset, tmp_path, max_train_steps=100_000).to_dict()))
     flags = ["--config", str(tmp_path / "run.yaml"), "--checkpointing_steps", "2"]
@@ -231,30 +204,30 @@ def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list_checkpoints(tmp_path) and time.monotonic() < deadline and process.poll() is None:
+    while not checkpoint_names(tmp_path) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    newest = list_checkpoints(tmp_path)[-1]
+    newest = RunFolder(tmp_path).checkpoints()[-1]
     assert (tmp_path / "final" / "config.json").is_file()
     assert torch.load(newest / "custom_checkpoint_0.pkl")["step"] == int(newest.name.split("-")[1])
 
 
-def test_a_lost_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_path, capsys):
-    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_CODEBOOKS, learning_rate=1e30, non_finite_limit=3))
-    with pytest.raises(RuntimeError, match=r"update 2 not taken: .* = (nan|inf).*pictures \[\d, \d\].*3 in a row"):
+def test_a_skipped_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_path, capsys):
+    trainer = trainer_of(run_config(dataset, tmp_path, model=EMA_CODEBOOKS, learning_rate=1e30, non_finite_limit=3))
+    with pytest.raises(NonFiniteError, match=r"update 2 skipped: .* = (nan|inf).*samples \[\d, \d\].*3 in a row"):
         trainer.train()
     assert trainer.progress.step == 1
     assert all(torch.isfinite(parameter).all() for parameter in trainer.network.parameters())
-    assert capsys.readouterr().err.count("not taken") == 2
+    assert capsys.readouterr().err.count("skipped") == 2
 
 
 @pytest.mark.parametrize(
     "model", [TINY, {**EMA_CODEBOOKS, "backbone": "dcae", "linear_shortcut": True}], ids=["vqgan", "dcae"]
 )
 def test_bfloat16_with_everything_on_trains(dataset, tmp_path, model):
-    trainer = Trainer(
+    trainer = trainer_of(
         run_config(
             dataset,
             tmp_path,
@@ -280,7 +253,7 @@ def test_bfloat16_with_everything_on_trains(dataset, tmp_path, model):
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_with_the_adversary(dataset, tmp_path):
-    trainer = Trainer(run_config(dataset, tmp_path, compile=True, adversarial_weight=0.8, adversarial_start=1))
+    trainer = trainer_of(run_config(dataset, tmp_path, compile=True, adversarial_weight=0.8, adversarial_start=1))
     trainer.train()
     assert trainer.progress.step == 6
 
@@ -289,11 +262,11 @@ def test_a_compiled_model_trains_with_the_adversary(dataset, tmp_path):
 def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(dataset, tmp_path):
     run = run_config(dataset, tmp_path, data={"num_workers": 2}, max_train_steps=100_000, checkpointing_steps=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run.to_dict()))
-    command = [sys.executable, "-m", "dualcodebook_hf.training.run", "--config", str(tmp_path / "run.yaml")]
+    command = [sys.executable, "-m", "dualcodebook_hf.training.train", "--config", str(tmp_path / "run.yaml")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list_checkpoints(tmp_path) and time.monotonic() < deadline and process.poll() is None:
+    while not checkpoint_names(tmp_path) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
@@ -301,32 +274,34 @@ def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(da
     assert (tmp_path / "final" / "config.json").is_file()
 
 
-def test_a_image_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
+def test_an_image_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
     broken = shutil.copytree(dataset, tmp_path / "broken")
     (Path(broken) / "train" / "5.png").write_bytes(b"no picture")
-    trainer = Trainer(run_config(str(broken), tmp_path / "run", max_train_steps=100))
+    trainer = trainer_of(run_config(str(broken), tmp_path / "run", max_train_steps=100))
     with pytest.raises(ValueError, match=r"picture 5 of .* cannot be read"):
         trainer.train()
-    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"checkpoint-{trainer.progress.step}"]
+    assert checkpoint_names(tmp_path / "run") == [f"checkpoint-{trainer.progress.step}"]
 
 
 def test_clipping_and_the_schedule_act_on_both_networks(dataset, tmp_path):
     shared = {"adversarial_weight": 0.8, "adversarial_start": 0, "discriminator_learning_rate": 2e-3}
-    trainer = Trainer(run_config(dataset, tmp_path, lr_schedule="linear", lr_final=0.0, max_grad_norm=1e-20, **shared))
-    before = [parameter.clone() for parameter in trainer.adversary.discriminator.parameters()]
+    trainer = trainer_of(
+        run_config(dataset, tmp_path, lr_schedule="linear", lr_final=0.0, max_grad_norm=1e-20, **shared)
+    )
+    before = [parameter.clone() for parameter in trainer.task.adversary.discriminator.parameters()]
     trainer.train()
-    assert trainer.adversary.optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 / 6)
+    assert trainer.task.adversary.optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 / 6)
     # Adam's eps outweighs a gradient clipped to nothing
-    for old, new in zip(before, trainer.adversary.discriminator.parameters(), strict=True):
+    for old, new in zip(before, trainer.task.adversary.discriminator.parameters(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=1e-6)
 
 
-def test_a_lost_update_leaves_no_trace_in_the_discriminator(dataset, tmp_path):
+def test_a_skipped_update_leaves_no_trace_in_the_discriminator(dataset, tmp_path):
     shared = {"adversarial_weight": 0.8, "adversarial_start": 0, "non_finite_limit": 2}
-    trainer = Trainer(run_config(dataset, tmp_path, model=EMA_CODEBOOKS, learning_rate=1e30, **shared))
-    with pytest.raises(RuntimeError, match="not taken"):
+    trainer = trainer_of(run_config(dataset, tmp_path, model=EMA_CODEBOOKS, learning_rate=1e30, **shared))
+    with pytest.raises(NonFiniteError, match="skipped"):
         trainer.train()
-    state = trainer.accelerator.unwrap_model(trainer.adversary.discriminator).state_dict()
+    state = trainer.accelerator.unwrap_model(trainer.task.adversary.discriminator).state_dict()
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
@@ -334,13 +309,13 @@ def test_init_from_starts_with_the_weights_and_nothing_else(dataset, tmp_path):
     torch.manual_seed(5)
     source = DualCodebookVQModel(**TINY)
     source.save_pretrained(tmp_path / "source")
-    trainer = Trainer(run_config(dataset, tmp_path / "run", init_from=str(tmp_path / "source")))
+    trainer = trainer_of(run_config(dataset, tmp_path / "run", init_from=str(tmp_path / "source")))
     assert all(torch.equal(a, b) for a, b in zip(trainer.network.parameters(), source.parameters(), strict=True))
     assert trainer.progress.step == 0
     with pytest.raises(ValueError, match=r"`init_from` .* does not fit the model"):
-        Trainer(run_config(dataset, tmp_path / "other", model={"local_dim": 6}, init_from=str(tmp_path / "source")))
+        trainer_of(run_config(dataset, tmp_path / "other", model={"local_dim": 6}, init_from=str(tmp_path / "source")))
     with pytest.raises(ValueError, match=r"`init_from` .* cannot be loaded"):
-        Trainer(run_config(dataset, tmp_path / "none", init_from=str(tmp_path)))
+        trainer_of(run_config(dataset, tmp_path / "none", init_from=str(tmp_path)))
 
 
 def test_init_from_of_another_quantizer_gives_encoder_and_decoder_alone(dataset, tmp_path):
@@ -348,7 +323,7 @@ def test_init_from_of_another_quantizer_gives_encoder_and_decoder_alone(dataset,
     source = DualCodebookVQModel(**{**TINY, **single})
     source.save_pretrained(tmp_path / "source")
     (tmp_path / "source" / "conversion.json").write_text("{}")
-    trainer = Trainer(run_config(dataset, tmp_path / "run", init_from=str(tmp_path / "source"), max_train_steps=1))
+    trainer = trainer_of(run_config(dataset, tmp_path / "run", init_from=str(tmp_path / "source"), max_train_steps=1))
     ours, theirs = trainer.network.state_dict(), source.state_dict()
     shared = [name for name in theirs if not name.startswith("quantize.")]
     assert shared and all(torch.equal(ours[name], theirs[name]) for name in shared)
@@ -362,62 +337,61 @@ def test_a_run_is_published_at_its_end_and_its_rights_are_asked_at_its_start(dat
         hub.connect(monkeypatch)
         wanted = {"push_to_hub": True, "max_train_steps": 2}
         with pytest.raises(ValueError, match="cannot write to stranger"):
-            Trainer(run_config(dataset, tmp_path / "a", hub_model_id="stranger/run", **wanted))
+            trainer_of(run_config(dataset, tmp_path / "a", hub_model_id="stranger/run", **wanted))
         assert not (tmp_path / "a").exists()
-        Trainer(run_config(dataset, tmp_path / "a", hub_model_id="me/run", **wanted)).train()
+        trainer_of(run_config(dataset, tmp_path / "a", hub_model_id="me/run", **wanted)).train()
         weights = "diffusion_pytorch_model.safetensors"
         assert hub.files("me/run")[weights] == (tmp_path / "a" / "final" / weights).read_bytes()
         hub.cut = "commit"
         with pytest.raises(
             OSError, match=r"The run itself is complete; publish it by `dualcodebook push \S+ --repo-id"
         ):
-            Trainer(run_config(dataset, tmp_path / "b", hub_model_id="me/other", **wanted)).train()
+            trainer_of(run_config(dataset, tmp_path / "b", hub_model_id="me/other", **wanted)).train()
         assert (tmp_path / "b" / "final" / weights).is_file()
     with pytest.raises(ValueError, match="`push_to_hub` needs `hub_model_id`"):
         run_config(dataset, tmp_path, push_to_hub=True)
 
 
 def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_another_model(dataset, tmp_path):
-    Trainer(run_config(dataset, tmp_path, max_train_steps=1)).train()
+    trainer_of(run_config(dataset, tmp_path, max_train_steps=1)).train()
     with pytest.raises(ValueError, match=r"`output_dir` .* already holds checkpoint-1"):
-        Trainer(run_config(dataset, tmp_path))
+        trainer_of(run_config(dataset, tmp_path))
     with pytest.raises(ValueError, match=r"`local_dim` must be 4, as in the checkpoint .*, got 6"):
-        Trainer(run_config(dataset, tmp_path, model={"local_dim": 6}, resume_from_checkpoint="latest"))
+        trainer_of(run_config(dataset, tmp_path, model={"local_dim": 6}, resume_from_checkpoint="latest"))
     with pytest.raises(ValueError, match="`seed` must be 0, as in the checkpoint"):
-        Trainer(run_config(dataset, tmp_path, seed=1, resume_from_checkpoint="latest"))
+        trainer_of(run_config(dataset, tmp_path, seed=1, resume_from_checkpoint="latest"))
     with pytest.raises(ValueError, match="`ema_decay` cannot be switched on or off"):
-        Trainer(run_config(dataset, tmp_path, ema_decay=0.9, resume_from_checkpoint="latest"))
+        trainer_of(run_config(dataset, tmp_path, ema_decay=0.9, resume_from_checkpoint="latest"))
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be"):
-        Trainer(run_config(dataset, tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))
+        trainer_of(run_config(dataset, tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))
+
+
+def test_missing_weights_of_lpips_come_with_advice(dataset, tmp_path):
+    run = run_config(dataset, tmp_path, perceptual="lpips", vgg_weights=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"`perceptual: lpips` .*; `perceptual: ms-ssim` and `perceptual: none` need no"
+    ):
+        trainer_of(run)
+    trainer_of(run_config(dataset, tmp_path, perceptual="lpips", perceptual_weight=0.0))  # nothing to load
 
 
 def test_codebooks_have_a_rate_of_their_own(dataset, tmp_path):
     run = run_config(
         dataset, tmp_path, codebook_learning_rate=5e-3, anneal_codebook_lr=False, lr_schedule="linear", lr_final=0.0
     )
-    trainer = Trainer(run)
+    trainer = trainer_of(run)
     trainer.train()
-    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    rates = {group["name"]: group["lr"] for group in trainer.task.optimizer.param_groups}
     assert rates["codebooks"] == 5e-3
     assert rates["backbone"] == pytest.approx(1e-3 / 6)
     codebooks = {id(parameter) for parameter in trainer.network.quantize.parameters()}
-    assert {id(p) for p in trainer.optimizer.param_groups[1]["params"]} == codebooks
-
-
-def test_the_schedule_by_hand():
-    arguments = TrainArguments(lr_schedule="cosine", lr_warmup_steps=10, max_train_steps=110, lr_final=0.1)
-    factors = {step: learning_rate_factor(arguments, step) for step in (0, 4, 9, 10, 60, 110)}
-    assert factors == pytest.approx({0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 60: 0.55, 110: 0.1})
-    arguments.lr_schedule = "linear"
-    assert learning_rate_factor(arguments, 60) == pytest.approx(0.55)
-    arguments.lr_schedule = "constant"
-    assert learning_rate_factor(arguments, 100) == 1.0
+    assert {id(p) for p in trainer.task.optimizer.param_groups[1]["params"]} == codebooks
 
 
 @pytest.mark.slow
 def test_the_command_returns_the_exit_code_of_its_training_process(dataset, tmp_path):
     """2 for what only the trainer finds out, although accelerate's launcher turns every failure into 1."""
-    Trainer(run_config(dataset, tmp_path, max_train_steps=1)).train()
+    trainer_of(run_config(dataset, tmp_path, max_train_steps=1)).train()
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_config(dataset, tmp_path).to_dict()))
     command = [sys.executable, "-m", "dualcodebook_hf.cli", "train", "--config", str(tmp_path / "run.yaml")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}

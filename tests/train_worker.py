@@ -1,4 +1,4 @@
-"""Run by test_trainer.py in processes of its own: trains a run given as JSON.
+"""Run by test_training.py in processes of its own: trains a run given as JSON.
 
 `kill N`: SIGKILL to itself when N updates were taken. `dump FOLDER`: writes every rank's weights of G and D at the end.
 """
@@ -12,6 +12,7 @@ import torch
 
 from dualcodebook_hf.training.arguments import CLASSES, RunConfig
 from dualcodebook_hf.training.run import Trainer
+from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 
 
 class KilledTrainer(Trainer):
@@ -27,11 +28,10 @@ class KilledTrainer(Trainer):
 if __name__ == "__main__":
     sections = json.loads(sys.argv[1])
     run = RunConfig(**{name: kind(**sections[name]) for name, kind in CLASSES.items()})
-    if sys.argv[2] == "kill":
-        KilledTrainer(run).train()
-    trainer = Trainer(run)
+    kind = KilledTrainer if sys.argv[2] == "kill" else Trainer
+    trainer = kind(TokenizerTask(run), run.training)
     trainer.train()
     state = {f"G/{name}": value for name, value in trainer.network.state_dict().items()}
-    discriminator = trainer.accelerator.unwrap_model(trainer.adversary.discriminator)
+    discriminator = trainer.accelerator.unwrap_model(trainer.task.adversary.discriminator)
     state |= {f"D/{name}": value for name, value in discriminator.state_dict().items()}
     torch.save(state, os.path.join(sys.argv[3], f"rank-{trainer.accelerator.process_index}.pt"))

@@ -21,7 +21,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def train(argv: Sequence[str]) -> int:
-    """`accelerate launch` of the trainer, with the launcher's flags before a `--`.
+    """`accelerate launch` of the trainer, with the launcher's flags before a `--`; returns the exit code.
 
     The trainer's flags and data are checked here first: the launcher takes long, and turns every exit code into 1.
     """
@@ -30,22 +30,31 @@ def train(argv: Sequence[str]) -> int:
     from ..image_datasets import load_images
     from ..training.arguments import EXIT_CODE_FILE, parse_run_config
 
-    place = argv.index("--") if "--" in argv else 0
-    launch_flags, flags = argv[:place], argv[place + 1 :] if place else argv
+    launch_flags, flags = _split_at_dashes(argv)
     data = parse_run_config(flags).data
     for split in filter(None, (data.train_split, data.validation_split)):
         load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launch_flags]
-    command += ["-m", "dualcodebook_hf.training.run", *flags]
+    command += ["-m", "dualcodebook_hf.training.train", *flags]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "exit-code"
         code = _run_forwarding_signals(command, {**_environment(launch_flags), EXIT_CODE_FILE: str(code_file)})
         return int(code_file.read_text()) if code and code_file.exists() else code
 
 
+def _split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The launcher's flags and the trainer's, which follow the first `--`; without one all are the trainer's."""
+    if "--" not in argv:
+        return [], argv
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
+
+
 def _environment(launch_flags: Sequence[str]) -> dict[str, str]:
-    """The launcher's environment. Without flags, on a CPU, it starts one process, and would give it one thread: it gets
-    torch's number of threads instead, unless OMP_NUM_THREADS is set."""
+    """The launcher's environment, with torch's number of threads where OMP_NUM_THREADS is not set.
+
+    Without flags, on a CPU, the launcher starts one process, and would give it one thread.
+    """
     import torch
 
     environment = dict(os.environ)
@@ -58,7 +67,8 @@ def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] 
     """Runs the launcher and returns its exit code, 128 + n if signal n ended it.
 
     SIGTERM, SIGINT and SIGHUP go to the training processes, which save and end; a second SIGINT kills everything.
-    Not to the launcher: it would die, and leave them. Nor to their data workers: a dead worker is an error.
+    They do not go to the launcher, which would die and leave the processes, nor to data workers, whose death is an
+    error.
     """
     launcher: subprocess.Popen | None = None
     received: list[int] = []
@@ -88,7 +98,7 @@ def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] 
 
 
 def _signal_ranks(launcher: int, number: int) -> None:
-    """Signals the launcher's children, or the launcher itself where it has started none yet."""
+    """Signals the launcher's children, or the launcher itself while it has none."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):

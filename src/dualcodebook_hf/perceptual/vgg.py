@@ -10,13 +10,14 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .weights import MissingWeightsError
+
 VGG16 = "timm/vgg16.tv_in1k"
 WEIGHTS_NAME = "model.safetensors"
 HEADS_PATH = Path("functional", "image", "lpips_models", "vgg.pth")
-INSTEAD = "`perceptual: ms-ssim` and `perceptual: none` need no weights"
 # VGG16's configuration D, one tuple of widths for each of the five slices that LPIPS compares.
 SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# LPIPS' own constants: its pictures in [-1, 1] to the ImageNet normalisation that VGG16 was trained under.
+# LPIPS' own constants: its images in [-1, 1] to the ImageNet normalisation that VGG16 was trained under.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 SMALLEST_SIDE = 16  # four poolings lie before the last slice
 NORM_EPSILON = 1e-8
@@ -53,7 +54,7 @@ class VGG16Features(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of pictures. Frozen: gradients reach the pictures only.
+    """Perceptual distance of images. Frozen: gradients reach the images only.
 
     Built with random weights; `from_pretrained` gives the real thing. Convolutions run in the surrounding autocast's
     type, everything after them in float32; the parameters themselves must stay float32.
@@ -74,7 +75,7 @@ class LPIPS(nn.Module):
         Args:
             vgg: Hub id, folder or file of safetensors with timm's names (`features.0.weight`, ...).
 
-        Raises ValueError that names the alternatives when VGG16's weights or the heads are not to be had.
+        Raises MissingWeightsError when VGG16's weights or the heads are not available.
         """
         heads = _heads_file()
         lpips = cls()
@@ -86,7 +87,7 @@ class LPIPS(nn.Module):
         return lpips
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Two batches (B, 3, H, W) in [-1, 1] -> distances (B,) float32. Symmetric; 0 for equal pictures.
+        """Two batches (B, 3, H, W) in [-1, 1] -> distances (B,) float32. Symmetric; 0 for equal images.
 
         Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
         """
@@ -118,9 +119,9 @@ def _heads_file() -> Path:
     spec = importlib.util.find_spec("torchmetrics")
     path = Path(spec.origin).parent / HEADS_PATH if spec is not None and spec.origin else None
     if path is None or not path.is_file():
-        raise ValueError(
-            "`perceptual: lpips` needs the linear heads that ship inside torchmetrics, which is not installed "
-            f"(pip install torchmetrics); {INSTEAD}"
+        raise MissingWeightsError(
+            "LPIPS needs the linear heads that ship inside torchmetrics, which is not installed "
+            "(pip install torchmetrics)"
         )
     return path
 
@@ -135,9 +136,9 @@ def _vgg_file(vgg: str | Path) -> Path:
         return Path(hf_hub_download(str(vgg), WEIGHTS_NAME))
     # The Hub client has a family of errors for a missing net, cache, file, login or name, without a common base.
     except Exception as error:
-        raise ValueError(
-            f"`perceptual: lpips` needs VGG16's weights, and `vgg_weights` {str(vgg)!r} is neither a folder or file "
-            f"with {WEIGHTS_NAME} nor to be had from the Hub ({type(error).__name__}: {error}); {INSTEAD}"
+        raise MissingWeightsError(
+            f"LPIPS needs VGG16's weights, and {str(vgg)!r} is neither a file of safetensors, nor a folder with "
+            f"{WEIGHTS_NAME}, nor available from the Hub ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -148,10 +149,10 @@ def _load_vgg(vgg: VGG16Features, path: Path) -> None:
             for name, parameter in vgg.named_parameters():
                 weight = file.get_tensor(name)
                 if weight.shape != parameter.shape:
-                    raise ValueError(
-                        f"`vgg_weights`: {name} in {path} must be of shape {tuple(parameter.shape)}, "
+                    raise MissingWeightsError(
+                        f"'{path}' does not hold VGG16's weights: {name} must be of shape {tuple(parameter.shape)}, "
                         f"got {tuple(weight.shape)}"
                     )
                 parameter.copy_(weight)
     except SafetensorError as error:
-        raise ValueError(f"`vgg_weights`: {path} does not hold VGG16's weights: {error}; {INSTEAD}") from error
+        raise MissingWeightsError(f"'{path}' does not hold VGG16's weights: {error}") from error

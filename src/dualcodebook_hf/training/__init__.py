@@ -1,1 +1,1 @@
-"""Training: arguments, data, losses, the adversary, checkpoints and the trainer. Needs the extra `train`."""
+"""Training: the loop (run.py), what it trains (tokenizer_task.py) and their arguments. Needs the extra `train`."""

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .discriminators.patch import PatchDiscriminator
 from .losses import adaptive_weight, generator_loss, hinge_discriminator_loss
 
 if TYPE_CHECKING:
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Adversary:
-    """PatchGAN and what belongs to it. Before `start_step` it costs nothing: no forward pass, no gradient.
+    """A discriminator and what belongs to it. Before `start_step` it costs nothing: no forward pass, no gradient.
 
-    The trainer calls backward and steps; a step of both networks is::
+    It leaves backward passes and steps to its user; an update of both networks is::
 
         with accelerator.accumulate(model, adversary.discriminator):
             out = model(x)
@@ -35,36 +34,36 @@ class Adversary:
     two forward passes of D, and its backward pass refuses that); `sync_buffers` keeps them equal instead. The
     statistics that normalise a batch are those of each process.
 
-    Attributes:
-        discriminator: the network, after `prepare` wrapped for distribution.
-        optimizer: its Adam, after `prepare` accelerate's.
-
     Args:
-        learning_rate, betas: of Adam (paper: betas 0.5 and 0.9).
+        discriminator: network, images (B, 3, H, W) in [-1, 1] -> logits of any shape, high for real images. Only its
+            parameters that require a gradient are trained.
+        learning_rate: of Adam.
+        betas: of Adam (paper: 0.5 and 0.9).
         start_step: generator updates before the adversary starts (paper: 10,000).
         weight: of the generator's term, beside the adaptive weight (paper: 0.8).
-        channels, layers, in_channels: of `PatchDiscriminator`.
+
+    Attributes:
+        discriminator: the network; after `prepare` wrapped for distribution.
+        optimizer: its Adam; after `prepare` accelerate's.
     """
 
     def __init__(
         self,
+        discriminator: nn.Module,
         *,
         learning_rate: float,
         betas: tuple[float, float] = (0.5, 0.9),
         start_step: int = 10_000,
         weight: float = 0.8,
-        channels: int = 64,
-        layers: int = 3,
-        in_channels: int = 3,
     ) -> None:
         if weight < 0:
             raise ValueError(f"`weight` must be at least 0, got {weight}")
         if start_step < 0:
             raise ValueError(f"`start_step` must be at least 0, got {start_step}")
         self.start_step, self.weight, self.learning_rate = start_step, weight, learning_rate
-        self._network = PatchDiscriminator(channels, layers, in_channels)
-        self.discriminator: nn.Module = self._network
-        self.optimizer = torch.optim.Adam(self._network.parameters(), lr=learning_rate, betas=betas)
+        self._network = self.discriminator = discriminator
+        parameters = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=betas)
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Hands the network and the optimizer to accelerate: device, distribution, mixed precision, checkpoints."""
@@ -96,7 +95,8 @@ class Adversary:
         """The hinge loss of D: a scalar, float32; None before the start. Nothing flows back into `x_hat`.
 
         Args:
-            x, x_hat: originals and reconstructions (B, 3, H, W) in [-1, 1].
+            x: originals (B, 3, H, W) in [-1, 1].
+            x_hat: reconstructions, of the same shape.
             step: generator updates taken so far; the same number as given to `generator_term`.
         """
         if not self.started(step):
@@ -110,10 +110,10 @@ class Adversary:
 
         `discriminator_loss` does so itself.
         """
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return
         # `.data`: backward passes still to come check that the buffers were not written to, and do not read them.
         buffers = [buffer.data for buffer in self._network.buffers() if buffer.is_floating_point()]
+        if not (buffers and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
         packed = torch.cat([buffer.flatten() for buffer in buffers])
         dist.all_reduce(packed)
         packed /= dist.get_world_size()

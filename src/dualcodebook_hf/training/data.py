@@ -1,4 +1,4 @@
-"""Pictures of a data set -> endless training batches, a function of (seed, position) alone, and validation batches."""
+"""Images of a data set -> endless training batches, a function of (seed, position) alone, and validation batches."""
 
 from __future__ import annotations
 
@@ -24,16 +24,22 @@ PREFETCHED_BATCHES = 4  # of each worker process
 
 
 class ImageTransform:
-    """RGB picture -> square crop, a pure function of (picture, seed, epoch, index): nothing else is random.
+    """RGB image -> square crop, a pure function of (image, seed, epoch, index): nothing else is random.
 
-    First the resize: with `resize`, "shorter" brings the shorter side to so many pixels and "exact" brings both sides
-    there whatever the aspect (paper: the authors' CelebA-HQ). Then a picture whose shorter side is still below
-    `resolution` is enlarged until it fits. Then the crop, and a mirror image in half of the cases where asked for.
+    First the resize that is asked for. Then an image whose shorter side is still below `resolution` is enlarged until
+    it fits. Then the crop, and a mirror image in half of the cases where asked for.
 
     Args:
-        resolution: side R of the crop. resize: 0 = none. resize_mode: "shorter" or "exact".
-        resample: PIL's filter of both resizes: "bilinear", "bicubic", "lanczos". crop: "random" or "center".
-        horizontal_flip: mirror at random. seed: not negative.
+        resolution: side R of the crop, in pixels.
+        resize: pixels to resize to before the crop; 0: no such resize.
+        resize_mode: "shorter" brings the shorter side to `resize`, "exact" brings both sides there whatever the aspect
+            (paper: the authors' CelebA-HQ).
+        resample: PIL's filter of both resizes, "bilinear", "bicubic" or "lanczos".
+        crop: "random" or "center".
+        horizontal_flip: mirror at random.
+        seed: not negative.
+
+    Raises ValueError for arguments out of range.
     """
 
     def __init__(
@@ -62,11 +68,11 @@ class ImageTransform:
         self.random_crop, self.horizontal_flip, self.seed = crop == "random", horizontal_flip, seed
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> torch.Tensor:
-        """RGB picture of any size -> (3, R, R) float32 in [-1, 1]."""
+        """RGB image of any size -> (3, R, R) float32 in [-1, 1]."""
         return self.crop(self.resize(image), epoch, index)
 
     def resize(self, image: Image.Image) -> np.ndarray:
-        """The part without chance: RGB picture -> uint8 (H, W, 3), both sides at least R."""
+        """The part without chance: RGB image -> uint8 (H, W, 3), both sides at least R."""
         if self.size and self.resize_mode == "exact":
             image = image.resize((self.size, self.size), self.filter)
         elif self.size:
@@ -87,7 +93,13 @@ class ImageTransform:
 
 
 class Sample(NamedTuple):
-    """One element of the endless sequence; `row` is None where the data set can be asked for it by `index`."""
+    """One element of the endless sequence.
+
+    Attributes:
+        epoch: from 0.
+        index: of the row in a table; of a stream, the number in the epoch's order.
+        row: None where the data set can be asked for it by `index`.
+    """
 
     epoch: int
     index: int
@@ -99,7 +111,7 @@ class TrainingBatches(IterableDataset):
 
     All processes walk one sequence of samples, epoch after epoch, each epoch in its own order. Global batch t is the
     samples [start + t*B*W, start + (t+1)*B*W), and process r of W takes the r-th B of them; batches cross the ends of
-    epochs, so that every sample comes exactly once an epoch. Worker w of n makes the batches w, w+n, ..., which the
+    epochs, so that every sample comes exactly once per epoch. Worker w of n makes the batches w, w+n, ..., which the
     loader puts back into order. So the batches depend on neither the number of workers nor, together, on that of
     processes, and a stream that starts at sample k is the tail of the one that starts at 0.
 
@@ -108,17 +120,23 @@ class TrainingBatches(IterableDataset):
       in the epoch's order. To start at k it is replayed without decoding, whole epochs skipped once the first has told
       their length. Each process and each worker reads all of the stream and decodes its own part.
 
-    A batch is {"pixel_values": (B, 3, R, R) float32 in [-1, 1], "index": (B,) int64, "epoch": (B,) int64}.
+    A batch is {"pixel_values": (B, 3, R, R) float32 in [-1, 1], "index": (B,) int64}.
 
     Args:
-        dataset: what `load_pictures` gives, or any sequence of such rows.
-        transform: see `PictureTransform`. image_column: name of the column. batch_size: B.
-        seed: of the order. rank, world_size: r and W. start: samples of all processes that were consumed before.
-        shuffle_buffer: pictures in a stream's buffer. name: of the data set in messages.
-        cache: keep pictures decoded and resized, as uint8 in memory: 3 bytes a pixel, once for each worker process (256
-            x 256: 0.2 MB a picture). Not for a stream.
+        dataset: what `load_images` gives, or any sequence of such rows.
+        transform: makes the crops.
+        batch_size: B, of one process.
+        image_column: name of the column.
+        seed: of the order.
+        rank: r, of this process.
+        world_size: W, number of processes.
+        start: samples of all processes that were consumed before.
+        shuffle_buffer: images in a stream's buffer.
+        cache: keep images decoded and resized, as uint8 in memory: 3 bytes per pixel, once for each worker process
+            (256 x 256: 0.2 MB per image). Not for a stream.
+        name: of the data set in messages.
 
-    Raises ValueError for arguments out of range, and while iterating for a data set without rows and for a picture that
+    Raises ValueError for arguments out of range, and while iterating for a data set without rows and for an image that
     cannot be read (its message names index and data set).
     """
 
@@ -195,7 +213,6 @@ class TrainingBatches(IterableDataset):
         return {
             "pixel_values": torch.stack([self._pixels(sample) for sample in samples]),
             "index": torch.tensor([sample.index for sample in samples]),
-            "epoch": torch.tensor([sample.epoch for sample in samples]),
         }
 
     def _pixels(self, sample: Sample) -> torch.Tensor:
@@ -211,7 +228,7 @@ class TrainingBatches(IterableDataset):
 class TrainingImages:
     """The split that is trained on, opened and not decoded; at most `max_train_samples` rows of it, the first ones.
 
-    Raises ValueError as `load_pictures` does, and for arguments that `PictureTransform` or `TrainingBatches` refuse.
+    Raises ValueError as `load_images` does, and for arguments that `ImageTransform` or `TrainingBatches` refuse.
     """
 
     def __init__(self, args: DataArguments, seed: int = 0) -> None:
@@ -231,8 +248,14 @@ class TrainingImages:
     ) -> DataLoader:
         """An endless loader of `TrainingBatches` with `num_workers` processes; draws from no global generator.
 
-        It is sharded already: accelerate must not prepare it. To resume, make one with `start` = samples that all
-        processes consumed together. `batch_size`: of one process.
+        It is sharded already: accelerate must not prepare it.
+
+        Args:
+            batch_size: of one process.
+            start: samples that all processes together consumed before, to resume.
+            rank: of this process.
+            world_size: number of processes.
+            pin_memory: for copies to a GPU.
         """
         return DataLoader(
             self._batches(batch_size=batch_size, start=start, rank=rank, world_size=world_size),
@@ -269,12 +292,17 @@ def _ignore_signals(_: int) -> None:
 
 
 class ValidationImages:
-    """Pictures of the validation split, centre-cropped, otherwise transformed as in training, the same ones each time.
+    """Images of the validation split, centre-cropped, otherwise transformed as in training, the same ones each time.
 
-    `samples` of them (0 = all), spread evenly over the split, because many are sorted by class; of a stream the first.
     `validation_horizontal_flip` mirrors half of them, always the same ones.
 
-    Raises ValueError as `TrainingPictures` does, and in `batches` for a picture that cannot be read.
+    Args:
+        args: which split, and how an image becomes a crop.
+        samples: number of images, spread evenly over the split, because many are sorted by class; of a stream the
+            first ones. 0: all.
+        seed: of the mirrored ones.
+
+    Raises ValueError as `TrainingImages` does, and in `batches` for an image that cannot be read.
     """
 
     def __init__(self, args: DataArguments, samples: int = 0, seed: int = 0) -> None:
@@ -284,7 +312,7 @@ class ValidationImages:
         self.dataset = _open(args, args.validation_split)
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """(b, 3, R, R) float32 in [-1, 1], in the split's order; b is `batch_size`, of the last one the rest."""
+        """(b, 3, R, R) float32 in [-1, 1], in the split's order; b is `batch_size`, for the last batch the rest."""
         rows = self._streamed() if not hasattr(self.dataset, "__len__") else self._spread()
         while chunk := list(itertools.islice(rows, batch_size)):
             images = [(_decode(row[self.image_column], index, self.name), index) for index, row in chunk]

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..metrics.images import ms_ssim
-from ..perceptual.vgg import LPIPS
 
 ADAPTIVE_EPSILON = 1e-4
 ADAPTIVE_MAXIMUM = 1e4
@@ -29,7 +28,10 @@ def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
 def adaptive_weight(rec: torch.Tensor, g: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
     """lambda = ||d rec / d last|| / (||d g / d last|| + 1e-4), clamped to [0, 1e4]: a scalar without gradient, float32.
 
-    `rec` and `g` are scalars whose graphs hold `last_layer`, the decoder's last weight; both graphs are kept.
+    Args:
+        rec: scalar, the weighted sum of the reconstruction terms; its graph is kept.
+        g: scalar, the generator's term; its graph is kept.
+        last_layer: the decoder's last weight, in both graphs.
     """
     (rec_gradient,) = torch.autograd.grad(rec, last_layer, retain_graph=True)
     (g_gradient,) = torch.autograd.grad(g, last_layer, retain_graph=True)
@@ -44,44 +46,51 @@ def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
     return sum(weights[name] * term for name, term in terms.items())
 
 
+class MSSSIMLoss(nn.Module):
+    """1 - mean MS-SSIM of the pixels in [0, 1]; on crops below 176 pixels with fewer scales, see `ms_ssim`."""
+
+    def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Two batches (B, 3, H, W) in [-1, 1] -> scalar, float32."""
+        # Unclamped: early reconstructions leave [-1, 1], and a clamped pixel has no gradient to bring it back.
+        with torch.autocast(x.device.type, enabled=False):
+            return 1 - ms_ssim((x_hat.float() + 1) / 2, (x.float() + 1) / 2, clamp=False).mean()
+
+
 class ReconstructionLoss(nn.Module):
     """The terms that compare a reconstruction with its original, by name: a term of weight 0 is not computed.
 
     Args:
-        l1_weight: of "l1" = mean |x - x_hat|. l2_weight: of "l2" = mean (x - x_hat)^2.
-        log_l2_weight: of "log_l2" = mean over pictures of ln(mean (x - x_hat)^2 + 0.004): each picture's PSNR up to a
+        l1_weight: of "l1" = mean |x - x_hat|.
+        l2_weight: of "l2" = mean (x - x_hat)^2.
+        log_l2_weight: of "log_l2" = mean over images of ln(mean (x - x_hat)^2 + 0.004): each image's PSNR up to a
             factor, levelling off above 30 dB.
-        perceptual: what "perceptual" is: "lpips" (mean LPIPS), "ms-ssim" (1 - mean MS-SSIM of the pixels in [0, 1]; on
-            crops below 176 pixels with fewer scales, see `evaluation.metrics.ms_ssim`) or "none".
-        perceptual_weight: its weight.
-        lpips: the network, for "lpips".
+        perceptual: module (x_hat, x) -> a distance for each image (B,) or their mean, float32: `LPIPS`, `MSSSIMLoss`
+            or another. None: no such term.
+        perceptual_weight: of "perceptual", the mean of that distance.
 
-    `weights` holds the names and weights of the terms that `forward` gives. Raises ValueError when no term is left, for
-    a negative weight, for another `perceptual`, and for "lpips" without the network.
+    Attributes:
+        weights: {name: weight} of the terms that `forward` gives.
+
+    Raises ValueError when no term is left, and for a negative weight.
     """
 
     def __init__(
         self,
+        *,
         l1_weight: float = 1.0,
         l2_weight: float = 0.0,
-        perceptual: str = "lpips",
-        perceptual_weight: float = 1.25,
-        lpips: LPIPS | None = None,
         log_l2_weight: float = 0.0,
+        perceptual: nn.Module | None = None,
+        perceptual_weight: float = 1.25,
     ) -> None:
         super().__init__()
-        if perceptual not in ("lpips", "ms-ssim", "none"):
-            raise ValueError(f"`perceptual` must be one of lpips, ms-ssim, none, got {perceptual!r}")
         weights = {"l1": l1_weight, "l2": l2_weight, "log_l2": log_l2_weight}
-        if perceptual != "none":
+        if perceptual is not None:
             weights["perceptual"] = perceptual_weight
         if not any(weights.values()) or min(weights.values()) < 0:
             raise ValueError(f"the weights of the reconstruction terms must be >= 0 and not all 0, got {weights}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.perceptual = perceptual
-        if perceptual == "lpips" and "perceptual" in self.weights and lpips is None:
-            raise ValueError("`lpips` must be given for `perceptual: lpips`, see LPIPS.from_pretrained; got None")
-        self.lpips = lpips
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Two batches (B, 3, H, W) in [-1, 1] -> scalars by name, float32. Gradients reach both."""
@@ -94,16 +103,9 @@ class ReconstructionLoss(nn.Module):
         if "log_l2" in self.weights:
             terms["log_l2"] = (difference.square().mean(dim=(1, 2, 3)) + LOG_L2_FLOOR).log().mean()
         if "perceptual" in self.weights:
-            terms["perceptual"] = self._perceptual(x_hat, x)
+            terms["perceptual"] = self.perceptual(x_hat, x).mean()
         return terms
 
     def rec(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The `rec` of the adaptive weight: the weighted sum of the reconstruction terms among `terms`."""
         return weighted_sum({name: terms[name] for name in self.weights}, self.weights)
-
-    def _perceptual(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if self.perceptual == "lpips":
-            return self.lpips(x_hat, x).mean()
-        # Unclamped: early reconstructions leave [-1, 1], and a clamped pixel has no gradient to bring it back.
-        with torch.autocast(x.device.type, enabled=False):
-            return 1 - ms_ssim((x_hat.float() + 1) / 2, (x.float() + 1) / 2, clamp=False).mean()

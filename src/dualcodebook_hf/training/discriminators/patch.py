@@ -9,7 +9,7 @@ WIDEST = 8  # times `channels`
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of a picture: (B, in_channels, H, W) in [-1, 1] -> logits (B, 1, h, w).
+    """Judges overlapping patches of an image: (B, in_channels, H, W) in [-1, 1] -> logits (B, 1, h, w).
 
     4x4 convolutions with padding 1: `layers` of stride 2, one of stride 1, then one of stride 1 to a single channel.
     Widths double from `channels` on, up to 8 times; LeakyReLU 0.2; BatchNorm, with no bias before it, from the second
@@ -17,7 +17,12 @@ class PatchDiscriminator(nn.Module):
     pixels (paper: the loss). Weights from N(0, 0.02), BatchNorm's from N(1, 0.02) and its biases 0; the biases of the
     first and the last convolution keep torch's initialisation.
 
-    Raises ValueError for sizes below 1, and in `forward` for pictures too small for one logit (24 pixels, 3 layers).
+    Args:
+        channels: width of the first convolution.
+        layers: convolutions of stride 2.
+        in_channels: of the images.
+
+    Raises ValueError for sizes below 1, and in `forward` for images too small for one logit (24 pixels, 3 layers).
     """
 
     def __init__(self, channels: int = 64, layers: int = 3, in_channels: int = 3) -> None:
@@ -40,7 +45,7 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialize)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, high for pictures taken for real: (B, in_channels, H, W) -> (B, 1, h, w)."""
+        """Logits, high for images taken for real: (B, in_channels, H, W) -> (B, 1, h, w)."""
         if min(x.shape[-2:]) < self.smallest_side:
             raise ValueError(f"`x` must have sides of at least {self.smallest_side} pixels, got {tuple(x.shape)}")
         return self.model(x)

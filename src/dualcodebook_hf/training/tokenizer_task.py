@@ -1,0 +1,260 @@
+"""The tokenizer's training: the paper's loss, its adversary and their optimizers, as a task of `run.Trainer`."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..autoencoder_dualcodebook import DualCodebookVQModel
+from ..backbone import last_convolution
+from ..evaluation.evaluator import Evaluator
+from ..figures import grid
+from ..image_processing_dualcodebook import DualCodebookImageProcessor
+from ..metrics import image_metrics
+from ..perceptual.vgg import LPIPS
+from ..perceptual.weights import MissingWeightsError
+from ..run_folder import CONVERSION
+from .adversary import Adversary
+from .arguments import RunConfig, TrainArguments
+from .data import TrainingImages, ValidationImages
+from .discriminators.patch import PatchDiscriminator
+from .initialization import initialize_from_images
+from .losses import MSSSIMLoss, ReconstructionLoss, weighted_sum
+from .task import Trained
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .checkpoints import Checkpoint
+
+VALIDATION_METRICS = ("psnr", "ssim")
+IMAGES_SHOWN = 8
+DERIVED_FIELDS = ("latent_channels", "vq_embed_dim")  # sums of others: a message should name the cause
+
+
+class TokenizerTask:
+    """Trains a `DualCodebookVQModel` on images; see `task.Task` for the methods.
+
+    Args:
+        run: all settings.
+
+    Attributes:
+        model: the network as accelerate prepared it.
+        optimizer: its AdamW, as accelerate prepared it.
+        adversary: None where `adversarial_weight` is 0.
+
+    Raises ValueError for settings that are wrong and for data that cannot be opened.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        run.check()
+        self.run, self.arguments = run, run.training
+        self.training_images = TrainingImages(run.data, run.training.seed)
+        self.validates = bool(run.training.validation_steps and run.data.validation_split)
+        if self.validates:
+            self.validation_images = ValidationImages(run.data, run.training.validation_samples, run.training.seed)
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The run's sections."""
+        return self.run.to_dict()
+
+    def check_resumable(self, checkpoint: Checkpoint) -> None:
+        """Raises ValueError when the checkpoint holds another model, or an adversary where this run has none."""
+        model = {name: value for name, value in self.settings["model"].items() if name not in DERIVED_FIELDS}
+        checkpoint.require_equal("model", model)
+        checkpoint.require_same_switch("training", "adversarial_weight", self.arguments.adversarial_weight)
+
+    def prepare(self, accelerator: Accelerator, fresh: bool) -> None:
+        """Builds the losses, the model and the adversary."""
+        arguments, self.accelerator = self.arguments, accelerator
+        # Everything here draws random numbers, in this order.
+        self.reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
+        self.network = model = build_model(self.run, fresh)
+        if fresh and arguments.data_initialization:
+            images = self.training_images.first(arguments.data_initialization)
+            initialize_from_images(model, images, seed=arguments.seed)
+        if arguments.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if arguments.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if arguments.compile:
+            # The adaptive weight walks the graph twice; donated buffers would be gone by the second time.
+            torch._functorch.config.donated_buffer = not arguments.adversarial_weight
+            model.encoder.compile()
+            model.decoder.compile()
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
+        self.adversary = build_adversary(arguments) if arguments.adversarial_weight else None
+        if self.adversary is not None:
+            self.adversary.prepare(accelerator)
+
+    def batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
+        """This process's crops, from sample `start` on."""
+        loader = self.training_images.loader(
+            self.arguments.train_batch_size,
+            start=start,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def set_learning_rates(self, factor: float) -> dict[str, float]:
+        """The groups' own rates, annealed where they are to be; returns those of the model's groups."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * (factor if group["annealed"] else 1.0)
+        if self.adversary is not None:
+            self.adversary.optimizer.param_groups[0]["lr"] = self.adversary.learning_rate * factor
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def forward_backward(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+        """The paper's loss and its gradients, for both networks, of one batch."""
+        x = batch["pixel_values"].to(self.accelerator.device, non_blocking=True)
+        if self.arguments.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        out = self.model(x)
+        terms = self.reconstruction_loss(out.sample, x)
+        weights = dict(self.reconstruction_loss.weights)
+        if self.adversary is not None:
+            rec = self.reconstruction_loss.rec(terms)
+            last_layer = last_convolution(self.network.decoder).weight
+            # adaptive weight and adversarial_weight are inside the term
+            terms["adversarial"] = self.adversary.generator_term(out.sample, rec, last_layer, step)
+            weights["adversarial"] = 1.0
+        terms |= out.losses
+        weights |= dict.fromkeys(out.losses, self.arguments.codebook_weight)
+        self.accelerator.backward(weighted_sum(terms, weights))
+        if self.adversary is not None:
+            discriminator_loss = self.adversary.discriminator_loss(x, out.sample.detach(), step)
+            if discriminator_loss is not None:
+                self.accelerator.backward(discriminator_loss)
+                terms["discriminator"] = discriminator_loss
+        return {name: term.detach().float() for name, term in terms.items()}
+
+    def trained(self, step: int) -> list[Trained]:
+        """The model, and the discriminator once it has started."""
+        trained = [Trained(self.model, self.optimizer)]
+        if self.adversary is not None and self.adversary.started(step):
+            trained.append(Trained(self.adversary.discriminator, self.adversary.optimizer))
+        return trained
+
+    def on_skipped_update(self) -> None:
+        """The model's statistics refuse a spoiled batch themselves; those of the discriminator do not."""
+        if self.adversary is not None:
+            self.adversary.forget_non_finite_statistics()
+
+    def validate(self) -> tuple[dict[str, float], Image.Image]:
+        """Metrics of the validation images, and the first of them above their reconstructions."""
+        evaluator = Evaluator(self.network, image_metrics(VALIDATION_METRICS))
+        shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for images in self.validation_images.batches(self.arguments.validation_batch_size):
+            with self.accelerator.autocast():  # as in training
+                output = evaluator.update(images)
+            if sum(len(originals) for originals, _ in shown) < IMAGES_SHOWN:
+                shown.append((images, output.sample.float().cpu()))
+        originals, reconstructions = (torch.cat(column)[:IMAGES_SHOWN] for column in zip(*shown, strict=True))
+        found = evaluator.compute()
+        metrics = {name: found[name] for name in (*VALIDATION_METRICS, "quantization_error", "bits_per_pixel")}
+        for name, codebook in found["codebooks"].items():
+            metrics |= {f"usage_{name}": codebook["usage"], f"perplexity_{name}": codebook["perplexity"]}
+        return metrics, grid(originals, reconstructions)
+
+    def export(self, folder: Path) -> None:
+        """What every `from_pretrained` reads, with the backbone in `weights_dtype`."""
+        model = copy.deepcopy(self.network)
+        model.cast_backbone(getattr(torch, self.arguments.weights_dtype))
+        model.save_pretrained(folder)
+        DualCodebookImageProcessor().save_pretrained(folder)
+        origin = Path(self.arguments.init_from or ".") / CONVERSION
+        if self.arguments.init_from and origin.is_file():
+            shutil.copyfile(origin, folder / CONVERSION)
+
+    def publish(self, folder: Path, repo_id: str, private: bool) -> str:
+        """Publishes `final/` with its card."""
+        from ..hub import push_model
+
+        return push_model(folder, repo_id, private=private)
+
+
+def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
+    """A new model; with the weights of `init_from` in it at a fresh start.
+
+    A source with another kind of quantizer (a converted VQGAN for a dual model) gives its encoder and decoder alone.
+    Raises ValueError when they are not available or do not fit the configuration.
+    """
+    model = DualCodebookVQModel(**asdict(run.model))
+    if run.training.init_from and fresh:
+        try:
+            source = DualCodebookVQModel.from_pretrained(run.training.init_from)
+            state = source.state_dict()
+            if source.config.quantizer != model.config.quantizer:
+                codebooks = {key: value for key, value in model.state_dict().items() if key.startswith("quantize.")}
+                state = {key: value for key, value in state.items() if not key.startswith("quantize.")} | codebooks
+            model.load_state_dict(state)
+        except OSError as error:
+            raise ValueError(f"`init_from` {run.training.init_from!r} cannot be loaded: {error}") from error
+        except RuntimeError as error:
+            raise ValueError(f"`init_from` {run.training.init_from!r} does not fit the model: {error}") from error
+    return model
+
+
+def build_optimizer(model: DualCodebookVQModel, arguments: TrainArguments) -> torch.optim.AdamW:
+    """AdamW (Adam at weight decay 0) with the codebooks in a group of their own."""
+    codebooks = [parameter for parameter in model.quantize.parameters() if parameter.requires_grad]
+    ids = {id(parameter) for parameter in codebooks}
+    backbone = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in ids]
+    rates = (arguments.learning_rate, arguments.codebook_learning_rate or arguments.learning_rate)
+    annealed = (True, arguments.anneal_codebook_lr)
+    groups = [
+        {"name": name, "params": params, "lr": rate, "base_lr": rate, "annealed": anneal}
+        for name, params, rate, anneal in zip(
+            ("backbone", "codebooks"), (backbone, codebooks), rates, annealed, strict=True
+        )
+        if params
+    ]
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=arguments.weight_decay)
+
+
+def build_reconstruction_loss(arguments: TrainArguments) -> ReconstructionLoss:
+    """The loss that the arguments name. Raises ValueError when the weights of LPIPS are not available."""
+    return ReconstructionLoss(
+        l1_weight=arguments.l1_weight,
+        l2_weight=arguments.l2_weight,
+        log_l2_weight=arguments.log_l2_weight,
+        perceptual=_build_perceptual(arguments),
+        perceptual_weight=arguments.perceptual_weight,
+    )
+
+
+def _build_perceptual(arguments: TrainArguments) -> nn.Module | None:
+    if arguments.perceptual == "none" or not arguments.perceptual_weight:
+        return None
+    if arguments.perceptual == "ms-ssim":
+        return MSSSIMLoss()
+    try:
+        return LPIPS.from_pretrained(arguments.vgg_weights)
+    except MissingWeightsError as error:
+        raise ValueError(
+            f"`perceptual: lpips` with `vgg_weights` {arguments.vgg_weights!r}: {error}; "
+            "`perceptual: ms-ssim` and `perceptual: none` need no weights"
+        ) from error
+
+
+def build_adversary(arguments: TrainArguments) -> Adversary:
+    """PatchGAN and its Adam."""
+    return Adversary(
+        PatchDiscriminator(arguments.discriminator_channels),
+        learning_rate=arguments.discriminator_learning_rate or arguments.learning_rate,
+        betas=(arguments.discriminator_beta1, arguments.discriminator_beta2),
+        start_step=arguments.adversarial_start,
+        weight=arguments.adversarial_weight,
+    )

@@ -1,0 +1,275 @@
+"""The loop on a task that is not a tokenizer: a line fitted to synthetic points."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from assertions import assert_equal_checkpoints, checkpoint_names
+from conftest import forget_accelerate
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dualcodebook_hf.training.run import NonFiniteError, StopRequest, Trainer, learning_rate_factor
+from dualcodebook_hf.training.run_arguments import RunArguments
+from dualcodebook_hf.training.task import Trained
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+SLOPES = torch.tensor([[1.0, -2.0, 3.0]])
+
+
+@dataclass(kw_only=True)
+class LineArguments(RunArguments):
+    """The loop's arguments and one of the task's own."""
+
+    learning_rate: float = 0.05
+    spoiled: list[int] = field(default_factory=list)  # samples whose target is NaN
+
+
+class LineTask:
+    """Linear regression with noise from the global generator, which a resume must restore, too."""
+
+    validates = True
+
+    def __init__(self, arguments, width=3, dies_at=None):
+        self.arguments, self.width, self.dies_at = arguments, width, dies_at
+        self.settings = {"model": {"width": width}, "training": asdict(arguments)}
+        self.cleaned = 0
+
+    def check_resumable(self, checkpoint):
+        checkpoint.require_equal("model", self.settings["model"])
+
+    def prepare(self, accelerator, fresh):
+        self.accelerator, self.fresh = accelerator, fresh
+        self.network = nn.Linear(self.width, 1, bias=False)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.arguments.learning_rate)
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+
+    def batches(self, start):
+        size = self.arguments.train_batch_size
+        while True:
+            index = list(range(start, start + size))
+            x = np.stack([np.random.default_rng([self.arguments.seed, i]).standard_normal(self.width) for i in index])
+            y = torch.tensor([[torch.nan] if i in self.arguments.spoiled else [0.0] for i in index])
+            yield {"x": torch.tensor(x, dtype=torch.float32), "nan": y, "index": torch.tensor(index)}
+            start += size
+
+    def set_learning_rates(self, factor):
+        rate = self.arguments.learning_rate * factor
+        self.optimizer.param_groups[0]["lr"] = rate
+        return {"line": rate}
+
+    def forward_backward(self, batch, step):
+        if step == self.dies_at:
+            raise KeyError("the machine lost its power")
+        assert self.network.training
+        x = batch["x"] + 0.01 * torch.randn(batch["x"].shape)
+        loss = (self.model(x) - batch["x"] @ SLOPES.T - batch["nan"]).square().mean()
+        self.accelerator.backward(loss)
+        return {"square": loss.detach()}
+
+    def trained(self, step):
+        return [Trained(self.model, self.optimizer)]
+
+    def on_skipped_update(self):
+        self.cleaned += 1
+
+    def validate(self):
+        assert not self.network.training
+        return {"error": float((self.network.weight.detach() - SLOPES).square().sum())}, Image.new("RGB", (4, 4))
+
+    def export(self, folder):
+        folder.mkdir()
+        save_file(self.network.state_dict(), folder / "line.safetensors")
+
+    def publish(self, folder, repo_id, private):
+        raise AssertionError("nothing asked for it")
+
+
+def arguments_of(output_dir, **changes):
+    defaults = {
+        "train_batch_size": 2,
+        "max_train_steps": 6,
+        "validation_steps": 0,
+        "checkpointing_steps": 0,
+        "report_to": "none",
+        "num_threads": 1,
+    }
+    return LineArguments(output_dir=str(output_dir), **{**defaults, **changes})
+
+
+def trainer_of(output_dir, stop=None, width=3, dies_at=None, **changes):
+    arguments = arguments_of(output_dir, **changes)
+    return Trainer(LineTask(arguments, width, dies_at), arguments, stop)
+
+
+def weight(trainer):
+    return trainer.network.weight.detach().clone()
+
+
+def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path):
+    shared = {"max_train_steps": 200, "train_batch_size": 8, "validation_steps": 100, "ema_decay": 0.9}
+    trainer = trainer_of(tmp_path, report_to="tensorboard", **shared)
+    before = (weight(trainer) - SLOPES).norm()
+    trainer.train()
+    with trainer.averaged_weights() as network:
+        averaged = network.weight.clone()
+    assert (averaged - SLOPES).norm() < before / 20
+    assert torch.equal(load_file(tmp_path / "final" / "line.safetensors")["weight"], averaged)
+    for folder in ("final", "checkpoint-200"):
+        assert json.loads((tmp_path / folder / "train_config.json").read_text()) == trainer.task.settings
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-0000100.png", "step-0000200.png"]
+    assert list((tmp_path / "logs").rglob("events*"))
+
+
+def test_six_steps_equal_three_then_a_sudden_end_then_three(tmp_path):
+    """Bit for bit: weights, their average, the optimizer, random numbers and the place in the data."""
+    shared = {"ema_decay": 0.9, "checkpointing_steps": 3, "gradient_accumulation_steps": 2, "lr_schedule": "cosine"}
+    trainer_of(tmp_path / "whole", **shared).train()
+    forget_accelerate()
+    with pytest.raises(KeyError, match="lost its power"):
+        trainer_of(tmp_path / "cut", dies_at=4, **shared).train()
+    assert checkpoint_names(tmp_path / "cut") == ["checkpoint-3"]
+    forget_accelerate()
+    torch.manual_seed(99)
+    resumed = trainer_of(tmp_path / "cut", resume_from_checkpoint="latest", **shared)
+    assert not resumed.task.fresh
+    resumed.train()
+    assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-6", tmp_path / "cut" / "checkpoint-6")
+    finals = [load_file(tmp_path / name / "final" / "line.safetensors")["weight"] for name in ("whole", "cut")]
+    assert torch.equal(*finals)
+
+
+def test_what_is_exported_is_the_moving_average_of_the_weights(tmp_path):
+    trainer_of(tmp_path, ema_decay=0.2, checkpointing_steps=1, checkpoints_total_limit=0).train()
+    average = None
+    for step, name in enumerate(checkpoint_names(tmp_path)):
+        new = load_file(tmp_path / name / "model.safetensors")["weight"]
+        decay = min(0.2, (1 + step) / (10 + step))  # diffusers' warm-up of the decay
+        average = new if average is None else decay * average + (1 - decay) * new
+        torch.testing.assert_close(load_file(tmp_path / name / "model" / "line.safetensors")["weight"], average)
+    assert not torch.allclose(average, new)
+
+
+def test_an_update_with_a_nan_is_skipped_and_the_run_continues(tmp_path, capsys):
+    """Samples 4 and 5 are those of the third update; the run then takes six others."""
+    trainer = trainer_of(tmp_path, spoiled=[5], ema_decay=0.5)
+    trainer.train()
+    assert (trainer.progress.step, trainer.progress.samples, trainer.progress.skipped) == (6, 14, 0)
+    assert trainer.task.cleaned == 1
+    assert weight(trainer).isfinite().all()
+    assert "update 3 skipped: square = nan; batch: samples [4, 5]" in capsys.readouterr().err
+
+
+def test_a_skipped_update_changes_nothing(tmp_path):
+    """Its batch is as if it had not been there: weights, their average and Adam's moments."""
+    stopped = trainer_of(tmp_path / "stopped", spoiled=[4, 6], ema_decay=0.5, non_finite_limit=2)
+    with pytest.raises(
+        NonFiniteError, match=r"update 3 skipped: .*samples \[6, 7\].*2 in a row \(`non_finite_limit`\)"
+    ):
+        stopped.train()
+    forget_accelerate()
+    clean = trainer_of(tmp_path / "clean", ema_decay=0.5)
+    batches = clean.task.batches(0)
+    for _ in range(2):
+        clean._update(batches)
+    assert stopped.progress.step == 2
+    assert torch.equal(weight(stopped), weight(clean))
+    assert torch.equal(stopped.ema.shadow_params[0], clean.ema.shadow_params[0])
+    moments = [trainer.task.optimizer.state_dict()["state"][0]["exp_avg"] for trainer in (stopped, clean)]
+    assert torch.equal(*moments)
+
+
+def test_accumulated_gradients_equal_the_larger_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "randn", torch.zeros)  # the noise would be another one
+    trainers = [
+        trainer_of(tmp_path / "many", gradient_accumulation_steps=3),
+        trainer_of(tmp_path / "one", train_batch_size=6),
+    ]
+    for trainer in trainers:
+        trainer.train()
+    torch.testing.assert_close(weight(trainers[0]), weight(trainers[1]), rtol=1e-5, atol=1e-6)
+    assert trainers[0].progress.samples == trainers[1].progress.samples == 36
+
+
+def test_a_request_to_stop_saves_and_exports(tmp_path):
+    class AfterTwo(StopRequest):
+        looks = 0
+
+        @property
+        def requested(self):
+            self.looks += 1
+            return self.looks > 2
+
+    trainer_of(tmp_path, AfterTwo()).train()
+    assert checkpoint_names(tmp_path) == ["checkpoint-2"]
+    assert (tmp_path / "final" / "line.safetensors").is_file()
+
+
+def test_the_time_limit_stops_and_saves(tmp_path):
+    trainer = trainer_of(tmp_path, max_train_steps=10**9, max_train_minutes=0.005)
+    trainer.train()
+    assert trainer.progress.step > 0
+    assert checkpoint_names(tmp_path) == [f"checkpoint-{trainer.progress.step}"]
+
+
+def test_only_the_last_checkpoints_are_kept_and_leftovers_of_a_kill_go(tmp_path):
+    left = tmp_path / ".checkpoint-5.1.partial"
+    left.mkdir()
+    (left / "model.safetensors").touch()
+    trainer_of(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2).train()
+    assert checkpoint_names(tmp_path) == ["checkpoint-5", "checkpoint-6"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_export_that_fails_leaves_no_checkpoint(tmp_path):
+    class FullDisk(LineTask):
+        def export(self, folder):
+            super().export(folder)
+            raise OSError("the disk is full")
+
+    arguments = arguments_of(tmp_path)
+    with pytest.raises(OSError, match="the disk is full"):
+        Trainer(FullDisk(arguments), arguments).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_continues_only_what_fits_it(tmp_path):
+    trainer_of(tmp_path, max_train_steps=1).train()
+    forget_accelerate()
+    with pytest.raises(ValueError, match=r"`output_dir` .* already holds checkpoint-1"):
+        trainer_of(tmp_path)
+    latest = {"resume_from_checkpoint": "latest"}
+    with pytest.raises(ValueError, match=r"`width` must be 3, as in the checkpoint .*, got 4"):
+        trainer_of(tmp_path, width=4, **latest)
+    with pytest.raises(ValueError, match=r"`seed` must be 0, as in the checkpoint .*, got 1"):
+        trainer_of(tmp_path, seed=1, **latest)
+    with pytest.raises(
+        ValueError, match=r"`ema_decay` cannot be switched on or off: 0.0 in the checkpoint .*, got 0.9"
+    ):
+        trainer_of(tmp_path, ema_decay=0.9, **latest)
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be"):
+        trainer_of(tmp_path, resume_from_checkpoint=str(tmp_path / "nothing"))
+    assert trainer_of(tmp_path, **latest).progress.step == 1
+
+
+def test_wrong_arguments_are_named_before_anything_is_built(tmp_path):
+    arguments = arguments_of(tmp_path / "run", logging_steps=0)
+    task = LineTask(arguments)
+    with pytest.raises(ValueError, match="`logging_steps` must be at least 1, got 0"):
+        Trainer(task, arguments)
+    assert not hasattr(task, "network")
+    assert not Path(arguments.output_dir).exists()
+
+
+def test_the_schedule_by_hand():
+    arguments = RunArguments(lr_schedule="cosine", lr_warmup_steps=10, max_train_steps=110, lr_final=0.1)
+    factors = {step: learning_rate_factor(arguments, step) for step in (0, 4, 9, 10, 60, 110)}
+    assert factors == pytest.approx({0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 60: 0.55, 110: 0.1})
+    arguments.lr_schedule = "linear"
+    assert learning_rate_factor(arguments, 60) == pytest.approx(0.55)
+    arguments.lr_schedule = "constant"
+    assert learning_rate_factor(arguments, 100) == 1.0
