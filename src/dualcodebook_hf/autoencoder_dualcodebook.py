@@ -135,7 +135,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return self
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DualCodebookOutput | tuple:
-        """Pictures (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.
+        """Images (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.
 
         Raises ValueError when the shape or the type of `sample` is wrong. `return_dict=False`: the same as a tuple.
         """
