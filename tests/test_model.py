@@ -189,8 +189,8 @@ def test_wrong_pixels_are_named(tiny_model, tensor, expected, got):
     [
         (torch.zeros(1, 2, 3, 3), {}, "`tokens` must be integers, got torch.float32"),
         (torch.zeros(2, 3, 3).long(), {}, r"`tokens` must be of shape \(B, 2, h, w\), got \(2, 3, 3\)"),
-        (torch.full((1, 2, 3, 3), 16), {}, r"`tokens` of the local book must lie in \[0, 16\), got \[16, 16\]"),
-        (torch.full((1, 2, 3, 3), -1), {}, r"`tokens` of the global book must lie in \[0, 32\), got \[-1, -1\]"),
+        (torch.full((1, 2, 3, 3), 16), {}, r"`tokens` of the local codebook must lie in \[0, 16\), got \[16, 16\]"),
+        (torch.full((1, 2, 3, 3), -1), {}, r"`tokens` of the global codebook must lie in \[0, 32\), got \[-1, -1\]"),
         (torch.zeros(1, 2, 3, 3).long(), {"size": (9, 6)}, r"`size` must be .*grid \(3, 3\), got \(9, 6\)"),
         (torch.zeros(1, 2, 3, 3).long(), {"size": 6}, "`size` must be .* got 6"),
         (torch.zeros(1, 2, 3, 3).long(), {"only": "both"}, "`only` must be one of global, local or None, got 'both'"),
