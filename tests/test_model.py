@@ -106,20 +106,6 @@ def test_autocast_gives_the_tokens_of_its_own_latents(model, images):
     assert torch.equal(out.tokens, model.quantize.quantize_latents(out.latents.float()).tokens)
 
 
-def test_gradient_checkpointing_changes_nothing(model, images):
-    model.train()
-    gradients = []
-    for checkpointed in (False, True):
-        model.zero_grad()
-        if checkpointed:
-            model.enable_gradient_checkpointing()
-        out = model(images)
-        (out.sample.square().mean() + sum(out.losses.values())).backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, recomputed)
-
-
 def test_compiled_model_equals_eager(model, images):
     with torch.no_grad():
         expected = model(images)

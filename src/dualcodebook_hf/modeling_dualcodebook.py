@@ -103,7 +103,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
 
     def _set_gradient_checkpointing(self, *args, **kwargs) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
-        for network in (self.encoder, self.decoder):  # their levels do it: not twice
+        for network in (self.encoder, self.decoder):  # its levels do it: not twice
             network._gradient_checkpointing_func = _call
 
     def forward(
