@@ -17,17 +17,13 @@ from .configuration_dualcodebook import DualCodebookConfig
 
 
 class CheckpointedLevel(GradientCheckpointingLayer, nn.Sequential):
-    """A resolution level of DC-AE with gradient checkpointing, which diffusers' own has none of."""
+    """A resolution level of DC-AE that does gradient checkpointing; diffusers' own levels do none."""
 
 
 def build_encoder(config: DualCodebookConfig) -> nn.Module:
     """(B, in_channels, H, W) with H, W multiples of f -> (B, latent_channels, H/f, W/f)."""
     if config.backbone == "dcae":
-        encoder = autoencoder_dc.Encoder(
-            in_channels=config.in_channels,
-            out_shortcut=False,
-            **_dcae_options(config),
-        )
+        encoder = autoencoder_dc.Encoder(config.in_channels, out_shortcut=False, **_dcae_options(config))
         encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in encoder.down_blocks)
         return encoder
     plain = len(config.block_out_channels) - 1
@@ -44,11 +40,8 @@ def build_encoder(config: DualCodebookConfig) -> nn.Module:
 def build_decoder(config: DualCodebookConfig) -> nn.Module:
     """(B, latent_channels, h, w) -> (B, out_channels, h*f, w*f)."""
     if config.backbone == "dcae":
-        decoder = autoencoder_dc.Decoder(
-            in_channels=config.out_channels,  # diffusers counts a decoder's channels from the image
-            in_shortcut=False,
-            **_dcae_options(config),
-        )
+        # The first argument, diffusers' `in_channels`, is the image's also in a decoder.
+        decoder = autoencoder_dc.Decoder(config.out_channels, in_shortcut=False, **_dcae_options(config))
         decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in decoder.up_blocks)
         return decoder
     plain = len(config.block_out_channels) - 1

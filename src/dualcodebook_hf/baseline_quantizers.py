@@ -18,7 +18,7 @@ from .packages import require_package
 
 def library() -> ModuleType:
     """The package vector_quantize_pytorch. Raises ValueError naming the extra to install when it is missing."""
-    require_package("vector_quantize_pytorch", extra="benchmarks", user="`quantizer`: each of fsq, lfq and residual")
+    require_package("vector_quantize_pytorch", extra="benchmarks", user="`quantizer: fsq`, `lfq` or `residual`")
     return importlib.import_module("vector_quantize_pytorch")
 
 
@@ -38,7 +38,7 @@ class ScalarCodebook(nn.Module):
         library()
         self.size, self.dim = size, dim
         self.register_buffer("_device", torch.empty(0), persistent=False)  # follows `to`, and holds nothing
-        self._library_modules: dict[torch.device, nn.Module] = {}  # of one device; in a dict nobody registers it
+        self._library_modules: dict[torch.device, nn.Module] = {}  # of one device; a dict, so that it is no submodule
 
     def _build_library_module(self) -> nn.Module:
         raise NotImplementedError

@@ -66,7 +66,7 @@ class Codebook(nn.Module):
     Attributes:
         weight: the table (N, D) that the codes are, or come from.
         is_table: whether the codes are `weight` itself, so that `set_codes` can set them.
-        learns_by_gradient: whether the codebook loss mean|sg(z) - e|^2 moves the codes, and belongs into the loss.
+        learns_by_gradient: whether the codebook loss mean|sg(z) - e|^2 moves the codes, and belongs in the loss.
     """
 
     is_table = False
@@ -78,7 +78,7 @@ class Codebook(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dim))
 
     def reset_parameters(self) -> None:
-        """Draws the table anew; layers within do that by themselves."""
+        """Draws the table anew, and sets what is tracked back to its start; layers draw their own weights."""
         raise NotImplementedError
 
     def codes(self) -> torch.Tensor:
@@ -94,8 +94,8 @@ class Codebook(nn.Module):
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors (M, D) float32 -> their nearest codes (M, D) float32 and the ids of these, int64 (M,).
 
-        In training mode, unless gradients are off, what a kind tracks by moving averages follows these vectors, over
-        all processes.
+        In training mode, unless gradients are off, a kind's moving averages are updated by these vectors, those of all
+        processes together.
         """
         codes = self.codes()
         ids = nearest_codes(vectors, codes)
@@ -135,7 +135,7 @@ class TableCodebook(Codebook):
 
     @torch.no_grad()
     def set_codes(self, codes: torch.Tensor, vectors: torch.Tensor | None = None) -> None:
-        """Replaces the codes by `codes` (N, D). `vectors`: as of every table, but here their use counts for nothing."""
+        """Replaces the codes by `codes` (N, D); `vectors` change nothing here."""
         self.weight.copy_(codes)
 
     def _compute_codes(self) -> torch.Tensor:
@@ -173,7 +173,7 @@ class EMACodebook(Codebook):
 
     @torch.no_grad()
     def set_codes(self, codes: torch.Tensor, vectors: torch.Tensor | None = None) -> None:
-        """Replaces the codes (N, D), and their shares of use by those that `vectors` (M, D), or equal ones, give.
+        """Replaces the codes by `codes` (N, D), and counts their use by `vectors` (M, D); None: all are used alike.
 
         No share starts so low that a rare code is dead before training has looked for it.
         """
@@ -358,8 +358,20 @@ class SimVQCodebook(Codebook):
 
 def build_codebook(config: DualCodebookConfig, part: str) -> Codebook:
     """The codebook that `config` describes for a part of the latents, "global" or "local"."""
-    size, dim = getattr(config, f"{part}_codebook_size"), getattr(config, f"{part}_dim")
-    layers, update = getattr(config, f"{part}_transformer_layers"), getattr(config, f"{part}_update")
+    size, dim, layers, update = {
+        "global": (
+            config.global_codebook_size,
+            config.global_dim,
+            config.global_transformer_layers,
+            config.global_update,
+        ),
+        "local": (
+            config.local_codebook_size,
+            config.local_dim,
+            config.local_transformer_layers,
+            config.local_update,
+        ),
+    }[part]
     if layers:
         return TransformerCodebook(
             size,

@@ -24,7 +24,7 @@ class DualCodebookFields:
 
     in_channels: int = field(default=3, metadata={"help": "channels of the input"})
     out_channels: int = field(default=3, metadata={"help": "channels of the reconstruction"})
-    backbone: str = field(default="vqgan", metadata={"help": f"encoder and decoder, one of {BACKBONES}"})
+    backbone: str = field(default="vqgan", metadata={"help": "encoder and decoder: vqgan or dcae"})
     block_out_channels: list[int] = field(
         default_factory=lambda: [128, 128, 256, 256, 512],
         metadata={"help": "width of each resolution level; the downsampling factor is 2 ** (levels - 1)"},
@@ -34,21 +34,22 @@ class DualCodebookFields:
     )
     layers_per_level: list[int] | None = field(
         default=None,
-        metadata={"help": "dcae: residual blocks of each level; the first may be 0 (default: layers_per_block)"},
+        metadata={"help": "dcae: residual blocks of each level; the first may be 0; None: layers_per_block"},
     )
     norm_num_groups: int = field(default=32, metadata={"help": "vqgan: groups of every GroupNorm"})
     attention: bool = field(default=True, metadata={"help": "vqgan: self-attention at the lowest resolution"})
     mid_attention: bool | None = field(
-        default=None, metadata={"help": "vqgan: self-attention in the middle blocks (default: like `attention`)"}
+        default=None, metadata={"help": "vqgan: self-attention in the middle blocks; None: like `attention`"}
     )
     linear_shortcut: bool = field(
         default=False, metadata={"help": "add a linear transform of f x f patches, parallel to encoder and decoder"}
     )
     latent_channels: int | None = field(
-        default=None, metadata={"help": "channels of the latents: global_dim + local_dim, or leave it out"}
+        default=None, metadata={"help": "channels of the latents; None: global_dim + local_dim, and nothing else fits"}
     )
     vq_embed_dim: int | None = field(
-        default=None, metadata={"help": "channels of the quantizer: global_dim + local_dim, or leave it out"}
+        default=None,
+        metadata={"help": "channels that are quantized; None: global_dim + local_dim, and nothing else fits"},
     )
     quantizer: str = field(
         default="dual",
