@@ -37,6 +37,7 @@ from filelock import FileLock, Timeout
 from quality_report import read_lines, write_report
 
 from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf.codebooks import TransformerCodebook
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields, config_hash
 from dualcodebook_hf.evaluation.data import EvaluationData
 from dualcodebook_hf.evaluation.evaluator import evaluate as measure
@@ -285,7 +286,7 @@ def with_drawn_codes(model: DualCodebookVQModel, seed: int) -> DualCodebookVQMod
         torch.manual_seed(seed)
         for attribute in model.quantize.codebook_names.values():
             codebook = getattr(model.quantize, attribute)
-            if codebook.transformer is not None:
+            if isinstance(codebook, TransformerCodebook):
                 state[f"quantize.{attribute}.weight"] = codebook.train().codes()
     copy.load_state_dict(state)
     model.quantize.eval()

@@ -32,9 +32,8 @@ def spread_codes(model):
     """Puts the codes where the latents are, so that a random model uses many of them."""
     generator = torch.Generator().manual_seed(1)
     for codebook in model.quantize.codebooks.values():
-        if codebook.transformer is None:
-            with torch.no_grad():
-                codebook.weight.copy_(torch.randn(codebook.weight.shape, generator=generator))
+        if codebook.is_table:
+            codebook.set_codes(torch.randn(codebook.size, codebook.dim, generator=generator))
     return model
 
 
@@ -60,7 +59,7 @@ def tiny_config():
 
 @pytest.fixture
 def tiny_model():
-    """A random model with f = 2 and books of 32 and 16 codes, in eval mode."""
+    """A random model with f = 2 and codebooks of 32 and 16 codes, in eval mode."""
     torch.manual_seed(0)
     return spread_codes(DualCodebookVQModel(**TINY)).eval()
 

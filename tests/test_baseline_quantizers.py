@@ -1,4 +1,4 @@
-"""The rivals of other papers through vector-quantize-pytorch: same contract as our own quantizers."""
+"""The baselines of other papers through vector-quantize-pytorch: same contract as our own quantizers."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ def latents(quantizer, batch=4):
 
 
 def trained(name):
-    """In eval mode, after three batches: residual books are where the latents are."""
+    """In eval mode, after three batches: residual codebooks are where the latents are."""
     quantizer = build(name).train()
     for _ in range(3):
         quantizer.quantize_latents(latents(quantizer))

@@ -49,7 +49,7 @@ def test_diffusers_signature_equals_the_fields():
             {"global_update": "ema"},
             "`global_update: ema` needs a plain table; set global_transformer_layers to 0, got 6",
         ),
-        ({"quantizer": "single"}, "`quantizer: single` has one book, .* got 512 and 128"),
+        ({"quantizer": "single"}, "`quantizer: single` has one codebook, .* got 512 and 128"),
         ({"block_out_channels": [48]}, r"`block_out_channels` must be multiples of norm_num_groups=32, got \[48\]"),
         ({"layers_per_level": [1]}, "`layers_per_level` is for `backbone: dcae`"),
         ({"local_codebook_size": 0}, "`local_codebook_size` must be at least 1, got 0"),

@@ -133,7 +133,7 @@ def test_codes_with_dropout_are_measured_without_it_and_as_one_draw_with_it(work
 
     job = quality.build_job(quality.read_row(str(path)), 0, parsed(work))
     model = quality.load_trained(job)
-    assert model.quantize.local_codebook.transformer is None
+    assert model.quantize.local_codebook.is_table
     codebook, kept = model.quantize.global_codebook, model.quantize.global_codebook.codes()
     torch.manual_seed(5)
     drawn = codebook.train().codes()

@@ -130,7 +130,7 @@ def test_the_single_codebook_is_a_configuration(tiny_config, z):
 
 
 def test_linear_codes_are_a_fixed_table_times_a_learned_matrix(tiny_config, z):
-    """SimVQ: a gradient to any one used code moves all codes of its book, and only the matrix learns."""
+    """SimVQ: a gradient to any one used code moves all codes of its codebook, and only the matrix learns."""
     plain = {"global_transformer_layers": 0, "global_update": "linear", "local_update": "linear"}
     quantizer = build(tiny_config, **plain).train()
     codebook = quantizer.local_codebook

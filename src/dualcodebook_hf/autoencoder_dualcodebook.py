@@ -15,7 +15,7 @@ from .configuration_dualcodebook import DualCodebookConfig
 from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput
 from .presets import load_preset
 
-# Keys that transformers writes into the shared config.json; they are no arguments of ours.
+# Keys that transformers writes into the shared config.json; they are not arguments of ours.
 TRANSFORMERS_KEYS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "transformers_weights"}
 # What finds a config.json; the other arguments of `from_pretrained` are for the weights.
 CONFIG_LOADING_ARGUMENTS = (
@@ -126,7 +126,12 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> DualCodebookVQModel:
-        """Fresh weights in the shape of the preset `paper`, `base` or `tiny`; `overrides` replace single fields."""
+        """A model with fresh weights.
+
+        Args:
+            name: a preset, `paper`, `base` or `tiny`, or a YAML file.
+            **overrides: replace single fields.
+        """
         return cls(**{**load_preset(name)["model"], **overrides})
 
     def half(self) -> DualCodebookVQModel:
@@ -135,7 +140,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return self
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DualCodebookOutput | tuple:
-        """Pictures (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.
+        """Images (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.
 
         Raises ValueError when the shape or the type of `sample` is wrong. `return_dict=False`: the same as a tuple.
         """

@@ -6,91 +6,71 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.autoencoders import autoencoder_dc, vae
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_dualcodebook import DualCodebookConfig
 
 
-class DCEncoder(autoencoder_dc.Encoder):
-    """DC-AE's encoder, with gradient checkpointing a level at a time (diffusers' own has none)."""
-
-    gradient_checkpointing = False
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) -> (B, latent_channels, H/f, W/f)."""
-        if not (torch.is_grad_enabled() and self.gradient_checkpointing):
-            return super().forward(hidden_states)
-        hidden_states = self.conv_in(hidden_states)
-        for block in self.down_blocks:
-            hidden_states = self._gradient_checkpointing_func(block, hidden_states)
-        return self.conv_out(hidden_states)
-
-
-class DCDecoder(autoencoder_dc.Decoder):
-    """DC-AE's decoder, with gradient checkpointing a level at a time (diffusers' own has none)."""
-
-    gradient_checkpointing = False
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, latent_channels, h, w) -> (B, out_channels, h*f, w*f)."""
-        if not (torch.is_grad_enabled() and self.gradient_checkpointing):
-            return super().forward(hidden_states)
-        hidden_states = self.conv_in(hidden_states)
-        for block in reversed(self.up_blocks):
-            hidden_states = self._gradient_checkpointing_func(block, hidden_states)
-        hidden_states = self.norm_out(hidden_states.movedim(1, -1)).movedim(-1, 1)
-        return self.conv_out(self.conv_act(hidden_states))
+class CheckpointedLevel(GradientCheckpointingLayer, nn.Sequential):
+    """A resolution level of DC-AE that does gradient checkpointing; diffusers' own levels do none."""
 
 
 def build_encoder(config: DualCodebookConfig) -> nn.Module:
     """(B, in_channels, H, W) with H, W multiples of f -> (B, latent_channels, H/f, W/f)."""
     if config.backbone == "dcae":
-        return DCEncoder(
-            in_channels=config.in_channels,
-            latent_channels=config.latent_channels,
-            block_out_channels=tuple(config.block_out_channels),
-            layers_per_block=_layers(config),
-            qkv_multiscales=((),) * len(config.block_out_channels),
-            out_shortcut=False,
-        )
+        encoder = autoencoder_dc.Encoder(config.in_channels, out_shortcut=False, **_dcae_options(config))
+        encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in encoder.down_blocks)
+        return encoder
     plain = len(config.block_out_channels) - 1
+    attention = "AttnDownEncoderBlock2D" if config.attention else "DownEncoderBlock2D"
     return vae.Encoder(
         in_channels=config.in_channels,
         out_channels=config.latent_channels,
-        down_block_types=("DownEncoderBlock2D",) * plain
-        + ("AttnDownEncoderBlock2D" if config.attention else "DownEncoderBlock2D",),
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        norm_num_groups=config.norm_num_groups,
+        down_block_types=("DownEncoderBlock2D",) * plain + (attention,),
         double_z=False,
-        mid_block_add_attention=_middle_attention(config),
+        **_vqgan_options(config),
     )
 
 
 def build_decoder(config: DualCodebookConfig) -> nn.Module:
     """(B, latent_channels, h, w) -> (B, out_channels, h*f, w*f)."""
     if config.backbone == "dcae":
-        return DCDecoder(
-            in_channels=config.out_channels,
-            latent_channels=config.latent_channels,
-            block_out_channels=tuple(config.block_out_channels),
-            layers_per_block=_layers(config),
-            qkv_multiscales=((),) * len(config.block_out_channels),
-            in_shortcut=False,
-        )
+        # The first argument, diffusers' `in_channels`, is the image's also in a decoder.
+        decoder = autoencoder_dc.Decoder(config.out_channels, in_shortcut=False, **_dcae_options(config))
+        decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in decoder.up_blocks)
+        return decoder
     plain = len(config.block_out_channels) - 1
+    attention = "AttnUpDecoderBlock2D" if config.attention else "UpDecoderBlock2D"
     return vae.Decoder(
         in_channels=config.latent_channels,
         out_channels=config.out_channels,
-        up_block_types=("AttnUpDecoderBlock2D" if config.attention else "UpDecoderBlock2D",)
-        + ("UpDecoderBlock2D",) * plain,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        norm_num_groups=config.norm_num_groups,
-        mid_block_add_attention=_middle_attention(config),
+        up_block_types=(attention,) + ("UpDecoderBlock2D",) * plain,
+        **_vqgan_options(config),
     )
+
+
+def _dcae_options(config: DualCodebookConfig) -> dict[str, Any]:
+    levels = len(config.block_out_channels)
+    return {
+        "latent_channels": config.latent_channels,
+        "block_out_channels": tuple(config.block_out_channels),
+        "layers_per_block": tuple(config.layers_per_level or [config.layers_per_block] * levels),
+        "qkv_multiscales": ((),) * levels,
+    }
+
+
+def _vqgan_options(config: DualCodebookConfig) -> dict[str, Any]:
+    return {
+        "block_out_channels": tuple(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+        "mid_block_add_attention": config.attention if config.mid_attention is None else config.mid_attention,
+    }
 
 
 def last_convolution(decoder: nn.Module) -> nn.Conv2d:
@@ -99,18 +79,10 @@ def last_convolution(decoder: nn.Module) -> nn.Conv2d:
     return last.conv if isinstance(last, autoencoder_dc.DCUpBlock2d) else last
 
 
-def _middle_attention(config: DualCodebookConfig) -> bool:
-    return config.attention if config.mid_attention is None else config.mid_attention
-
-
-def _layers(config: DualCodebookConfig) -> tuple[int, ...]:
-    return tuple(config.layers_per_level or [config.layers_per_block] * len(config.block_out_channels))
-
-
 def pad_to_multiple(x: torch.Tensor, factor: int) -> torch.Tensor:
     """Pads (..., H, W) at the bottom and the right up to the next multiples of `factor`.
 
-    The picture is continued by reflection, repeated as often as needed; a side of one pixel repeats its edge value.
+    The image is continued by reflection, repeated as often as needed; a side of one pixel repeats its edge value.
     """
     for dim in (-2, -1):
         size = x.shape[dim]

@@ -1,6 +1,6 @@
-"""Quantizers of other papers, as books for `quantizers.py`: adapters of the library `vector-quantize-pytorch`.
+"""Codebooks of other papers, for `quantizers.py`: adapters of the library `vector-quantize-pytorch`.
 
-It is imported only when one of them is built (extra `benchmarks`).
+Imported only when one of them is built (extra `benchmarks`).
 """
 
 from __future__ import annotations
@@ -13,51 +13,52 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from .packages import require_package
+
 
 def library() -> ModuleType:
     """The package vector_quantize_pytorch. Raises ValueError naming the extra to install when it is missing."""
-    try:
-        return importlib.import_module("vector_quantize_pytorch")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "`quantizer: fsq`, `lfq` and `residual` need the package vector-quantize-pytorch: "
-            "pip install 'dualcodebook-hf[benchmarks]'"
-        ) from error
+    require_package("vector_quantize_pytorch", extra="benchmarks", user="`quantizer: fsq`, `lfq` or `residual`")
+    return importlib.import_module("vector_quantize_pytorch")
 
 
-class _ScalarCodebook(nn.Module):
-    """A book without weights: its codes are a grid, and the library's module is no part of the state.
+class ScalarCodebook(nn.Module):
+    """A codebook without weights: its codes are a grid, and the library's module is no part of the state.
 
-    That module is made where it is first needed: its tables are in no checkpoint, and a model that is built on the meta
-    device and then filled would leave them empty.
+    That module is built where it is first needed: its tables are in no checkpoint, and a model that is built on the
+    meta device and then filled would leave them empty.
+
+    Args:
+        size: N.
+        dim: D, channels that are rounded one by one.
     """
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         library()
         self.size, self.dim = size, dim
-        self.register_buffer("_place", torch.empty(0), persistent=False)  # holds nothing but the device
-        self._made: dict[torch.device, nn.Module] = {}
+        self.register_buffer("_device", torch.empty(0), persistent=False)  # follows `to`, and holds nothing
+        self._library_modules: dict[torch.device, nn.Module] = {}  # of one device; a dict, so that it is no submodule
 
-    def _make(self) -> nn.Module:
+    def _build_library_module(self) -> nn.Module:
         raise NotImplementedError
 
-    def _module(self) -> nn.Module:
-        device = self._place.device
-        if device not in self._made:
+    def _library_module(self) -> nn.Module:
+        device = self._device.device
+        if device not in self._library_modules:
             with torch.device("cpu"):
-                module = self._make()
-            self._made = {device: module.to(device)}
-        return self._made[device].train(self.training)
+                module = self._build_library_module()
+            self._library_modules = {device: module.to(device)}
+        return self._library_modules[device].train(self.training)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_made": {}}
+        return {**self.__dict__, "_library_modules": {}}
 
     def extra_repr(self) -> str:
         return f"{self.size}, {self.dim}"
 
 
-class FSQCodebook(_ScalarCodebook):
+class FSQCodebook(ScalarCodebook):
     """Finite scalar quantization (arXiv 2309.15505): channel i is bounded by a tanh and rounded to levels[i] values.
 
     Args:
@@ -68,40 +69,44 @@ class FSQCodebook(_ScalarCodebook):
         super().__init__(math.prod(levels), len(levels))
         self.levels = list(levels)
 
-    def _make(self) -> nn.Module:
+    def _build_library_module(self) -> nn.Module:
         return library().FSQ(self.levels)
 
     def codes(self) -> torch.Tensor:
         """(N, D) float32 in [-1, 1]."""
-        return self._module().implicit_codebook.float()
+        return self._library_module().implicit_codebook.float()
 
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Vectors (M, D) float32 -> codes (M, D) with the library's gradient, ids int64 (M,), the loss 0."""
-        quantized, ids = self._module()(vectors[None])
+        quantized, ids = self._library_module()(vectors[None])
         return quantized[0], ids[0].long(), vectors.new_zeros(())
 
 
-class LFQCodebook(_ScalarCodebook):
+class LFQCodebook(ScalarCodebook):
     """Lookup-free quantization (MAGVIT-v2, arXiv 2310.05737): the signs of D channels, N = 2^D codes of -1 and 1.
 
     The loss is the library's, with its weights: 0.1 x (entropy of a position - entropy of the batch), taken over this
-    book's N codes, + commitment_cost x mean|z - sg(e)|^2; 0 outside training.
+    codebook's N codes, + commitment_cost x mean|z - sg(e)|^2; 0 outside training.
+
+    Args:
+        dim: D.
+        commitment_cost: weight of the commitment term.
     """
 
     def __init__(self, dim: int, commitment_cost: float) -> None:
         super().__init__(2**dim, dim)
         self.commitment_cost = commitment_cost
 
-    def _make(self) -> nn.Module:
+    def _build_library_module(self) -> nn.Module:
         return library().LFQ(codebook_size=self.size, commitment_loss_weight=self.commitment_cost)
 
     def codes(self) -> torch.Tensor:
         """(N, D) float32, -1 and 1."""
-        return self._module().codebook
+        return self._library_module().codebook
 
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Vectors (M, D) float32 -> codes (M, D) with the library's gradient, ids int64 (M,), loss."""
-        quantized, ids, loss = self._module()(vectors[None])
+        quantized, ids, loss = self._library_module()(vectors[None])
         return quantized[0], ids[0].long(), loss
 
 
@@ -109,11 +114,15 @@ class ResidualStages(nn.Module):
     """Residual VQ's stages (SoundStream, arXiv 2107.03312): tables of N_i x D, each for what the ones before it left.
 
     Kept by EMA; the first batch, even outside training, starts them by k-means. A code whose moving count falls under
-    `revival_threshold` of uniform use is put on a live vector (0: never); the other EMA books of this package split
-    the most used code instead. The tables are buffers: averaging of the weights leaves them as they are.
+    `revival_threshold` of uniform use is put on a live vector (0: never); the EMA codebook of this package
+    splits the most used code instead. The tables are buffers: averaging of the weights leaves them as they are.
 
     Args:
-        sizes: N_i of each stage. dim: D.
+        sizes: N_i of each stage.
+        dim: D.
+        commitment_cost: weight of each stage's commitment loss.
+        ema_decay: of the tables, for each batch.
+        revival_threshold: see above.
     """
 
     def __init__(
@@ -152,11 +161,17 @@ class ResidualStages(nn.Module):
 
 
 class Stage:
-    """One stage's table: size N, dim D, codes() (N, D) float32."""
+    """One stage's table.
+
+    Attributes:
+        size: N.
+        dim: D.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
         self.size, self.dim = layer.codebook_size, layer.dim
 
     def codes(self) -> torch.Tensor:
+        """(N, D) float32."""
         return self._layer.codebook.float()

@@ -30,6 +30,7 @@ def principal_components(covariance: torch.Tensor, count: int) -> tuple[torch.Te
 
     Args:
         covariance: (D, D), or any positive multiple of it; decomposed in float64.
+        count: at most D.
 
     Returns orthonormal directions (count, D) and variances (count,), not negative, both float32.
     """
@@ -40,13 +41,21 @@ def principal_components(covariance: torch.Tensor, count: int) -> tuple[torch.Te
 def kmeans(
     points: torch.Tensor, size: int, generator: torch.Generator, iterations: int = KMEANS_ITERATIONS
 ) -> torch.Tensor:
-    """Lloyd's algorithm from k-means++ centres: points (M, D), M >= size -> centres (size, D).
+    """Lloyd's algorithm from k-means++ centres.
 
-    A centre that loses all its points moves to the point that is worst served. Ends early when an iteration lowers the
-    error by less than 1e-4 of itself. Raises ValueError when there are fewer points than centres.
+    A centre that loses all its points moves to the point that is farthest from its own centre. Ends early when an
+    iteration lowers the error by less than 1e-4 of itself.
+
+    Args:
+        points: (M, D), M >= size.
+        size: number of centres.
+        generator: draws the first centres.
+        iterations: at most.
+
+    Returns the centres (size, D). Raises ValueError when there are fewer points than centres.
     """
     if len(points) < size:
-        raise ValueError(f"`points` must be at least {size}, one a centre, got {len(points)}")
+        raise ValueError(f"`points` must be at least {size}, one per centre, got {len(points)}")
     centres = _spread_centres(points, size, generator)
     last = math.inf
     for _ in range(iterations):

@@ -17,79 +17,97 @@ UPDATES = ("gradient", "ema", "linear")
 
 @dataclass(kw_only=True)
 class DualCodebookFields:
-    """The model's hyper-parameters; the defaults are the paper's. Written once, read by every face and by the trainer.
+    """The model's hyper-parameters; the defaults are the paper's. Written once, read by both faces and by the trainer.
 
     Raises ValueError (from `check`) naming the field, what was expected and what came.
     """
 
     in_channels: int = field(default=3, metadata={"help": "channels of the input"})
     out_channels: int = field(default=3, metadata={"help": "channels of the reconstruction"})
-    backbone: str = field(default="vqgan", metadata={"help": f"encoder and decoder, one of {BACKBONES}"})
+    backbone: str = field(default="vqgan", metadata={"help": "encoder and decoder: vqgan or dcae"})
     block_out_channels: list[int] = field(
         default_factory=lambda: [128, 128, 256, 256, 512],
         metadata={"help": "width of each resolution level; the downsampling factor is 2 ** (levels - 1)"},
     )
     layers_per_block: int = field(
-        default=2, metadata={"help": "residual blocks a level (vqgan's decoder has one more)"}
+        default=2, metadata={"help": "residual blocks per level (vqgan's decoder has one more)"}
     )
     layers_per_level: list[int] | None = field(
         default=None,
-        metadata={"help": "dcae: residual blocks of each level; the first may be 0 (default: layers_per_block)"},
+        metadata={"help": "dcae: residual blocks of each level; the first may be 0; None: layers_per_block"},
     )
     norm_num_groups: int = field(default=32, metadata={"help": "vqgan: groups of every GroupNorm"})
     attention: bool = field(default=True, metadata={"help": "vqgan: self-attention at the lowest resolution"})
     mid_attention: bool | None = field(
-        default=None, metadata={"help": "vqgan: self-attention in the middle blocks (default: as `attention`)"}
+        default=None, metadata={"help": "vqgan: self-attention in the middle blocks; None: like `attention`"}
     )
     linear_shortcut: bool = field(
-        default=False, metadata={"help": "add a linear f x f patch transform beside encoder and decoder"}
+        default=False, metadata={"help": "add a linear transform of f x f patches, parallel to encoder and decoder"}
     )
-    latent_channels: int | None = field(default=None, metadata={"help": "channels of the latents (= vq_embed_dim)"})
-    vq_embed_dim: int | None = field(default=None, metadata={"help": "global_dim + local_dim (derived when None)"})
+    latent_channels: int | None = field(
+        default=None, metadata={"help": "channels of the latents; None: global_dim + local_dim, and nothing else fits"}
+    )
+    vq_embed_dim: int | None = field(
+        default=None,
+        metadata={"help": "channels that are quantized; None: global_dim + local_dim, and nothing else fits"},
+    )
     quantizer: str = field(
         default="dual",
         metadata={
-            "help": "dual, or a rival; single: VQGAN's one table, local_codebook_size x local_dim; residual: two "
-            "stages of the books' sizes over all channels; fsq, lfq: finite scalar and lookup-free quantization"
+            "help": "dual, or a baseline; single: VQGAN's one codebook, local_codebook_size x local_dim; residual: two "
+            "stages over all channels, with the sizes of the two codebooks; fsq, lfq: finite scalar and lookup-free "
+            "quantization"
         },
     )
-    global_codebook_size: int = field(default=512, metadata={"help": "entries of the global codebook"})
-    local_codebook_size: int = field(default=512, metadata={"help": "entries of the local codebook"})
+    global_codebook_size: int = field(default=512, metadata={"help": "codes of the global codebook"})
+    local_codebook_size: int = field(default=512, metadata={"help": "codes of the local codebook"})
     global_dim: int = field(
         default=128, metadata={"help": "channels quantized by the global codebook (the first ones)"}
     )
     local_dim: int = field(default=128, metadata={"help": "channels quantized by the local codebook"})
     fsq_levels: list[int] | None = field(
-        default=None, metadata={"help": "fsq: levels of each channel; their products are the books' sizes"}
+        default=None, metadata={"help": "fsq: levels of each channel; their products are the sizes of the codebooks"}
     )
-    global_transformer_layers: int = field(default=6, metadata={"help": "layers over the global codes; 0: plain table"})
-    local_transformer_layers: int = field(default=0, metadata={"help": "layers over the local codes; 0: plain table"})
-    transformer_heads: int = field(default=8, metadata={"help": "attention heads of the codebook transformer"})
-    transformer_feed_forward: int = field(default=2048, metadata={"help": "its feed-forward width"})
-    transformer_dropout: float = field(default=0.1, metadata={"help": "its dropout, in [0, 1)"})
+    global_transformer_layers: int = field(
+        default=6, metadata={"help": "layers of the global codebook's transformer; 0: a plain table"}
+    )
+    local_transformer_layers: int = field(
+        default=0, metadata={"help": "layers of the local codebook's transformer; 0: a plain table"}
+    )
+    transformer_heads: int = field(default=8, metadata={"help": "attention heads of a codebook's transformer"})
+    transformer_feed_forward: int = field(
+        default=2048, metadata={"help": "feed-forward width of a codebook's transformer"}
+    )
+    transformer_dropout: float = field(default=0.1, metadata={"help": "dropout of a codebook's transformer, in [0, 1)"})
     scale_codes_to_latents: bool = field(
-        default=False, metadata={"help": "rescale a transformer's codes to the running mean and std of the latents"}
+        default=False,
+        metadata={"help": "rescale a transformer's codes to the running mean and standard deviation of the latents"},
     )
     global_update: str = field(
         default="gradient",
-        metadata={"help": f"how the global book learns, one of {UPDATES}; linear: a matrix times a fixed table"},
+        metadata={
+            "help": "how the global codebook learns; gradient: by the codebook loss; ema: as a moving average of its "
+            "latents; linear: by the codebook loss, as a fixed table times a matrix (SimVQ)"
+        },
     )
-    local_update: str = field(default="gradient", metadata={"help": f"how the local book learns, one of {UPDATES}"})
+    local_update: str = field(
+        default="gradient", metadata={"help": "how the local codebook learns: gradient, ema or linear"}
+    )
     codebook_ema_decay: float = field(
-        default=0.99, metadata={"help": "decay of ema books and of the latents' statistics"}
+        default=0.99, metadata={"help": "decay of ema codebooks and of the latents' statistics, in (0, 1)"}
     )
     revival_threshold: float = field(
         default=0.1, metadata={"help": "ema: codes used less than this share of uniform use are revived; 0: never"}
     )
-    commitment_cost: float = field(default=0.25, metadata={"help": "beta of the commitment loss"})
-    scaling_factor: float = field(default=1.0, metadata={"help": "for diffusers' latent diffusion pipelines"})
+    commitment_cost: float = field(default=0.25, metadata={"help": "weight of the commitment loss (beta)"})
+    scaling_factor: float = field(default=1.0, metadata={"help": "for diffusers' pipelines: multiplies the latents"})
     force_upcast: bool = field(
         default=False, metadata={"help": "for diffusers' pipelines: decode in float32 under fp16"}
     )
 
     @property
     def downsample_factor(self) -> int:
-        """Pixels of a latent position's side, f."""
+        """Pixels on the side of a latent position, f."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def check(self) -> None:
@@ -103,16 +121,8 @@ class DualCodebookFields:
         self.block_out_channels = list(self.block_out_channels)
         if not self.block_out_channels or min(self.block_out_channels) < 1:
             raise ValueError(f"`block_out_channels` must be positive widths, got {self.block_out_channels}")
-        for name in (
-            "in_channels",
-            "out_channels",
-            "layers_per_block",
-            "norm_num_groups",
-            "local_codebook_size",
-            "local_dim",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("transformer_heads", "transformer_feed_forward"):
+        positive = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "local_codebook_size")
+        for name in (*positive, "local_dim", "transformer_heads", "transformer_feed_forward"):
             _at_least(name, getattr(self, name), 1)
         for name in ("global_transformer_layers", "local_transformer_layers", "revival_threshold", "commitment_cost"):
             _at_least(name, getattr(self, name), 0)
@@ -147,8 +157,8 @@ class DualCodebookFields:
             _at_least("global_dim", self.global_dim, 1)
         elif self.global_codebook_size or self.global_dim:
             raise ValueError(
-                "`quantizer: single` has one book, the local one: set global_codebook_size and global_dim to 0, got "
-                f"{self.global_codebook_size} and {self.global_dim}"
+                "`quantizer: single` has one codebook, the local one: set global_codebook_size and global_dim to 0, "
+                f"got {self.global_codebook_size} and {self.global_dim}"
             )
         width = self.global_dim + self.local_dim
         for name in ("vq_embed_dim", "latent_channels"):
@@ -165,20 +175,20 @@ class DualCodebookFields:
             raise ValueError(f"`codebook_ema_decay` must lie in (0, 1), got {self.codebook_ema_decay}")
 
     def _check_updates(self) -> None:
-        for codebook in ("global", "local") if self.quantizer == "dual" else ("local",):
-            layers, dim = getattr(self, f"{codebook}_transformer_layers"), getattr(self, f"{codebook}_dim")
+        for part in ("global", "local") if self.quantizer == "dual" else ("local",):
+            layers, dim = getattr(self, f"{part}_transformer_layers"), getattr(self, f"{part}_dim")
             if layers and dim % self.transformer_heads:
                 raise ValueError(
-                    f"`{codebook}_dim` must be a multiple of transformer_heads={self.transformer_heads}, got {dim}"
+                    f"`{part}_dim` must be a multiple of transformer_heads={self.transformer_heads}, got {dim}"
                 )
-            update = getattr(self, f"{codebook}_update")
+            update = getattr(self, f"{part}_update")
             if layers and update != "gradient":
                 raise ValueError(
-                    f"`{codebook}_update: {update}` needs a plain table; set {codebook}_transformer_layers to 0, got {layers}"
+                    f"`{part}_update: {update}` needs a plain table; set {part}_transformer_layers to 0, got {layers}"
                 )
 
     def _check_scalars(self) -> None:
-        """fsq and lfq: a book's size follows from the channels that it quantizes one by one."""
+        """fsq and lfq: the size of a codebook follows from the channels that it quantizes one by one."""
         if self.quantizer != "fsq" and self.fsq_levels is not None:
             raise ValueError(f"`fsq_levels` is for `quantizer: fsq`, got {self.fsq_levels} with {self.quantizer!r}")
         if self.quantizer not in ("fsq", "lfq"):
@@ -191,11 +201,11 @@ class DualCodebookFields:
                     f"`fsq_levels` must be one number of at least 3 for each of the global_dim + local_dim = {width} "
                     f"channels, got {levels}"
                 )
-        for codebook, part in (("global", levels[: self.global_dim]), ("local", levels[self.global_dim :])):
-            size, count = getattr(self, f"{codebook}_codebook_size"), math.prod(part)
+        for part, numbers in (("global", levels[: self.global_dim]), ("local", levels[self.global_dim :])):
+            size, count = getattr(self, f"{part}_codebook_size"), math.prod(numbers)
             if size != count:
                 raise ValueError(
-                    f"`{codebook}_codebook_size` must be {count} = {' x '.join(map(str, part))}, its channels' levels, "
+                    f"`{part}_codebook_size` must be {count} = {' x '.join(map(str, numbers))}, its channels' levels, "
                     f"with `quantizer: {self.quantizer}`, got {size}"
                 )
 
@@ -219,10 +229,12 @@ class DualCodebookConfig(DualCodebookFields, PreTrainedConfig):
 
 
 def config_hash(config) -> str:
-    """Twelve hex digits that identify the architecture. Tokens made by one hash do not fit a model of another.
+    """Twelve hex digits that identify the architecture. Tokens of one hash do not fit a model of another.
 
-    `config`: anything with the fields as attributes (both faces' `model.config`). Fields at their default are left
-    out, so that a field that a later version adds changes no hash.
+    Fields at their default are left out, so that a field that a later version adds changes no hash.
+
+    Args:
+        config: anything with the fields as attributes (both faces' `model.config`).
     """
     plain = {}
     for name, default in dataclasses.asdict(DualCodebookFields()).items():

@@ -18,15 +18,19 @@ from .quantizers import QUANTIZERS, build_quantizer
 # bfloat16 rounds values near 1 by up to 2**-9; what lies further out has another range (0..255, ...).
 RANGE_TOLERANCE = 1e-2
 # What `device_map` keeps on one device: classes within which tensors meet without a hooked forward pass.
-NO_SPLIT_MODULES = ["Encoder", "Decoder", "DCEncoder", "DCDecoder", *(kind.__name__ for kind in QUANTIZERS.values())]
+NO_SPLIT_MODULES = ["Encoder", "Decoder", *(kind.__name__ for kind in QUANTIZERS.values())]
 
 
 @dataclass
 class DualCodebookOutput(BaseOutput):
-    """Result of a forward pass over pictures (B, C, H, W).
+    """Result of a forward pass over images (B, C, H, W).
 
-    sample: (B, C, H, W) reconstruction, about [-1, 1], not clamped. tokens: int64 (B, books, h, w).
-    losses: {"<book>_codebook": scalar}, the paper's L_global and L_local. latents, quantized: (B, vq_embed_dim, h, w).
+    Attributes:
+        sample: (B, C, H, W) reconstruction, about [-1, 1], not clamped.
+        tokens: int64 (B, codebooks, h, w).
+        losses: {"<name>_codebook": scalar}, the paper's L_global and L_local.
+        latents: (B, vq_embed_dim, h, w), before the codebooks.
+        quantized: (B, vq_embed_dim, h, w), after them.
     """
 
     # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
@@ -38,7 +42,7 @@ class DualCodebookOutput(BaseOutput):
 
 
 class DualCodebookCore:
-    """Mixin over an nn.Module with a `config`: Encoder -> quant_conv -> books -> post_quant_conv -> Decoder (paper)."""
+    """Encoder -> quant_conv -> codebooks -> post_quant_conv -> Decoder (paper): a mixin over a module with `config`."""
 
     def build_layers(self, config: DualCodebookConfig) -> None:
         """Creates the submodules; both faces call it, so that their state-dict keys are equal."""
@@ -78,9 +82,9 @@ class DualCodebookCore:
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
-        """Pictures (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
+        """Images (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
 
-        Pictures are padded at the bottom and the right by reflection. Raises ValueError for another shape or type.
+        Images are padded at the bottom and the right by reflection. Raises ValueError for another shape or type.
         """
         self._check_pixels(x)
         x = pad_to_multiple(x, self.downsample_factor)
@@ -100,11 +104,16 @@ class DualCodebookCore:
         return_dict: bool = True,
         shape: tuple[int, ...] | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Latents, or product ids, to pictures (B, C, h*f, w*f), as diffusers' VQModel does; never crops.
+        """Latents, or product ids, to images (B, C, h*f, w*f), as diffusers' VQModel does; never crops.
 
         Args:
-            h: latents (B, vq_embed_dim, h, w), quantized first unless `force_not_quantize`; or integer product ids
-                g * N_local + l, of shape (B, h, w) or any other together with `shape` = (B, h, w, C).
+            h: latents (B, vq_embed_dim, h, w); or integer product ids g * N_local + l, of shape (B, h, w), or of any
+                other shape together with `shape`.
+            force_not_quantize: decode latents as they are; otherwise they are quantized first.
+            return_dict: False: the tuple (sample, loss).
+            shape: (B, h, w, C), of product ids only.
+
+        Raises ValueError for another shape.
         """
         if torch.is_floating_point(h):
             if h.ndim != 4 or h.shape[1] != self.config.vq_embed_dim:
@@ -130,7 +139,7 @@ class DualCodebookCore:
         return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized).to(sample.device)
 
     def autoencode(self, x: torch.Tensor) -> DualCodebookOutput:
-        """The forward pass of both faces: pictures (B, C, H, W) -> DualCodebookOutput, cropped to (H, W)."""
+        """The forward pass of both faces: images (B, C, H, W) -> DualCodebookOutput, cropped to (H, W)."""
         latents = self.encode(x).latents
         output = self.quantize(latents, return_dict=True)
         sample = self._decode(output.quantized)[..., : x.shape[-2], : x.shape[-1]]
@@ -139,7 +148,7 @@ class DualCodebookCore:
     @torch.no_grad()
     @apply_forward_hook
     def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] -> tokens int64 (B, books, ceil(H/f), ceil(W/f)).
+        """Images (B, C, H, W) in [-1, 1] -> tokens int64 (B, codebooks, ceil(H/f), ceil(W/f)).
 
         [:, 0] are the global tokens, [:, 1] the local ones. Raises ValueError for a wrong shape, type or range.
         """
@@ -153,11 +162,14 @@ class DualCodebookCore:
     def detokenize(
         self, tokens: torch.Tensor, size: tuple[int, int] | None = None, only: str | None = None
     ) -> torch.Tensor:
-        """Tokens (B, books, h, w) -> pictures (B, C, h*f, w*f), about [-1, 1], not clamped.
+        """Tokens to images (B, C, h*f, w*f), about [-1, 1], not clamped.
 
         Args:
-            size: (H, W) of the original picture, to crop the padding away.
-            only: a book's name ("global", "local"): every other book gives the mean of its codes instead.
+            tokens: (B, codebooks, h, w), any integer type.
+            size: (H, W) of the original image, to crop the padding away.
+            only: a codebook's name ("global", "local"): every other codebook gives the mean of its codes instead.
+
+        Raises ValueError for a wrong shape, type, range, size or name.
         """
         self._check_tokens(tokens, size, only)
         sample = self._decode(self.quantize.lookup(tokens.long(), only))
@@ -193,7 +205,9 @@ class DualCodebookCore:
         for index, (name, codebook) in enumerate(codebooks.items()):
             low, high = tokens[:, index].long().aminmax()
             if low < 0 or high >= codebook.size:
-                raise ValueError(f"`tokens` of the {name} book must lie in [0, {codebook.size}), got [{low}, {high}]")
+                raise ValueError(
+                    f"`tokens` of the {name} codebook must lie in [0, {codebook.size}), got [{low}, {high}]"
+                )
 
 
 def _check_range(pixels: torch.Tensor) -> None:

@@ -94,7 +94,10 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1], any floating type and device -> RGB picture; clamped and rounded to 8 bits."""
+    """(3, H, W) in [-1, 1], any floating type and device -> RGB picture; clamped and rounded to 8 bits.
+
+    Raises ValueError for another shape.
+    """
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ValueError(f"`pixels` must be of shape (3, H, W), got {tuple(pixels.shape)}")
     scaled = (pixels.detach().float().clamp(-1, 1) + 1) * 127.5
@@ -104,7 +107,11 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
 def resize_to_max_pixels(image: Image.Image, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Shrinks a picture of more than `max_pixels` pixels to no more (LANCZOS, aspect kept); others come back unchanged.
 
-    `max_pixels` None: no limit. Raises ValueError when it is below 1.
+    Args:
+        image: of any mode.
+        max_pixels: at least 1; None: no limit.
+
+    Raises ValueError when `max_pixels` is below 1.
     """
     if max_pixels is None:
         return image
@@ -130,7 +137,12 @@ def resize_shorter_side(
 ) -> Image.Image:
     """Resizes, up or down, until the shorter side has `size` pixels; the longer one is rounded down, as in torchvision.
 
-    `resample`: PIL's filter or its name ("bilinear", "bicubic", "lanczos", ...). Raises ValueError for another name.
+    Args:
+        image: of any mode.
+        size: at least 1.
+        resample: PIL's filter or its name ("bilinear", "bicubic", "lanczos", ...).
+
+    Raises ValueError for another name, or a `size` below 1.
     """
     if size < 1:
         raise ValueError(f"`size` must be at least 1, got {size}")
@@ -149,7 +161,14 @@ def resampling_filter(resample: str | int | Image.Resampling) -> Image.Resamplin
 
 
 def center_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """The middle of a picture: `size` is a side or (height, width). Raises ValueError where the picture is smaller."""
+    """The middle of a picture.
+
+    Args:
+        image: of any mode.
+        size: the side of a square, or (height, width).
+
+    Raises ValueError where the picture is smaller.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     if height > image.height or width > image.width:
         raise ValueError(f"`size` of the crop, {width}x{height}, exceeds the picture's {image.width}x{image.height}")
@@ -158,7 +177,7 @@ def center_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
 
 
 class DualCodebookImageProcessorKwargs(ImagesKwargs, total=False):
-    """The options of `DualCodebookImageProcessor` beyond those of every image processor."""
+    """The options of `DualCodebookImageProcessor` that not every image processor has."""
 
     max_pixels: int | None
 
@@ -169,12 +188,17 @@ class DualCodebookImageProcessor(PilBackend):
     Takes what `read_image` takes, URLs, and arrays (H, W, C) or (C, H, W) of values in 0..255; one of them or a list.
 
     Args:
-        do_resize: resize to `size`, {"shortest_edge": s} or {"height": h, "width": w}, by `resample`. Off by default:
-            the tokenizer takes any size.
-        max_pixels: without `do_resize`, pictures of more pixels are shrunk to no more than so many, aspect kept.
-            The default is one megapixel; None: no limit.
+        do_resize: resize to `size` by `resample`. Off by default: the tokenizer takes any size.
+        size: {"shortest_edge": s} or {"height": h, "width": w}.
+        resample: PIL's filter.
+        max_pixels: without `do_resize`, pictures of more pixels than this are shrunk to no more, aspect kept. The
+            default is one megapixel; None: no limit.
         do_center_crop: then cut `crop_size` out of the middle; a smaller picture is a ValueError.
-        do_rescale, do_normalize, image_mean, image_std: 0..255 to [-1, 1] by default.
+        crop_size: {"height": h, "width": w}.
+        do_rescale: 0..255 to 0..1.
+        do_normalize: subtract `image_mean` and divide by `image_std`: 0..1 to [-1, 1] by default.
+        image_mean: of each channel.
+        image_std: of each channel.
         do_convert_rgb: see `read_image`.
 
     `preprocess(images, return_tensors="pt")` raises ValueError for pictures that cannot be read, and for pictures that
@@ -243,7 +267,7 @@ class DualCodebookImageProcessor(PilBackend):
         **kwargs: Any,
     ) -> BatchFeature:
         if not do_resize and max_pixels is not None:
-            images = [self._limit(image, max_pixels, resample) for image in images]
+            images = [self._resize_to_max_pixels(image, max_pixels, resample) for image in images]
         features = super()._preprocess(images, do_resize=do_resize, resample=resample, return_tensors=None, **kwargs)
         sizes = {array.shape[-2:] for array in features["pixel_values"]}
         if return_tensors is not None and len(sizes) > 1:
@@ -254,7 +278,7 @@ class DualCodebookImageProcessor(PilBackend):
             )
         return features.convert_to_tensors(return_tensors)
 
-    def _limit(self, image: np.ndarray, max_pixels: int, resample: Image.Resampling) -> np.ndarray:
+    def _resize_to_max_pixels(self, image: np.ndarray, max_pixels: int, resample: Image.Resampling) -> np.ndarray:
         height, width = image.shape[-2:]
         new_width, new_height = _size_within(width, height, max_pixels)
         if (new_width, new_height) == (width, height):

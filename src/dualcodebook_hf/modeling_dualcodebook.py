@@ -22,12 +22,15 @@ from .core import NO_SPLIT_MODULES, DualCodebookCore
 
 @dataclass
 class DualCodebookModelOutput(ModelOutput):
-    """Result of a forward pass over pictures (B, C, H, W), named as transformers' own image tokenizers name theirs.
+    """Result of a forward pass over images (B, C, H, W), named as transformers' own image tokenizers name theirs.
 
-    image_tokens: int64 (B, books, h, w), [:, 0] global, [:, 1] local. decoded_pixel_values: (B, C, H, W)
-    reconstruction, about [-1, 1], not clamped. last_hidden_state: latents before the books, (B, vq_embed_dim, h, w).
-    quantized_last_hidden_state: the same after them. loss, embedding_loss: scalars, with `return_loss=True` only:
-    mean |x - x_hat| + embedding_loss, and the paper's L_global + L_local.
+    Attributes:
+        image_tokens: int64 (B, codebooks, h, w), [:, 0] global, [:, 1] local.
+        loss: scalar, mean |x - x_hat| + embedding_loss; with `return_loss=True` only.
+        decoded_pixel_values: (B, C, H, W) reconstruction, about [-1, 1], not clamped.
+        last_hidden_state: (B, vq_embed_dim, h, w), the latents before the codebooks.
+        quantized_last_hidden_state: (B, vq_embed_dim, h, w), the latents after them.
+        embedding_loss: scalar, the paper's L_global + L_local; with `return_loss=True` only.
     """
 
     # The tokens come first: transformers' feature extraction pipeline returns the first field.
@@ -55,17 +58,13 @@ class CheckpointedAttnUp(GradientCheckpointingLayer, AttnUpDecoderBlock2D):
     """A level of the `vqgan` decoder with attention."""
 
 
-class CheckpointedSequential(GradientCheckpointingLayer, nn.Sequential):
-    """A level of the `dcae` encoder or decoder."""
-
-
-# diffusers' networks checkpoint their levels from outside, transformers wants levels that do it themselves.
+# diffusers' networks checkpoint their levels from outside. transformers wants levels that do it themselves: only these
+# count for its `every_n_layers`, and its own test suite fails a model that has none.
 CHECKPOINTED = {
     DownEncoderBlock2D: CheckpointedDown,
     AttnDownEncoderBlock2D: CheckpointedAttnDown,
     UpDecoderBlock2D: CheckpointedUp,
     AttnUpDecoderBlock2D: CheckpointedAttnUp,
-    nn.Sequential: CheckpointedSequential,
 }
 
 
@@ -87,8 +86,9 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
     def __init__(self, config: DualCodebookConfig) -> None:
         super().__init__(config)
         self.build_layers(config)
-        for level in (*self.encoder.down_blocks, *self.decoder.up_blocks):
-            level.__class__ = CHECKPOINTED[type(level)]
+        if config.backbone == "vqgan":
+            for level in (*self.encoder.down_blocks, *self.decoder.up_blocks):
+                level.__class__ = CHECKPOINTED[type(level)]
         self.post_init()
 
     def init_weights(self) -> None:
@@ -103,7 +103,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
 
     def _set_gradient_checkpointing(self, *args, **kwargs) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
-        for network in (self.encoder, self.decoder):  # their levels do it: not twice
+        for network in (self.encoder, self.decoder):  # its levels do it: not twice
             network._gradient_checkpointing_func = _call
 
     def forward(
@@ -114,9 +114,15 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> DualCodebookModelOutput | tuple[torch.Tensor, ...]:
-        """Pictures (B, C, H, W) in [-1, 1] -> DualCodebookModelOutput; a tuple of what is there if not `return_dict`.
+        """Images to tokens and back.
 
-        `output_hidden_states` and `output_attentions` are taken, as by every transformers model, and give nothing.
+        Args:
+            pixel_values: (B, C, H, W) in [-1, 1].
+            return_loss: compute the losses too.
+            return_dict: False: a tuple of the fields that are not None.
+            output_hidden_states: accepted, as by every transformers model; there are none.
+            output_attentions: the same.
+
         Raises ValueError when the shape or the type of `pixel_values` is wrong.
         """
         output = self.autoencode(pixel_values)

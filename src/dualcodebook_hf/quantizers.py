@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .codebooks import Codebook, GlobalCodebook, LocalCodebook
+from .codebooks import Codebook, build_codebook
 from .configuration_dualcodebook import DualCodebookConfig
 
 
@@ -17,8 +17,10 @@ from .configuration_dualcodebook import DualCodebookConfig
 class QuantizerOutput:
     """What every quantizer returns.
 
-    quantized: (B, C, h, w) in the latents' type; its gradient is the latents' (straight-through).
-    tokens: int64 (B, books, h, w). losses: {"<book>_codebook": scalar float32}, the paper's L_global and L_local.
+    Attributes:
+        quantized: (B, C, h, w) in the latents' type; its gradient is the latents' (straight-through).
+        tokens: int64 (B, codebooks, h, w).
+        losses: {"<name>_codebook": scalar float32}, the paper's L_global and L_local.
     """
 
     quantized: torch.Tensor
@@ -27,9 +29,9 @@ class QuantizerOutput:
 
 
 class Quantizer(nn.Module):
-    """Splits the channels among its books, in order, and quantizes each slice by its own book.
+    """Splits the channels among its codebooks, in order, and quantizes each slice by its own codebook.
 
-    A subclass registers its codebooks as submodules and names them in `book_names`: {token name: attribute}.
+    A subclass registers its codebooks as submodules and names them in `codebook_names`: {token name: attribute}.
     """
 
     codebook_names: dict[str, str] = {}
@@ -45,12 +47,12 @@ class Quantizer(nn.Module):
 
     @property
     def sizes(self) -> list[int]:
-        """Entries of each book."""
+        """Number of codes of each codebook."""
         return [codebook.size for codebook in self.codebooks.values()]
 
     @property
     def slices(self) -> dict[str, int]:
-        """Width of each part of the channels that is quantized by itself, in order: one for each book."""
+        """Width of each part of the channels that is quantized by itself, in order: one for each codebook."""
         return {name: codebook.dim for name, codebook in self.codebooks.items()}
 
     @property
@@ -66,9 +68,9 @@ class Quantizer(nn.Module):
     def quantize_latents(self, z: torch.Tensor) -> QuantizerOutput:
         """Latents (B, C, h, w) -> QuantizerOutput.
 
-        Each loss is mean|sg(z) - e|^2 + commitment_cost * mean|z - sg(e)|^2 (paper: the loss); a book updated by
-        EMA has the second term only. Everything runs in float32 with autocast off, whatever the type of z.
-        Raises ValueError when C is not the sum of the books' widths.
+        Each loss is mean|sg(z) - e|^2 + commitment_cost * mean|z - sg(e)|^2 (paper: the loss); a codebook that no
+        gradient moves has the second term only. Everything runs in float32 with autocast off, whatever the type of z.
+        Raises ValueError when C is not the sum of the codebooks' widths.
         """
         self._check_latents(z)
         quantized, tokens, losses = [], [], {}
@@ -86,16 +88,20 @@ class Quantizer(nn.Module):
         self, codebook: Codebook, vectors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Vectors (M, D) float32 -> codes (M, D) with the vectors' gradient, ids int64 (M,), loss."""
-        nearest, ids, _ = codebook(vectors)
+        nearest, ids = codebook(vectors)
         loss = self.commitment_cost * F.mse_loss(vectors, nearest.detach())
-        if codebook.update != "ema":
+        if codebook.learns_by_gradient:
             loss = loss + F.mse_loss(nearest, vectors.detach())
         return straight_through(vectors, nearest), ids, loss
 
     def lookup(self, tokens: torch.Tensor, only: str | None = None) -> torch.Tensor:
-        """Tokens (B, books, h, w) -> codes (B, C, h, w) float32.
+        """Tokens to codes.
 
-        With `only` (a book's name) every other slice is the mean of its book's codes.
+        Args:
+            tokens: (B, codebooks, h, w), any integer type.
+            only: a codebook's name: every other slice is the mean of its codebook's codes.
+
+        Returns (B, C, h, w) float32.
         """
         parts = []
         for index, (name, codebook) in enumerate(self.codebooks.items()):
@@ -108,19 +114,19 @@ class Quantizer(nn.Module):
         return torch.cat(parts, dim=-1).movedim(-1, 1).contiguous()
 
     def to_product_ids(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, books, h, w) -> one product id a position, (B, h, w): g * N_local + l."""
+        """Tokens (B, codebooks, h, w) -> one product id per position, (B, h, w): g * N_local + l."""
         ids = tokens[:, 0]
         for index, size in enumerate(self.sizes[1:], start=1):
             ids = ids * size + tokens[:, index]
         return ids
 
     def from_product_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Product ids (B, h, w) -> tokens (B, books, h, w)."""
+        """Product ids (B, h, w) -> tokens (B, codebooks, h, w)."""
         parts = []
         for size in reversed(self.sizes[1:]):
             parts.append(ids % size)
             ids = ids // size
-        # What is left is not wrapped into the first book: an id out of range must fail when it is looked up.
+        # What is left is not wrapped into the first codebook: an id out of range must fail when it is looked up.
         return torch.stack([ids, *parts[::-1]], dim=1)
 
     def forward(
@@ -156,33 +162,18 @@ class DualCodebookQuantizer(Quantizer):
 
     def __init__(self, config: DualCodebookConfig) -> None:
         super().__init__(config.commitment_cost)
-        self.global_codebook = GlobalCodebook(
-            config.global_codebook_size,
-            config.global_dim,
-            transformer_layers=config.global_transformer_layers,
-            **_codebook_options(config, config.global_update),
-        )
-        self.local_codebook = LocalCodebook(
-            config.local_codebook_size,
-            config.local_dim,
-            transformer_layers=config.local_transformer_layers,
-            **_codebook_options(config, config.local_update),
-        )
+        self.global_codebook = build_codebook(config, "global")
+        self.local_codebook = build_codebook(config, "local")
 
 
 class SingleCodebookQuantizer(Quantizer):
-    """VQGAN's: one book over all channels (`local_codebook_size` x `local_dim`)."""
+    """VQGAN's: one codebook over all channels (`local_codebook_size` x `local_dim`)."""
 
     codebook_names = {"codebook": "codebook"}
 
     def __init__(self, config: DualCodebookConfig) -> None:
         super().__init__(config.commitment_cost)
-        self.codebook = LocalCodebook(
-            config.local_codebook_size,
-            config.local_dim,
-            transformer_layers=config.local_transformer_layers,
-            **_codebook_options(config, config.local_update),
-        )
+        self.codebook = build_codebook(config, "local")
 
 
 class ScalarQuantizer(Quantizer):
@@ -192,18 +183,18 @@ class ScalarQuantizer(Quantizer):
     of the library `vector-quantize-pytorch`; its commitment term has the weight `commitment_cost` (LFQ).
     """
 
-    codebook_names = {"first": "first_book", "second": "second_book"}
+    codebook_names = {"first": "first_codebook", "second": "second_codebook"}
 
     def __init__(self, config: DualCodebookConfig) -> None:
         from .baseline_quantizers import FSQCodebook, LFQCodebook
 
         super().__init__(config.commitment_cost)
         if config.quantizer == "fsq":
-            self.first_book = FSQCodebook(config.fsq_levels[: config.global_dim])
-            self.second_book = FSQCodebook(config.fsq_levels[config.global_dim :])
+            self.first_codebook = FSQCodebook(config.fsq_levels[: config.global_dim])
+            self.second_codebook = FSQCodebook(config.fsq_levels[config.global_dim :])
         else:
-            self.first_book = LFQCodebook(config.global_dim, config.commitment_cost)
-            self.second_book = LFQCodebook(config.local_dim, config.commitment_cost)
+            self.first_codebook = LFQCodebook(config.global_dim, config.commitment_cost)
+            self.second_codebook = LFQCodebook(config.local_dim, config.commitment_cost)
 
     def _quantize_slice(
         self, codebook: nn.Module, vectors: torch.Tensor
@@ -213,10 +204,10 @@ class ScalarQuantizer(Quantizer):
 
 
 class ResidualQuantizer(Quantizer):
-    """Residual VQ: the second book quantizes, over all channels, what the first one left; the codes are added.
+    """Residual VQ: the second codebook quantizes, over all channels, what the first one left; the codes are added.
 
-    EMA books from the library `vector-quantize-pytorch`; losses: commitment_cost * mean|z - sg(e)|^2 of each stage. The
-    gradient passes straight through once (the library's own sum of stages would pass it once a stage).
+    EMA codebooks from the library `vector-quantize-pytorch`; losses: commitment_cost * mean|z - sg(e)|^2 of each
+    stage. The gradient passes straight through once (the library's own sum of stages would pass it once per stage).
     """
 
     def __init__(self, config: DualCodebookConfig) -> None:
@@ -253,9 +244,13 @@ class ResidualQuantizer(Quantizer):
         return QuantizerOutput(quantized.to(z.dtype).contiguous(), tokens, named)
 
     def lookup(self, tokens: torch.Tensor, only: str | None = None) -> torch.Tensor:
-        """Tokens (B, books, h, w) -> the sum of the stages' codes (B, C, h, w) float32.
+        """Tokens to the sum of the stages' codes.
 
-        With `only` (a stage's name) every other stage adds the mean of its codes.
+        Args:
+            tokens: (B, stages, h, w), any integer type.
+            only: a stage's name: every other stage adds the mean of its codes.
+
+        Returns (B, C, h, w) float32.
         """
         total = 0.0
         for index, (name, codebook) in enumerate(self.codebooks.items()):
@@ -289,15 +284,3 @@ def build_quantizer(config: DualCodebookConfig) -> Quantizer:
 def straight_through(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Exactly `value`, with exactly the gradient of `source` (straight-through): source - sg(source) is zero."""
     return value.detach() + (source - source.detach())
-
-
-def _codebook_options(config: DualCodebookConfig, update: str) -> dict:
-    return {
-        "heads": config.transformer_heads,
-        "feed_forward": config.transformer_feed_forward,
-        "dropout": config.transformer_dropout,
-        "scale_to_latents": config.scale_codes_to_latents,
-        "update": update,
-        "ema_decay": config.codebook_ema_decay,
-        "revival_threshold": config.revival_threshold,
-    }

@@ -1,4 +1,4 @@
-"""transformers' pipeline task "image-reconstruction": picture -> picture and tokens."""
+"""transformers' pipeline task "image-reconstruction": a picture -> its reconstruction and its tokens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ TASK = "image-reconstruction"
 
 
 class ImageReconstructionPipeline(Pipeline):
-    """`pipeline("image-reconstruction", model=...)(picture)` -> {"image": PIL picture, "image_tokens": (books, h, w)}.
+    """`pipeline("image-reconstruction", model=...)(picture)` -> {"image": ..., "image_tokens": ...}.
 
-    Takes what `DualCodebookImageProcessor` takes, or a list of it; `image_processor_kwargs` are that class's options.
-    With `batch_size` above 1 the pictures of a batch must be of one size when they reach the model.
+    "image" is a PIL picture, "image_tokens" int64 (codebooks, h, w). Takes what `DualCodebookImageProcessor` takes, or
+    a list of it. With `batch_size` above 1 the pictures of a batch must be of one size when they reach the model.
+
+    Args:
+        image_processor_kwargs: options of `DualCodebookImageProcessor`.
+
+    Raises ValueError for any other option.
     """
 
     _load_processor = False

@@ -10,24 +10,29 @@ from torch import nn
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..backbone import last_convolution
 from ..clustering import kmeans, patchify, principal_components
-from ..codebooks import nearest_codes
 
 PATCHES = 40_000
 
 
 @torch.no_grad()
 def initialize_from_images(model: DualCodebookVQModel, images: torch.Tensor, seed: int = 0) -> None:
-    """Fits the shortcut and the books to `pictures` (N, 3, R, R) in [-1, 1]; the networks start by adding nothing.
+    """Fits the linear shortcut and the codebooks to images; the networks start by adding nothing.
 
     The latents are the principal components of f x f patches, at the pixels' scale: the strongest ones in the first
-    channels of the first book, as many as carry its share of the bits at the least error (reverse water-filling), the
-    next ones in the second book; channels that are left over start at zero. `quant_conv` and `post_quant_conv` hold
-    each component's standard deviation, so that encoder and decoder work on numbers near 1. A book of more codes than
-    there are patches (at most 40,000 are taken) starts as the product of two, each over half of the bits.
+    channels of the first codebook, as many as carry its share of the bits at the least error (reverse water-filling),
+    the next ones in the second codebook; channels that are left over start at zero. `quant_conv` and `post_quant_conv`
+    hold each component's standard deviation, so that encoder and decoder work on numbers near 1. A codebook of more
+    codes than there are patches (at most 40,000 are taken) starts as the product of two, each over half of the bits.
+
+    Args:
+        model: changed in place; codebooks whose codes are computed stay as they are.
+        images: (N, 3, R, R) in [-1, 1].
+        seed: of the patches that are taken and of k-means.
+
     Raises ValueError when the model has no linear shortcut.
     """
     if model.linear_encoder is None:
-        raise ValueError("`linear_shortcut` must be true for an initialisation from pictures, got false")
+        raise ValueError("`linear_shortcut` must be true for an initialization from images, got false")
     generator = torch.Generator().manual_seed(seed)
     factor, codebooks = model.downsample_factor, model.quantize.codebooks
     height, width = images.shape[-2:]
@@ -36,35 +41,33 @@ def initialize_from_images(model: DualCodebookVQModel, images: torch.Tensor, see
     components, variances = principal_components(torch.cov(patches.T.double()), sum(model.quantize.dims))
     channels = _assign(variances, [math.log2(codebook.size) for codebook in codebooks.values()], model.quantize.dims)
     kernels = torch.zeros(len(channels), components.shape[1])
-    scales = torch.full((len(channels),), variances.sqrt()[len(variances) // 2].item())
+    deviations = torch.full((len(channels),), variances.sqrt()[len(variances) // 2].item())
     for channel, component in enumerate(channels):
         if component is not None:
-            kernels[channel], scales[channel] = components[component], variances[component].sqrt()
-    scales = scales.clamp_min(1e-3)
+            kernels[channel], deviations[channel] = components[component], variances[component].sqrt()
+    _set_layers(model, kernels, deviations.clamp_min(1e-3))
+    latents = (patches @ kernels.T).split(model.quantize.dims, dim=1)
+    for codebook, vectors in zip(codebooks.values(), latents, strict=True):
+        if codebook.is_table:
+            codebook.set_codes(_starting_codes(vectors, codebook.size, generator), vectors)
+
+
+def _set_layers(model: DualCodebookVQModel, kernels: torch.Tensor, deviations: torch.Tensor) -> None:
+    """The shortcut projects on `kernels` (D, 3 * f * f); encoder and decoder see latents over `deviations` (D,)."""
     for layer in (model.linear_encoder, model.linear_decoder):
         layer.weight.copy_(kernels.unflatten(1, layer.weight.shape[1:]))
         nn.init.zeros_(layer.bias)
-    for layer, diagonal in ((model.quant_conv, scales), (model.post_quant_conv, 1 / scales)):
+    for layer, diagonal in ((model.quant_conv, deviations), (model.post_quant_conv, 1 / deviations)):
         layer.weight.copy_(torch.diag(diagonal)[:, :, None, None])
         nn.init.zeros_(layer.bias)
     for layer in (model.encoder.conv_out, last_convolution(model.decoder)):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    latents = (patches @ kernels.T).split(model.quantize.dims, dim=1)
-    for codebook, vectors in zip(codebooks.values(), latents, strict=True):
-        if codebook.transformer is None and codebook.update != "linear":
-            codebook.weight.copy_(_starting_codes(vectors, codebook.size, generator))
-        if codebook.update == "ema":
-            counts = torch.bincount(nearest_codes(vectors, codebook.weight), minlength=codebook.size)
-            # At least a uniform share's tenth: a rare cluster is not dead before training has looked for it.
-            codebook.cluster_size.copy_(
-                (counts / counts.sum()).clamp_min(max(0.1, 2 * codebook.revival_threshold) / codebook.size)
-            )
 
 
 def _starting_codes(vectors: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """Centres (size, D) of vectors (M, D) by k-means; if M < size, every pair of a centre of the first dims and one of
-    the others: two books of as equal sizes as their product allows, divided where the first dims carry its bits."""
+    the others: two codebooks of as equal sizes as their product allows, divided where the first dims carry its bits."""
     if size <= len(vectors):
         return kmeans(vectors, size, generator)
     count = next(divisor for divisor in range(math.isqrt(size), 0, -1) if size % divisor == 0)
@@ -75,7 +78,7 @@ def _starting_codes(vectors: torch.Tensor, size: int, generator: torch.Generator
 
 
 def _assign(variances: torch.Tensor, bits: list[float], dims: list[int]) -> list[int | None]:
-    """The component that each channel carries (None: none), books in order, each with its share of the bits."""
+    """The component that each channel carries (None: none), codebooks in order, each with its share of the bits."""
     rates = _water_filling(variances, sum(bits)).cumsum(0)
     channels: list[int | None] = []
     first, share = 0, 0.0
