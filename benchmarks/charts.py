@@ -175,7 +175,7 @@ def usage_bars(times: np.ndarray, highest: float, width: int, height: int) -> Fi
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """The figure as an RGB picture."""
+    """The figure as an RGB image."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -1,9 +1,9 @@
-"""What each configuration costs: parameters, FLOPs of one picture, memory of its codes, bits; and what training costs.
+"""What each configuration costs: parameters, FLOPs of one image, memory of its codes, bits; and what training costs.
 
     python benchmarks/cost.py --json cost.json
 
 A row is a preset, a file of configs/ or a path. FLOPs are counted by torch on shapes alone (nothing large is computed)
-for one picture; a multiplication and an addition are two. Prints Markdown.
+for one image; a multiplication and an addition are two. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dualcodebook_hf.quantizers import Quantizer, ScalarQuantizer, build_quantiz
 from dualcodebook_hf.training.discriminators.patch import PatchDiscriminator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# Pictures of the training splits, see evaluation/protocols.py; epochs as in the paper.
+# Images of the training splits, see evaluation/protocols.py; epochs as in the paper.
 TRAINING_IMAGES = {"ADE20K": 20_210, "CelebA-HQ": 28_000, "MS-COCO": 117_266}
 EPOCHS = 500
 # Dense bfloat16 peak of the vendor's data sheet, FLOP a second; the share that is reached is assumed.
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables; 2 and one line for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="(default: all presets and all of configs/)")
-    parser.add_argument("--size", type=positive, default=256, help="side of the picture (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=256, help="side of the image (default: %(default)s)")
     parser.add_argument("--utilisation", type=float, default=UTILISATION, help="of the peak (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     arguments = parser.parse_args(argv)
@@ -81,10 +81,10 @@ def distinct(rows: Sequence[str]) -> list[str]:
 
 
 def cost(arguments: dict[str, Any], size: int = 256) -> dict[str, Any]:
-    """Numbers of one configuration for one size x size picture.
+    """Numbers of one configuration for one size x size image.
 
     "encode_flops" includes the search for the nearest codes, "search_flops" is that alone. "codes_flops" is spent once
-    when a model is loaded (transformer, matrix), not for each picture. "codebook_bytes": the codes in float32 as they
+    when a model is loaded (transformer, matrix), not for each image. "codebook_bytes": the codes in float32 as they
     are looked up; 0 where a formula makes them.
     """
     model = shapes_only(arguments)
@@ -137,7 +137,7 @@ def flops(run: Callable[[], Any]) -> int:
 
 
 def training_flops(arguments: dict[str, Any], size: int = 256) -> int:
-    """FLOPs of one picture in an update of both networks with LPIPS and the adaptive weight, all of it started.
+    """FLOPs of one image in an update of both networks with LPIPS and the adaptive weight, all of it started.
 
     Without the codebooks' transformer, which runs once a batch.
     """
@@ -206,7 +206,7 @@ def training_table(step: int, hours: dict[str, dict[str, float]], utilisation: f
     """Markdown of computed, not measured, GPU-hours.
 
     Args:
-        step: FLOPs of one picture in an update.
+        step: FLOPs of one image in an update.
         hours: of `gpu_hours`.
         utilisation: share of the peak that was assumed.
     """
@@ -215,7 +215,7 @@ def training_table(step: int, hours: dict[str, dict[str, float]], utilisation: f
     ]
     peaks = ", ".join(f"{peak / 1e12:.0f} TFLOP/s {gpu}" for gpu, peak in GPUS.items())
     return (
-        f"Computed, not measured: {step / 1e12:.2f} TFLOP per picture and update (preset `paper`, both networks, "
+        f"Computed, not measured: {step / 1e12:.2f} TFLOP per image and update (preset `paper`, both networks, "
         f"LPIPS), {EPOCHS} epochs, {utilisation:.0%} of the dense bfloat16 peak assumed ({peaks}).\n\n"
         + markdown_table(["data set", "pictures", *(f"{gpu}, GPU-hours" for gpu in GPUS)], rows)
     )

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/ again from the results that they show:
+"""Writes the tables of README.md and docs/ again from the results that they show:
 
     python benchmarks/doc_tables.py
 
@@ -15,13 +15,22 @@ from cost import UTILISATION, cost, cost_table, gpu_hours, model_arguments, trai
 from quality_report import read_lines, short_table, write_table
 
 from dualcodebook_hf.evaluation.protocols import PROTOCOLS
-from dualcodebook_hf.evaluation.table import markdown_table
+from dualcodebook_hf.evaluation.table import markdown_table, results_table
 from dualcodebook_hf.files import atomic_file, read_json
+from dualcodebook_hf.loading import default_checkpoint
+from dualcodebook_hf.run_folder import SavedModel
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 RESULTS = ("quality", "quality/f16")  # folders of benchmarks/quality.py, with a table.md of their own
-PAGES = ("quality/README.md", "figures/README.md", "paper-table.md")
+PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md")
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def embedded() -> str:
+    """The embedded checkpoint and the linear codec, of its metrics.json."""
+    results = read_json(SavedModel.find(default_checkpoint()).records()["metrics"])["results"]
+    return results_table((result["model"]["name"], result) for result in results)
 
 
 def results(rows: list[str], columns: list[str], folder: list[str]) -> str:
@@ -51,7 +60,7 @@ def equal_bytes() -> str:
     record = read_json(DOCS / "figures" / "rate.json")
     equal, points = record["equal_bytes"], record["points"]
     (ours,) = points[equal["model"]]
-    header = ["", "bytes, mean", f"pictures within {equal['bytes']} bytes", "PSNR", "SSIM"]
+    header = ["", "bytes, mean", f"images within {equal['bytes']} bytes", "PSNR", "SSIM"]
     header += ["tokenizer better by PSNR", "by SSIM"]
     rows = [[equal["model"], str(equal["bytes"]), "100%", f"{ours['psnr']:.2f}", f"{ours['ssim']:.3f}", "-", "-"]]
     for name, found in equal["codecs"].items():
@@ -66,7 +75,7 @@ def equal_bytes() -> str:
 
 
 TABLES: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (results, costs, training_hours, protocols, equal_bytes)
+    function.__name__: function for function in (embedded, results, costs, training_hours, protocols, equal_bytes)
 }
 
 
@@ -87,6 +96,6 @@ if __name__ == "__main__":
     for folder in RESULTS:
         write_table(DOCS / folder)
     for page in PAGES:
-        text = filled((DOCS / page).read_text())
-        with atomic_file(DOCS / page) as partial:
+        text = filled((ROOT / page).read_text())
+        with atomic_file(ROOT / page) as partial:
             partial.write_text(text)

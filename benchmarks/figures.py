@@ -6,7 +6,7 @@
     python benchmarks/figures.py rate     --dataset DATA --output docs/figures/rate.jpg --json docs/figures/rate.json
 
 A model is a folder, a Hub id, `embedded` or `patch-linear` (the linear codec, fitted to DATA's train split at the first
-model's sizes). Pictures are those of `dualcodebook evaluate`: shorter side to 256, centre crop. PNG or JPEG by suffix.
+model's sizes). Images are those of `dualcodebook evaluate`: shorter side to 256, centre crop. PNG or JPEG by suffix.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config")
     parser.add_argument("--split", default="test")
     parser.add_argument("--image-column", default="image")
-    parser.add_argument("--limit", type=positive, help="the first N pictures only")
+    parser.add_argument("--limit", type=positive, help="the first N images only")
     parser.add_argument("--size", type=positive, default=256, help="side of the crops (default: %(default)s)")
-    parser.add_argument("--rows", type=positive, default=4, help="pictures shown (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the pictures of `compare` (default: %(default)s)")
+    parser.add_argument("--rows", type=positive, default=4, help="images shown (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the images of `compare` (default: %(default)s)")
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path, required=True, metavar="FIGURE.png|jpg")
     parser.add_argument("--json", type=Path, help="write the numbers of `rate` there")
@@ -101,7 +101,7 @@ def codebook(arguments: argparse.Namespace) -> Image.Image:
 
 
 def compare(arguments: argparse.Namespace) -> Image.Image:
-    """Figure 4: several models on pictures drawn at random, the region where they differ the most boxed."""
+    """Figure 4: several models on images drawn at random, the region where they differ the most boxed."""
     models = load_models(arguments)
     images = images_of(arguments)
     chosen = random.Random(arguments.seed).sample(range(len(images)), min(arguments.rows, len(images)))
@@ -110,23 +110,23 @@ def compare(arguments: argparse.Namespace) -> Image.Image:
         original = images[index]
         found = [reconstruct_image(model, original) for _, model in models]
         box = difference_window(to_pixels(original), [to_pixels(one.image) for one in found])
-        rows.append([Tile(original, f"picture {index}", box=box), *(Tile(*shown(one), box) for one in found)])
+        rows.append([Tile(original, f"image {index}", box=box), *(Tile(*shown(one), box) for one in found)])
     names = ["original", *(f"{name}, {model.bits_per_position:g} bits per position" for name, model in models)]
-    title = f"{source(arguments)}: {len(rows)} pictures drawn at random; boxed: where the models differ the most"
+    title = f"{source(arguments)}: {len(rows)} images drawn at random; boxed: where the models differ the most"
     return models_figure(rows, names, title)
 
 
 def extremes(arguments: argparse.Namespace) -> Image.Image:
-    """Figure 5: the pictures of a split that a model reconstructs best and worst, by PSNR."""
+    """Figure 5: the images of a split that a model reconstructs best and worst, by PSNR."""
     (name, model), *_ = load_models(arguments)
     found = [reconstruct_image(model, image) for image in images_of(arguments)]
     order = sorted(range(len(found)), key=lambda index: found[index].psnr, reverse=True)
     count = min(arguments.rows + 2, len(order) // 2)
     if not count:
-        raise ValueError(f"`--split` must hold two pictures or more, got {len(order)}")
+        raise ValueError(f"`--split` must hold two images or more, got {len(order)}")
     halves = []
     for chosen in (order[:count], order[-count:][::-1]):
-        originals = [Tile(found[index].original, note=f"picture {index}") for index in chosen]
+        originals = [Tile(found[index].original, note=f"image {index}") for index in chosen]
         halves.append([originals, [Tile(*shown(found[index])) for index in chosen]])
     mean = statistics.fmean(one.psnr for one in found)
     title = f"{name}, {found[0].bits_per_pixel:.4f} bits per pixel; {source(arguments)}, N = {len(found)}"
@@ -134,7 +134,7 @@ def extremes(arguments: argparse.Namespace) -> Image.Image:
 
 
 def rate_quality(arguments: argparse.Namespace) -> Image.Image:
-    """Tokenizers against JPEG, WebP and AVIF: curves over a split, and pictures at the first model's bytes."""
+    """Tokenizers against JPEG, WebP and AVIF: curves over a split, and images at the first model's bytes."""
     images = images_of(arguments)
     found = {name: [reconstruct_image(model, image) for image in images] for name, model in load_models(arguments)}
     first, ours = next(iter(found.items()))
@@ -153,7 +153,7 @@ def rate_quality(arguments: argparse.Namespace) -> Image.Image:
 def codec_numbers(
     arguments: argparse.Namespace, images: Sequence[Image.Image], budget: int
 ) -> tuple[dict[str, list], dict[str, list]]:
-    """(curves, each picture at the tokens' bytes) of every codec; taken from --codec-cache where it holds just these.
+    """(curves, each image at the tokens' bytes) of every codec; taken from --codec-cache where it holds just these.
 
     No model has a part in them, and AVIF is slow.
     """
@@ -187,13 +187,13 @@ def codec_point(codec: Codec, images: Sequence[Image.Image], quality: int) -> di
 
 
 def equal_bytes(codec: Codec, image: Image.Image, budget: int) -> dict[str, Any]:
-    """A picture at the tokens' bytes, or the codec's smallest."""
+    """An image at the tokens' bytes, or the codec's smallest."""
     coded = coded_within(codec, image, budget)
     return {"bytes": coded.count, "smallest": coded.smallest, **measured(coded.image, image)}
 
 
 def equal_summary(found: Sequence[dict[str, Any]], ours: Sequence[Reconstruction]) -> dict[str, float]:
-    """Means over pictures, how many a codec can hold to the bytes, and on how many the tokenizer is better."""
+    """Means over images, how many a codec can hold to the bytes, and on how many the tokenizer is better."""
     count = len(found)
     shares = {
         f"tokenizer_better_{key}": sum(getattr(mine, key) > its[key] for mine, its in zip(ours, found, strict=True))
@@ -209,18 +209,18 @@ def rate_notes(record: dict[str, Any]) -> list[str]:
     equal = record["equal_bytes"]
     mine = record["points"][equal["model"]][0]
     lines = [
-        f"At {equal['bytes']} bytes per picture, {equal['model']}: {mine['psnr']:.2f} dB, SSIM {mine['ssim']:.3f}. "
+        f"At {equal['bytes']} bytes per image, {equal['model']}: {mine['psnr']:.2f} dB, SSIM {mine['ssim']:.3f}. "
         "Each codec at its best quality within those bytes, or else its smallest file:"
     ]
     for name, found in equal["codecs"].items():
         lines.append(
-            f"  {name}: {found['bytes']:.0f} bytes on average ({found['within_bytes']:.0%} of the pictures fit), "
+            f"  {name}: {found['bytes']:.0f} bytes on average ({found['within_bytes']:.0%} of the images fit), "
             f"{found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}; the tokenizer is better on "
-            f"{found['tokenizer_better_psnr']:.0%} of the pictures by PSNR and {found['tokenizer_better_ssim']:.0%} by "
+            f"{found['tokenizer_better_psnr']:.0%} of the images by PSNR and {found['tokenizer_better_ssim']:.0%} by "
             "SSIM"
         )
     lines.append(
-        "Pictures from the tokenizer's largest gain over the best codec within the bytes (top) to its largest loss "
+        "Images from the tokenizer's largest gain over the best codec within the bytes (top) to its largest loss "
         "(bottom); in colour: more bytes than the tokens"
     )
     return lines
@@ -229,13 +229,13 @@ def rate_notes(record: dict[str, Any]) -> list[str]:
 def rate_strip(
     rows: int, name: str, ours: Sequence[Reconstruction], equal: dict[str, list[dict[str, Any]]]
 ) -> Image.Image:
-    """Pictures from the tokenizer's largest gain over the best codec that fits the bytes down to its largest loss.
+    """Images from the tokenizer's largest gain over the best codec that fits the bytes down to its largest loss.
 
     Args:
-        rows: pictures shown, at most.
+        rows: images shown, at most.
         name: of the tokenizer.
-        ours: every picture through it.
-        equal: codec -> `equal_bytes` of every picture.
+        ours: every image through it.
+        equal: codec -> `equal_bytes` of every image.
     """
     fitting = [
         [found[index]["psnr"] for found in equal.values() if not found[index]["smallest"]] for index in range(len(ours))
@@ -247,7 +247,7 @@ def rate_strip(
     codecs, tiles = available_codecs(), []
     for index in chosen:
         mine = ours[index]
-        row = [Tile(mine.original, f"picture {index}")]
+        row = [Tile(mine.original, f"image {index}")]
         row.append(Tile(mine.image, f"{mine.num_bytes} bytes", f"{mine.psnr:.2f} dB, SSIM {mine.ssim:.3f}"))
         for key in reversed(codecs):
             coded, found = coded_within(codecs[key], mine.original, mine.num_bytes), equal[key][index]

@@ -25,18 +25,18 @@ MARK = (213, 94, 0)  # boxes, and what is not at equal bytes
 MOST_CODES = 4096  # more patches cannot be told apart on a page
 PATCH_BATCH = 64
 RATES = (0.03, 0.05, 0.1, 0.2, 0.5, 1)  # ticks, bits per pixel
-WINDOW = 64  # side of the marked region of `models_figure`, in pixels of the picture
+WINDOW = 64  # side of the marked region of `models_figure`, in pixels of the image
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with up to two lines under it.
+    """An image with up to two lines under it.
 
     Attributes:
-        image: the picture.
+        image: the image.
         caption: first line.
         note: second line, in small type.
-        box: (left, top, right, bottom) of a frame, in the picture's pixels.
+        box: (left, top, right, bottom) of a frame, in the image's pixels.
         marked: the lines are in colour.
     """
 
@@ -125,7 +125,7 @@ def difference_window(original: torch.Tensor, reconstructions: Sequence[torch.Te
 
 
 def models_figure(rows: Sequence[Sequence[Tile]], names: Sequence[str], title: str) -> Image.Image:
-    """A row for each picture, a column for each name, the box of each tile enlarged beside it (fig. 4).
+    """A row for each image, a column for each name, the box of each tile enlarged beside it (fig. 4).
 
     Args:
         rows: a tile for each name.
@@ -146,7 +146,7 @@ def models_figure(rows: Sequence[Sequence[Tile]], names: Sequence[str], title: s
 
 
 def extremes_figure(best: Sequence[Sequence[Tile]], worst: Sequence[Sequence[Tile]], title: str) -> Image.Image:
-    """The best pictures above the worst ones (fig. 5).
+    """The best images above the worst ones (fig. 5).
 
     Args:
         best: a row of originals and a row of reconstructions.
@@ -162,13 +162,13 @@ def extremes_figure(best: Sequence[Sequence[Tile]], worst: Sequence[Sequence[Til
 def rate_figure(
     points: dict[str, Sequence[dict[str, float]]], title: str, notes: Sequence[str], strip: Image.Image
 ) -> Image.Image:
-    """PSNR and SSIM against bits per pixel, the comparison in words, and under it pictures.
+    """PSNR and SSIM against bits per pixel, the comparison in words, and under it images.
 
     Args:
         points: see `charts.rate_curves`.
         title: above everything.
-        notes: lines between the curves and the pictures.
-        strip: the pictures.
+        notes: lines between the curves and the images.
+        strip: the images.
     """
     curves = chart_image(rate_curves(points, RATES, strip.width))
     return _titled(comparison_sheet([curves, _lines(notes), strip]), title)
@@ -180,7 +180,7 @@ def tiles_figure(rows: Sequence[Sequence[Tile]], heads: Sequence[str] = (), side
     Args:
         rows: not necessarily of one length.
         heads: one over each column.
-        side: longer side at which all pictures are shown; None: as they are.
+        side: longer side at which all images are shown; None: as they are.
     """
     caption_face, note_face = font(14), font(12)
     top = 22 if heads else 0

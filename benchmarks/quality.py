@@ -13,7 +13,7 @@ up to its last convolution), but for those with `data_initialization`, whose las
 Interrupt it at any time (SIGTERM, --max-minutes): the same command goes on from the last checkpoint, and the numbers
 are those of an uninterrupted run. `--output` gets results.jsonl (a line for each row, seed and data set, with all that
 is needed to repeat it), table.md, psnr.png, error.png, usage.png, entropy.png, and runs/ with the trained models and
-the pictures that were measured.
+the images that were measured.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def _model_of(job: Job, row: str) -> Tokenizer:
 
 
 def _measure(job: Job, row: str, model: Tokenizer, dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A line of results.jsonl; the pictures that it is about are saved in the job's folder."""
+    """A line of results.jsonl; the images that it is about are saved in the job's folder."""
     folder = public_name(dataset).replace("/", "-") + row.removeprefix(job.row.name)
     images_folder = job.folder / "pictures" / folder
     shutil.rmtree(images_folder, ignore_errors=True)  # of an interrupted measurement
@@ -487,7 +487,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=0, help="0: the backbone file's")
     add("--output", default="runs/quality", help="folder of results, table, figures and models")
     add("--eval-split", default="test")
-    add("--eval-limit", type=int, default=0, help="measure the first N pictures only; 0: all")
+    add("--eval-limit", type=int, default=0, help="measure the first N images only; 0: all")
     add("--eval-batch-size", type=int, default=16)
     add("--max-minutes", type=float, default=0.0, help="stop in time; the same command goes on")
     add("--checkpoint-every", type=int, default=250, help="steps between checkpoints")

@@ -27,7 +27,7 @@ NOTE = (
     "paper's quantizer, not the paper's model. Means over seeds, ± the sample standard deviation. Sorted by rate, "
     "then by PSNR. The error is E|z - z_q|^2 / Var z; fsq and lfq have none (their latents are bounded first). "
     "`+dropout`: the same model, its codes one draw of the transformer with dropout on, as in training, instead of "
-    "its output without dropout. Seconds per step are wall time and include reading the pictures and writing "
+    "its output without dropout. Seconds per step are wall time and include reading the images and writing "
     "checkpoints. Megabytes are the codes alone, in float32."
 )
 Reader = Callable[[dict[str, Any]], float | None]
@@ -164,7 +164,7 @@ def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
     for dataset, rows in groups(lines).items():
         protocol = rows[0].lines[0]["protocol"]
         parts.append(
-            f"**{dataset}, {protocol['split']}**, {protocol['pictures']} pictures, shorter side {protocol['size']} px "
+            f"**{dataset}, {protocol['split']}**, {protocol['pictures']} images, shorter side {protocol['size']} px "
             f"({protocol['resample']}), centre crop"
         )
         cells = [[group.row, *(column.cell(group) for column in COLUMNS.values())] for group in rows]

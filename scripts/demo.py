@@ -1,4 +1,4 @@
-"""`make demo`: reconstructs four pictures of scikit-image's wheel with the embedded checkpoint, offline."""
+"""`make demo`: reconstructs four images of scikit-image's wheel with the embedded checkpoint, offline."""
 
 import sys
 from pathlib import Path

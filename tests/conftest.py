@@ -1,4 +1,4 @@
-"""Fixtures: real classes at tiny size and pictures that need no network."""
+"""Fixtures: real classes at tiny size and images that need no network."""
 
 import os
 
@@ -66,5 +66,5 @@ def tiny_model():
 
 @pytest.fixture
 def images():
-    """Two random pictures of an odd size, (2, 3, 13, 18) in [-1, 1]."""
+    """Two random images of an odd size, (2, 3, 13, 18) in [-1, 1]."""
     return torch.rand(2, 3, 13, 18, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -178,7 +178,7 @@ def train_as_one_of_two(rank: int, folder: str) -> None:
     adversary = make_adversary(start_step=1)
     adversary.discriminator = DistributedDataParallel(adversary.discriminator, broadcast_buffers=False)
     for step in range(3):
-        x, x_hat, rec = reconstruct(generator, seed=10 * step + rank)  # other pictures on each rank
+        x, x_hat, rec = reconstruct(generator, seed=10 * step + rank)  # other images on each rank
         (rec + adversary.generator_term(x_hat, rec, generator.module.weight, step)).backward()
         loss = adversary.discriminator_loss(x, x_hat, step)
         if loss is not None:

@@ -200,7 +200,7 @@ def test_numbered_names_are_unique_whatever_the_names() -> None:
 
 
 def test_a_folder_stands_for_the_images_in_it(tmp_path, images, checkpoint) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     output = tmp_path / "t.safetensors"
     assert main(["tokenize", str(tmp_path), "--model", checkpoint, "--output", str(output)]) == 0
     assert [item.name for item in load_tokens(output).images] == ["dot.png", "odd.jpg", "wide.png"]

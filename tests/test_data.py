@@ -20,7 +20,7 @@ SIDE = 8
 
 
 def draw(number: int, width: int = 14, height: int = 10) -> Image.Image:
-    """Pictures whose red is their number; green and blue tell column and row."""
+    """Images whose red is their number; green and blue tell column and row."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = number
     pixels[..., 1] = np.arange(width) * 10
@@ -75,7 +75,7 @@ def joined(found: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def numbers(pixel_values: torch.Tensor) -> list[int]:
-    """Which pictures these crops show."""
+    """Which images these crops show."""
     return ((pixel_values[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
@@ -222,20 +222,20 @@ def test_the_authors_celebahq_setting_squeezes_the_whole_image_into_the_crop():
 
 
 def test_an_unreadable_image_is_named_by_index_and_data_set():
-    rows = [encode(draw(0)), {"bytes": b"no picture", "path": None}, {"bytes": None, "path": None}]
+    rows = [encode(draw(0)), {"bytes": b"no image", "path": None}, {"bytes": None, "path": None}]
     for broken in (1, 2):
-        with pytest.raises(ValueError, match="picture 0 of birds cannot be read"):
+        with pytest.raises(ValueError, match="image 0 of birds cannot be read"):
             batches([{"image": rows[broken]}], 1, name="birds")
 
 
 def test_a_worker_reports_an_unreadable_image_as_the_main_process_does():
-    with pytest.raises(ValueError, match="picture 0 of birds cannot be read"):
-        batches([{"image": {"bytes": b"no picture", "path": None}}], 1, workers=1, name="birds")
+    with pytest.raises(ValueError, match="image 0 of birds cannot be read"):
+        batches([{"image": {"bytes": b"no image", "path": None}}], 1, workers=1, name="birds")
 
 
 def test_a_data_set_without_images_is_refused(table):
     for empty in (table.select([]), table.to_iterable_dataset().take(0)):
-        with pytest.raises(ValueError, match="birds has no pictures"):
+        with pytest.raises(ValueError, match="birds has no images"):
             batches(empty, 1, name="birds")
 
 

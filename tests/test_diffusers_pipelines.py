@@ -69,7 +69,7 @@ def super_resolution():
 
 
 def kandinsky(kind=KandinskyV22Pipeline):
-    # Of another number of latent channels than four the image-to-image pipeline thinks that they are a picture.
+    # Of another number of latent channels than four the image-to-image pipeline thinks that they are an image.
     model = tokenizer_model(**({} if kind is KandinskyV22Pipeline else {"global_dim": 2, "local_dim": 2}))
     torch.manual_seed(1)
     unet = UNet2DConditionModel(
@@ -260,7 +260,7 @@ def test_amused_img2img_keeps_exactly_the_tokens_that_it_does_not_mask(signed):
     pipeline = amused(AmusedImg2ImgPipeline)
     model = pipeline.vqvae
     pixels = DualCodebookImageProcessor()(photograph(), return_tensors="pt")["pixel_values"]
-    # A picture reaches the tokenizer in [0, 1]; a tensor of its own range passes as it is.
+    # An image reaches the tokenizer in [0, 1]; a tensor of its own range passes as it is.
     given, seen = (pixels, pixels) if signed else (photograph(), pixels / 2 + 0.5)
     tokens = model.quantize.to_product_ids(model.tokenize(seen))
     scheduler = AmusedScheduler(PRODUCT)

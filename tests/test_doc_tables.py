@@ -8,12 +8,13 @@ import quality_report
 
 from dualcodebook_hf.files import read_json
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("page", doc_tables.PAGES)
 def test_writing_the_tables_again_changes_nothing(page):
-    text = (DOCS / page).read_text()
+    text = (ROOT / page).read_text()
     assert "<!-- table: " in text
     assert doc_tables.filled(text) == text
 
@@ -32,5 +33,5 @@ def test_a_marked_table_is_made_new_and_the_text_around_it_stays():
     assert text.endswith("|\n\n<!-- /table -->\nafter\n") and "old" not in text
     assert "| `imagenet` | `ILSVRC/imagenet-1k`" in text
     assert doc_tables.filled(text) == text
-    with pytest.raises(ValueError, match=r"`table` must be one of results, .*, got 'protocol'"):
+    with pytest.raises(ValueError, match=r"`table` must be one of embedded, .*, got 'protocol'"):
         doc_tables.filled(page.replace("protocols", "protocol"))

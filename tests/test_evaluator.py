@@ -28,7 +28,7 @@ SIZE = 32
 
 
 def drawn(index):
-    """A picture of 40 x 56 pixels: a gradient and a disc, different for each index."""
+    """An image of 40 x 56 pixels: a gradient and a disc, different for each index."""
     y, x = np.mgrid[:40, :56]
     disc = (y - 12 - index) ** 2 + (x - 20 - 3 * index) ** 2 < 80
     planes = [(4 * x + 11 * index) % 256, np.where(disc, 200, 3 * y), np.where(disc, 30 * index, 90 + x)]
@@ -37,8 +37,8 @@ def drawn(index):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An image folder with 6 pictures in train and 5 in test."""
-    root = tmp_path_factory.mktemp("drawn pictures")
+    """An image folder with 6 images in train and 5 in test."""
+    root = tmp_path_factory.mktemp("drawn images")
     for split, count in (("train", 6), ("test", 5)):
         (root / split).mkdir()
         for index in range(count):
@@ -60,7 +60,7 @@ def crops(resample="lanczos"):
 
 
 def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_images(tiny_model, folder):
-    """In batches of 2, the last of 1: the mean is over pictures, statistics are over the whole split."""
+    """In batches of 2, the last of 1: the mean is over images, statistics are over the whole split."""
     metrics = evaluate(tiny_model, opened(folder), batch_size=2)["metrics"]
     x = crops()
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_the_numbers_are_those_of_the_metrics_on_resized_and_cropped_images(tiny
 
 
 def test_bits_a_pixel_are_over_the_crop(tiny_model, folder):
-    """f = 2 and books of 32 and 16 codes: 9 bits on each 2 x 2 pixels, also where the crop is padded to tokens."""
+    """f = 2 and codebooks of 32 and 16 codes: 9 bits on each 2 x 2 pixels, also where the crop is padded to tokens."""
     metrics = evaluate(tiny_model, opened(folder, limit=1))["metrics"]
     assert (metrics["bits_per_position"], metrics["bits_per_pixel"]) == (9.0, 2.25)
     metrics = evaluate(tiny_model, opened(folder, size=15, limit=1))["metrics"]
@@ -194,7 +194,7 @@ def test_an_unreadable_image_is_named_by_its_place(tmp_path, folder):
     broken = tmp_path / "broken"
     broken.mkdir()
     drawn(0).save(broken / "0.png")
-    (broken / "1.png").write_bytes(b"no picture")
+    (broken / "1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="image 1 of the data set"):
         evaluate(PatchLinearCodec(), opened(broken, split="train"))
 
@@ -205,9 +205,9 @@ def colour_moments(images):
 
 
 def test_metrics_by_networks_and_of_sets_are_those_of_their_modules(tiny_model, folder):
-    """LPIPS per picture of clamped values and then the mean; rFID and SWD over the whole split, in batches or not."""
+    """LPIPS per image of clamped values and then the mean; rFID and SWD over the whole split, in batches or not."""
     lpips = LPIPS()
-    with pytest.warns(UserWarning, match="5 pictures with 6 features"):
+    with pytest.warns(UserWarning, match="5 images with 6 features"):
         metrics = image_metrics([*DEFAULT_METRICS, "lpips", "rfid"], {"lpips": lpips, "rfid": colour_moments})
         result = evaluate(tiny_model, opened(folder), metrics, batch_size=2)
     x = crops()
@@ -219,7 +219,7 @@ def test_metrics_by_networks_and_of_sets_are_those_of_their_modules(tiny_model, 
     frechet, swd = FrechetDistance(colour_moments), SlicedWasserstein()
     for metric in (frechet, swd):
         metric.update(*pair)
-    with pytest.warns(UserWarning, match="5 pictures with 6 features"):
+    with pytest.warns(UserWarning, match="5 images with 6 features"):
         assert result["metrics"]["rfid"] == pytest.approx(frechet.compute()["rfid"], rel=1e-3)
     assert result["metrics"]["swd"] == pytest.approx(swd.compute()["swd"], rel=1e-3)
     definitions = result["protocol"]["definitions"]

@@ -96,10 +96,10 @@ def test_no_more_images_than_features_warns_and_one_image_is_an_error():
     images = torch.rand(6, 3, 4, 4)
     measured = FrechetDistance(mean_and_spread)
     measured.update(images[:1], images[:1])
-    with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
         measured.compute()
     measured.update(images[1:], images[1:])
-    with pytest.warns(UserWarning, match="6 pictures with 6 features"):
+    with pytest.warns(UserWarning, match="6 images with 6 features"):
         assert measured.compute()["rfid"] == pytest.approx(0, abs=1e-12)
 
 

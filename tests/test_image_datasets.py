@@ -1,4 +1,4 @@
-"""Every kind of source that `load_pictures` opens, and what it says of those that it cannot open."""
+"""Every kind of source that `load_images` opens, and what it says of those that it cannot open."""
 
 import shutil
 
@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sources(tmp_path):
-    """The same three grey pictures in every kind of source, by name."""
+    """The same three grey images in every kind of source, by name."""
     folder = tmp_path / "folder"
     (folder / "train").mkdir(parents=True)
     for index, shade in enumerate(SHADES):
@@ -71,7 +71,7 @@ def test_an_unknown_column_names_those_that_exist(sources, streaming):
 
 
 def test_a_column_without_images_is_refused(sources):
-    with pytest.raises(ValueError, match="`image_column` must hold pictures; 'label'"):
+    with pytest.raises(ValueError, match="`image_column` must hold images; 'label'"):
         load_images(sources["parquet"], image_column="label")
 
 
@@ -99,5 +99,5 @@ def test_an_unknown_configuration_is_refused(sources):
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}])
 def test_a_row_without_a_image_is_an_error(value):
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         image_source(value)

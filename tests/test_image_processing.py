@@ -1,4 +1,4 @@
-"""Pictures of every kind become [-1, 1] pixels and come back."""
+"""Images of every kind become [-1, 1] pixels and come back."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_missing_file_folder_text_and_empty_file_are_value_errors_that_name_them
         with pytest.raises(ValueError, match=name):
             read_image(tmp_path / name)
     with pytest.raises(ValueError, match=r"in memory"):
-        read_image(b"no picture")
+        read_image(b"no image")
 
 
 def test_a_decompression_bomb_is_a_value_error_and_a_large_image_makes_no_warning(tmp_path, monkeypatch) -> None:

@@ -102,7 +102,7 @@ def test_bits_a_position_are_those_of_the_sizes():
 
 
 def test_at_most_so_many_patches_of_a_image_are_used():
-    """4 pictures of 64 patches, 3 of each: too few for 16 codes."""
+    """4 images of 64 patches, 3 of each: too few for 16 codes."""
     with pytest.raises(ValueError, match="at least 16 patches, got 12"):
         PatchLinearCodec((16,), components=4, patch_size=8).fit(drawn_images(4), patches_per_image=3)
 

@@ -105,7 +105,9 @@ def test_the_mean_is_over_images_of_any_size():
 
 
 def test_codebook_usage_by_hand():
-    tokens = torch.tensor([[[[0, 0, 1, 1]], [[0, 1, 2, 3]]]])  # global book: 1 bit; local book: 2 bits; pairs: 2 bits
+    tokens = torch.tensor(
+        [[[[0, 0, 1, 1]], [[0, 1, 2, 3]]]]
+    )  # global codebook: 1 bit; local codebook: 2 bits; pairs: 2 bits
     found = load("codebook_usage").compute(predictions=tokens, sizes={"global": 4, "local": 4})
     assert found == {
         "pair_entropy": 2.0,
@@ -179,7 +181,7 @@ def test_metrics_of_one_kind_combine():
         ("psnr", {"predictions": torch.zeros(1, 3, 4, 4), "references": torch.zeros(1, 3, 4, 5)}, "same shapes"),
         ("psnr", {"predictions": torch.zeros(1, 4, 4, 3), "references": torch.zeros(1, 4, 4, 3)}, r"\(C, H, W\)"),
         ("psnr", {"predictions": torch.zeros(1, 4, 4), "references": torch.zeros(1, 4, 4)}, r"\(C, H, W\)"),
-        ("codebook_usage", {"predictions": torch.zeros(1, 2, 1, 1).long()}, "`sizes` must name the books"),
+        ("codebook_usage", {"predictions": torch.zeros(1, 2, 1, 1).long()}, "`sizes` must name the codebooks"),
         ("codebook_usage", {"predictions": torch.full((1, 1, 1, 1), 7), "sizes": {"a": 7}}, r"\[0, 7\)"),
         ("codebook_usage", {"predictions": torch.full((1, 1, 1, 1), 1.7), "sizes": {"a": 7}}, "integer.*1.7"),
     ],

@@ -26,7 +26,7 @@ def random_images(*shape, seed=0):
 
 
 def test_psnr_and_l1_of_a_constant_error_are_known():
-    """An error of 0.1 everywhere: MSE 0.01, 20 dB, L1 0.1; each picture of the batch by itself."""
+    """An error of 0.1 everywhere: MSE 0.01, 20 dB, L1 0.1; each image of the batch by itself."""
     original = torch.full((2, 3, 8, 8), 0.5)
     reconstruction = original.clone()
     reconstruction[0] += 0.1
@@ -58,7 +58,7 @@ def test_psnr_and_ssim_agree_with_scikit_image():
 
 
 def test_ssim_and_ms_ssim_agree_with_torchmetrics():
-    """torchmetrics counts windows over a reflected border too; inside the picture its map is the same."""
+    """torchmetrics counts windows over a reflected border too; inside the image its map is the same."""
     functional = pytest.importorskip("torchmetrics.functional.image")
     reconstruction, original = photograph_pair()
     mean, full = functional.structural_similarity_index_measure(
@@ -141,17 +141,17 @@ def test_images_of_another_shape_or_type_are_refused(metric):
 
 
 def test_bits_per_pixel_of_the_paper():
-    """paper: 256 positions of 18 bits on 256 x 256 pixels: 4608 bits, 0.070 bits a pixel."""
+    """paper: 256 positions of 18 bits on 256 x 256 pixels: 4608 bits, 0.070 bits per pixel."""
     assert bits_per_pixel(256, 18, 256, 256) == pytest.approx(4608 / 65536)
 
 
 def tokens_of(*columns):
-    """Token columns -> (1, books, 1, positions)."""
+    """Token columns -> (1, codebooks, 1, positions)."""
     return torch.tensor(columns)[None, :, None]
 
 
 def test_statistics_of_known_histograms():
-    """Book a: 2 of 4 codes, equally often. Book b: uniform over 4. Pairs: (0,0) (0,1) (1,2) (1,3), 2 bits."""
+    """Codebook a: 2 of 4 codes, equally often. Codebook b: uniform over 4. Pairs: (0,0) (0,1) (1,2) (1,3), 2 bits."""
     statistics = TokenStatistics({"a": 4, "b": 4})
     statistics.update(tokens_of([0, 0, 1, 1], [0, 1, 2, 3]))
     codebooks = statistics.codebooks()
@@ -173,7 +173,7 @@ def test_statistics_of_known_histograms():
 
 
 def test_entropy_of_a_skewed_histogram():
-    """Shares 1/2, 1/4, 1/8, 1/8: 1.75 bits, with one book as well as in a pair."""
+    """Shares 1/2, 1/4, 1/8, 1/8: 1.75 bits, with one codebook as well as in a pair."""
     statistics = TokenStatistics({"codebook": 8})
     statistics.update(tokens_of([0, 0, 0, 0, 1, 1, 2, 3]))
     assert statistics.pair_entropy == pytest.approx(1.75)
@@ -213,8 +213,8 @@ def test_statistics_in_batches_equal_those_of_all_tokens_at_once():
     [
         (torch.zeros(1, 2, 2, 2), "must be integers"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.long), r"shape \(B, 2, h, w\)"),
-        (torch.full((1, 2, 2, 2), 4), r"global book must lie in \[0, 4\), got \[4, 4\]"),
-        (torch.full((1, 2, 2, 2), -1), "global book must lie in"),
+        (torch.full((1, 2, 2, 2), 4), r"global codebook must lie in \[0, 4\), got \[4, 4\]"),
+        (torch.full((1, 2, 2, 2), -1), "global codebook must lie in"),
     ],
 )
 def test_tokens_that_do_not_fit_the_codebooks_are_refused(tokens, message):
@@ -267,7 +267,7 @@ def distances(reconstruction, original, **options):
 
 
 def test_the_laplacian_pyramid_adds_up_to_the_image_again():
-    """Each level is the picture less the enlarged next one: enlarging and adding from the coarsest on restores it."""
+    """Each level is the image less the enlarged next one: enlarging and adding from the coarsest on restores it."""
     images = random_images(2, 3, 70, 64)
     levels = laplacian_pyramid(images)
     assert [tuple(level.shape[-2:]) for level in levels] == [(70, 64), (35, 32), (18, 16)]

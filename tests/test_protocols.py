@@ -27,7 +27,7 @@ datasets = pytest.importorskip("datasets")
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """A protocol like the public ones on five drawn pictures, three of them to be measured."""
+    """A protocol like the public ones on five drawn images, three of them to be measured."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     generator = np.random.default_rng(0)
     for split, count in (("train", 2), ("validation", 3)):
@@ -99,7 +99,7 @@ def test_the_linear_codec_is_fitted_to_the_protocols_training_split(checkpoint, 
     output = tmp_path / "out.json"
     command = ["evaluate", "--model", checkpoint, "--protocol", "drawn", "--no-lpips", "--no-rfid"]
     command += ["--patch-linear", "--output", str(output)]
-    # Two pictures of 32 pixels have 8 patches: too few for the model's 32 codes, and the error comes from the fit.
+    # Two images of 32 pixels have 8 patches: too few for the model's 32 codes, and the error comes from the fit.
     assert main(command) == 2
     PROTOCOLS["drawn"] = replace(drawn, size=96)
     assert main(command) == 0

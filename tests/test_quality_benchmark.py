@@ -1,4 +1,4 @@
-"""benchmarks/quality.py on drawn pictures: equal conditions, exact resume, and a report that can be checked by hand."""
+"""benchmarks/quality.py on drawn images: equal conditions, exact resume, and a report that can be checked by hand."""
 
 import dataclasses
 import importlib
@@ -45,7 +45,7 @@ def fresh_accelerate():
 
 @pytest.fixture
 def work(tmp_path):
-    """A folder with eight drawn pictures a split, a backbone and a row."""
+    """A folder with eight drawn images a split, a backbone and a row."""
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         (tmp_path / "drawn" / split).mkdir(parents=True)

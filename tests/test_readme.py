@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from dualcodebook_hf import default_checkpoint
-from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -36,18 +35,18 @@ def test_make_targets_and_presets_exist():
 
 def test_the_tree_names_every_source_file_and_nothing_else():
     tree = README.split("## What is where")[1].split("```")[1]
-    named = {line.split()[0] for line in tree.splitlines() if line.strip()}
+    named = set(re.findall(r"[\w.-]+\.py\b|[\w-]+/", tree))
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         if not path.name.startswith("__"):
             assert path.name in named, path
+            if path.parent.parent.name == "dualcodebook_hf":
+                assert f"{path.parent.name}/" in named, path
     for name in named:
         assert list(ROOT.glob(f"**/{name.rstrip('/')}")), name
 
 
-def test_the_table_is_that_of_the_embedded_checkpoint():
-    results = json.loads((Path(default_checkpoint()) / "metrics.json").read_text())["results"]
-    table = results_table((result["model"]["name"], result) for result in results)
-    assert table in README
+def test_it_is_short():
+    assert len(README.splitlines()) < 220
 
 
 def test_the_embedded_checkpoint_beats_the_linear_codec_at_the_same_bits():

@@ -116,7 +116,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
         ({"downsample_factor": 0}, r"`downsample_factor`"),
         ({"downsample_factor": "16"}, r"`downsample_factor`"),
         ({"config_hash": None}, r"`config_hash`"),
-        ({"pictures": []}, r"0 pictures, got 1"),
+        ({"pictures": []}, r"0 images, got 1"),
         ({"pictures": [{"name": "a.png"}]}, r"`pictures`"),
         ({"pictures": [{"name": "a.png", "height": 33, "width": 500}]}, r"500x33"),
         ({"pictures": [{"name": "a.png", "height": True, "width": 50}]}, r"`size`"),

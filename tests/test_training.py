@@ -34,7 +34,7 @@ EMA_CODEBOOKS = {"global_transformer_layers": 0, "global_update": "ema", "local_
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-    """An image folder of eight 28 x 32 pictures of coloured rectangles, the same ones for training and validation."""
+    """An image folder of eight 28 x 32 images of coloured rectangles, the same ones for training and validation."""
     root = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     for split in ("train", "validation"):
@@ -276,9 +276,9 @@ def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(da
 
 def test_an_image_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
     broken = shutil.copytree(dataset, tmp_path / "broken")
-    (Path(broken) / "train" / "5.png").write_bytes(b"no picture")
+    (Path(broken) / "train" / "5.png").write_bytes(b"no image")
     trainer = trainer_of(run_config(str(broken), tmp_path / "run", max_train_steps=100))
-    with pytest.raises(ValueError, match=r"picture 5 of .* cannot be read"):
+    with pytest.raises(ValueError, match=r"image 5 of .* cannot be read"):
         trainer.train()
     assert checkpoint_names(tmp_path / "run") == [f"checkpoint-{trainer.progress.step}"]
 

@@ -6,20 +6,20 @@ from dualcodebook_hf.metrics.evaluate_inputs import token_features, token_grid
 from dualcodebook_hf.metrics.tokens import TokenStatistics
 
 _DESCRIPTION = """
-Usage, perplexity and entropy of each codebook, and the entropy of the books' tokens together, over all token grids.
+Usage, perplexity and entropy of each codebook, and the entropy of the codebooks' tokens together, over all token grids.
 """
 
 _INPUTS = """
 Args:
-    predictions: token grids (books, h, w) of integers, as `model.tokenize` gives them; the grids may differ in size.
-    sizes: codes of each book by name, in the order of the books, such as {"global": 512, "local": 512}.
+    predictions: grids (codebooks, h, w) of integers, as `model.tokenize` gives them; their sizes may differ.
+    sizes: codes of each codebook by name, in the order of the codebooks, such as {"global": 512, "local": 512}.
 
-Returns, for each book:
-    <book>_usage: share of its codes that occur.
-    <book>_perplexity: 2 to the entropy of its tokens.
-    <book>_normalized_entropy: that entropy over log2 of the book's size.
+Returns, for each codebook:
+    <codebook>_usage: share of its codes that occur.
+    <codebook>_perplexity: 2 to the entropy of its tokens.
+    <codebook>_normalized_entropy: that entropy over log2 of the codebook's size.
 and
-    pair_entropy: bits of the books' tokens together; P positions cannot show more than log2 P.
+    pair_entropy: bits of the codebooks' tokens together; P positions cannot show more than log2 P.
 """
 
 
@@ -36,7 +36,7 @@ class CodebookUsage(evaluate.Metric):
 
     def _compute(self, predictions, sizes=None):
         if not isinstance(sizes, dict):
-            raise ValueError(f'`sizes` must name the books, such as {{"global": 512, "local": 512}}, got {sizes!r}')
+            raise ValueError(f'`sizes` must name the codebooks, such as {{"global": 512, "local": 512}}, got {sizes!r}')
         if not predictions:
             raise ValueError("`predictions` must hold grids of tokens, got none")
         statistics = TokenStatistics(sizes)

@@ -1,4 +1,4 @@
-"""Fréchet distance between reconstructed pictures and their originals, for `evaluate.load`."""
+"""Fréchet distance between reconstructed images and their originals, for `evaluate.load`."""
 
 from itertools import groupby, islice
 
@@ -11,18 +11,18 @@ from dualcodebook_hf.metrics.frechet import FrechetDistance, inception_extractor
 _DESCRIPTION = """
 rFID: the squared Frechet distance between the Inception features of reconstructions and of their originals, with
 covariances divided by N - 1, in float64. It needs torchmetrics and torch-fidelity, or a feature extractor of your own:
-evaluate.load("metrics/rfid", feature_extractor=f), where f maps pictures (B, 3, H, W) in [0, 1] to features (B, D).
-Say N beside the number: the distance is biased upwards by few pictures.
+evaluate.load("metrics/rfid", feature_extractor=f), where f maps images (B, 3, H, W) in [0, 1] to features (B, D).
+Say N beside the number: the distance is biased upwards by few images.
 """
 
 _INPUTS = """
 Args:
-    predictions: reconstructions. PIL pictures, files or uint8 arrays (H, W, C); or floats (3, H, W) in [0, 1].
+    predictions: reconstructions. PIL images, files or uint8 arrays (H, W, C); or floats (3, H, W) in [0, 1].
     references: the originals, of the same sizes.
-    batch_size: pictures that the extractor gets at a time, 32 by default; only pictures of one size share a batch.
+    batch_size: images that the extractor gets at a time, 32 by default; only images of one size share a batch.
 
 Returns:
-    rfid: the distance, 0 for equal sets. A warning comes with it when there are no more pictures than features.
+    rfid: the distance, 0 for equal sets. A warning comes with it when there are no more images than features.
 """
 
 

@@ -1,4 +1,4 @@
-"""Pictures from any source that `datasets` reads: one place for training and for measuring."""
+"""Images from any source that `datasets` reads: one place for training and for measuring."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def load_images(
     image_column: str = "image",
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """Opens one split of a data set of pictures, not decoded: `read_image(picture_source(row[image_column]))` decodes.
+    """Opens one split of a data set of images, not decoded: `read_image(image_source(row[image_column]))` decodes.
 
-    `dataset` is a Hub id, a folder of parquet files, a folder of pictures (with or without subfolders named as the
+    `dataset` is a Hub id, a folder of parquet files, a folder of images (with or without subfolders named as the
     splits), one parquet file (its split is "train") or a folder written by `save_to_disk`. `config` names one of the
     data set's configurations. Streaming reads rows in order as they are asked for and prepares nothing on disk.
 
     Raises ValueError, before any row is read, when the folder does not exist or holds no data, when the split does not
-    exist (its message names those that do), and when the column does not exist or cannot hold pictures.
+    exist (its message names those that do), and when the column does not exist or cannot hold images.
     """
     import datasets
 
@@ -51,15 +51,15 @@ def load_images(
 
 
 def image_source(value: dict[str, Any]) -> bytes | str:
-    """The encoded bytes, or the local path, of one entry of the image column that `load_pictures` opened.
+    """The encoded bytes, or the local path, of one entry of the image column that `load_images` opened.
 
-    Raises ValueError when the row holds no picture.
+    Raises ValueError when the row holds no image.
     """
     data, path = value["bytes"] if value else None, value["path"] if value else None
     if data is not None:
         return data
     if path is None:
-        raise ValueError("a row of the data set holds no picture: its `bytes` and `path` are both empty")
+        raise ValueError("a row of the data set holds no image: its `bytes` and `path` are both empty")
     if "://" in path:  # streamed from the Hub, or out of an archive
         import fsspec
 
@@ -93,7 +93,7 @@ def _open_splits(dataset: str | Path, source: dict[str, Any], streaming: bool) -
             raise ValueError(f"`streaming`: {str(dataset)!r} cannot be streamed: {error}") from error
         return datasets.load_dataset(**source)
     except (FileNotFoundError, ConnectionError) as error:
-        what = f"{str(dataset)!r} is neither a folder with data nor to be had from the Hub"
+        what = f"{str(dataset)!r} is neither a folder with data nor available from the Hub"
         raise ValueError(f"`dataset`: {what}: {error}") from error
 
 
@@ -111,4 +111,4 @@ def _check_column(features: Features, image_column: str, dataset: str | Path) ->
         "large_binary",
     )
     if not (isinstance(feature, datasets.Image) or encoded or plain):
-        raise ValueError(f"`image_column` must hold pictures; {image_column!r} in {str(dataset)!r} holds {feature}")
+        raise ValueError(f"`image_column` must hold images; {image_column!r} in {str(dataset)!r} holds {feature}")

@@ -1,4 +1,4 @@
-"""PIL pictures <-> pixels in [-1, 1]: the one place where pictures are read, resized, cropped and scaled."""
+"""PIL images <-> pixels in [-1, 1]: the one place where images are read, resized, cropped and scaled."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ImageSource = str | Path | bytes | BinaryIO | Image.Image
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Any picture -> RGB picture of 8 bits a channel, turned as its EXIF orientation says.
+    """Any image -> RGB image of 8 bits per channel, turned as its EXIF orientation says.
 
     Transparency is laid over white; 16-bit grey (I;16, and I where a value exceeds 255) is divided by 257; floating
     point is taken as 0..1, 0..255 or 0..65535, whichever its largest value fits; of an animation the first frame is
     read. Colour profiles are not applied.
 
     Args:
-        source: a path, the bytes of a file, a file opened in binary mode, or a PIL picture (left as it is).
+        source: a path, the bytes of a file, a file opened in binary mode, or a PIL image (left as it is).
 
-    Raises ValueError that names the file when it is missing, no picture, broken, or larger than PIL's hard limit
+    Raises ValueError that names the file when it is missing, not an image, broken, or larger than PIL's hard limit
     against decompression bombs (about 179 megapixels).
     """
     name = _source_name(source)
@@ -40,9 +40,9 @@ def read_image(source: ImageSource) -> Image.Image:
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
-            raise ValueError(f"cannot read picture {name}: it is a folder")
+            raise ValueError(f"cannot read image {name}: it is a folder")
         if not path.exists():
-            raise ValueError(f"cannot read picture {name}: no such file")
+            raise ValueError(f"cannot read image {name}: no such file")
     try:
         with warnings.catch_warnings():
             # PIL warns from 89 megapixels on and refuses from 179 on; the refusal is enough.
@@ -52,8 +52,8 @@ def read_image(source: ImageSource) -> Image.Image:
     # Broken files make PIL's decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         if isinstance(error, Image.UnidentifiedImageError):
-            raise ValueError(f"cannot read picture {name}: not in a picture format that is known here") from error
-        raise ValueError(f"cannot read picture {name}: {error or type(error).__name__}") from error
+            raise ValueError(f"cannot read image {name}: not in an image format that is known here") from error
+        raise ValueError(f"cannot read image {name}: {error or type(error).__name__}") from error
 
 
 def _source_name(source: ImageSource) -> str:
@@ -87,14 +87,14 @@ def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
-    """RGB picture -> (3, H, W) float32 in [-1, 1]. Raises ValueError for another mode."""
+    """RGB image -> (3, H, W) float32 in [-1, 1]. Raises ValueError for another mode."""
     if image.mode != "RGB":
         raise ValueError(f"`image` must be of mode RGB (see `read_image`), got {image.mode}")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255 * 2 - 1
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1], any floating type and device -> RGB picture; clamped and rounded to 8 bits.
+    """(3, H, W) in [-1, 1], any floating type and device -> RGB image; clamped and rounded to 8 bits.
 
     Raises ValueError for another shape.
     """
@@ -105,7 +105,7 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
 
 
 def resize_to_max_pixels(image: Image.Image, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Image.Image:
-    """Shrinks a picture of more than `max_pixels` pixels to no more (LANCZOS, aspect kept); others come back unchanged.
+    """Shrinks an image of more than `max_pixels` pixels to no more (LANCZOS, aspect kept); others come back unchanged.
 
     Args:
         image: of any mode.
@@ -126,7 +126,7 @@ def _size_within(width: int, height: int, max_pixels: int) -> tuple[int, int]:
         return width, height
     scale = math.sqrt(max_pixels / (width * height))
     new_width, new_height = max(1, int(width * scale)), max(1, int(height * scale))
-    # Of a very long picture one side cannot shrink any more; then the other gives way.
+    # Of a very long image one side cannot shrink any more; then the other gives way.
     if new_width == 1:
         return 1, min(new_height, max_pixels)
     return (min(new_width, max_pixels), 1) if new_height == 1 else (new_width, new_height)
@@ -161,17 +161,17 @@ def resampling_filter(resample: str | int | Image.Resampling) -> Image.Resamplin
 
 
 def center_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """The middle of a picture.
+    """The middle of an image.
 
     Args:
         image: of any mode.
         size: the side of a square, or (height, width).
 
-    Raises ValueError where the picture is smaller.
+    Raises ValueError where the image is smaller.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if height > image.height or width > image.width:
-        raise ValueError(f"`size` of the crop, {width}x{height}, exceeds the picture's {image.width}x{image.height}")
+        raise ValueError(f"`size` of the crop, {width}x{height}, exceeds the image's {image.width}x{image.height}")
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -183,7 +183,7 @@ class DualCodebookImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class DualCodebookImageProcessor(PilBackend):
-    """Pictures -> `pixel_values` (B, 3, H, W) float32 in [-1, 1], and back (`postprocess`).
+    """Images -> `pixel_values` (B, 3, H, W) float32 in [-1, 1], and back (`postprocess`).
 
     Takes what `read_image` takes, URLs, and arrays (H, W, C) or (C, H, W) of values in 0..255; one of them or a list.
 
@@ -191,9 +191,9 @@ class DualCodebookImageProcessor(PilBackend):
         do_resize: resize to `size` by `resample`. Off by default: the tokenizer takes any size.
         size: {"shortest_edge": s} or {"height": h, "width": w}.
         resample: PIL's filter.
-        max_pixels: without `do_resize`, pictures of more pixels than this are shrunk to no more, aspect kept. The
+        max_pixels: without `do_resize`, images of more pixels than this are shrunk to no more, aspect kept. The
             default is one megapixel; None: no limit.
-        do_center_crop: then cut `crop_size` out of the middle; a smaller picture is a ValueError.
+        do_center_crop: then cut `crop_size` out of the middle; a smaller image is a ValueError.
         crop_size: {"height": h, "width": w}.
         do_rescale: 0..255 to 0..1.
         do_normalize: subtract `image_mean` and divide by `image_std`: 0..1 to [-1, 1] by default.
@@ -201,7 +201,7 @@ class DualCodebookImageProcessor(PilBackend):
         image_std: of each channel.
         do_convert_rgb: see `read_image`.
 
-    `preprocess(images, return_tensors="pt")` raises ValueError for pictures that cannot be read, and for pictures that
+    `preprocess(images, return_tensors="pt")` raises ValueError for images that cannot be read, and for images that
     differ in size at the end, which no tensor can hold; without `return_tensors` it gives a list of arrays.
     """
 
@@ -237,7 +237,7 @@ class DualCodebookImageProcessor(PilBackend):
         return super().fetch_images(images)
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> np.ndarray:
-        """One picture or array -> array (C, H, W)."""
+        """One image or array -> array (C, H, W)."""
         if isinstance(image, Image.Image):
             return super().process_image(read_image(image) if do_convert_rgb else image, do_convert_rgb=False, **kwargs)
         array = super().process_image(image, do_convert_rgb=False, **kwargs)
@@ -252,7 +252,7 @@ class DualCodebookImageProcessor(PilBackend):
         """The middle of an array (C, H, W); never pads."""
         if size.height > image.shape[1] or size.width > image.shape[2]:
             raise ValueError(
-                f"`crop_size` {size.width}x{size.height} exceeds the picture's {image.shape[2]}x{image.shape[1]}; "
+                f"`crop_size` {size.width}x{size.height} exceeds the image's {image.shape[2]}x{image.shape[1]}; "
                 "resize it first (`do_resize`)"
             )
         return super().center_crop(image, size, **kwargs)
@@ -286,7 +286,7 @@ class DualCodebookImageProcessor(PilBackend):
         return self.resize(image, SizeDict(height=new_height, width=new_width), resample=resample)
 
     def postprocess(self, pixel_values: torch.Tensor) -> list[Image.Image]:
-        """(B, 3, H, W), by default in [-1, 1] -> B pictures, clamped and rounded.
+        """(B, 3, H, W), by default in [-1, 1] -> B images, clamped and rounded.
 
         Undoes this processor's normalisation. Raises ValueError for another shape, and when it does not rescale.
         """

@@ -1,4 +1,4 @@
-"""transformers' pipeline task "image-reconstruction": a picture -> its reconstruction and its tokens."""
+"""transformers' pipeline task "image-reconstruction": an image -> its reconstruction and its tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TASK = "image-reconstruction"
 class ImageReconstructionPipeline(Pipeline):
     """`pipeline("image-reconstruction", model=...)(picture)` -> {"image": ..., "image_tokens": ...}.
 
-    "image" is a PIL picture, "image_tokens" int64 (codebooks, h, w). Takes what `DualCodebookImageProcessor` takes, or
-    a list of it. With `batch_size` above 1 the pictures of a batch must be of one size when they reach the model.
+    "image" is a PIL image, "image_tokens" int64 (codebooks, h, w). Takes what `DualCodebookImageProcessor` takes, or
+    a list of it. With `batch_size` above 1 the images of a batch must be of one size when they reach the model.
 
     Args:
         image_processor_kwargs: options of `DualCodebookImageProcessor`.

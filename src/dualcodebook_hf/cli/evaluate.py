@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.protocols import PROTOCOLS, get_protocol
 from ..files import is_free_folder, write_json
 from ..loading import check_device, check_tokenizer_name, tokenizer_label
-from ..metrics import DEFAULT_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
+from ..metrics import DEFAULT_METRICS, IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..packages import require_package
 from .inputs import add_model, check_file, check_folder, load_model, positive
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 # What a flag of the data that was not given stands for without --protocol.
 DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "lanczos", "streaming": False}
 DATA_FLAGS = ("dataset", "config", *DEFAULTS, "limit")
-NETWORK_HELP = {
-    "lpips": "LPIPS, by VGG16: needs torchmetrics",
-    "rfid": "rFID, by Inception: needs torchmetrics, torch-fidelity",
-}
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -35,7 +31,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     _add_data(command.add_argument_group("data: --protocol or --dataset"))
     networks = command.add_argument_group("metrics by pretrained networks, which are downloaded")
     for name in NETWORK_METRICS:
-        text = f"{NETWORK_HELP[name]} (default: with --protocol, where they are available)"
+        spec = IMAGE_METRICS[name]
+        text = f"{spec.title}: needs {spec.needs} (default: with --protocol, where they are available)"
         networks.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
     baseline = command.add_argument_group(
         "patch-linear codec: the baseline without a network, at the first model's bits"

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Adds the three commands to the parser."""
-    command = commands.add_parser("reconstruct", help="encode and decode pictures; show and measure the result")
+    command = commands.add_parser("reconstruct", help="encode and decode images; show and measure the result")
     _add_images(command)
     command.add_argument("--output", type=Path, default=Path("reconstructions"), help="folder (default: %(default)s)")
     command.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all comparisons into one PNG as well")
     add_model(command)
     command.set_defaults(run=_reconstruct)
 
-    command = commands.add_parser("tokenize", help="pictures -> token file")
+    command = commands.add_parser("tokenize", help="images -> token file")
     _add_images(command)
     command.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors", help="the token file")
     add_model(command)
     command.set_defaults(run=_tokenize)
 
-    command = commands.add_parser("detokenize", help="token file -> pictures")
+    command = commands.add_parser("detokenize", help="token file -> images")
     command.add_argument("file", type=Path, help="token file written by `tokenize`")
     command.add_argument("--output", type=Path, required=True, help="folder; PNGs are named after the originals")
     add_model(command)
@@ -44,13 +44,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def _add_images(command: argparse.ArgumentParser) -> None:
     from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS
 
-    command.add_argument("images", nargs="+", type=Path, help="pictures, or folders of pictures (not their subfolders)")
+    command.add_argument("images", nargs="+", type=Path, help="images, or folders of images (not their subfolders)")
     command.add_argument(
         "--max-pixels",
         type=int,
         default=DEFAULT_MAX_PIXELS,
         metavar="N",
-        help="shrink larger pictures to N pixels, keeping their shape; 0: never (default: %(default)s)",
+        help="shrink larger images to N pixels, keeping their shape; 0: never (default: %(default)s)",
     )
 
 
@@ -106,7 +106,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
             sheet = comparison_sheet(map(Image.open, figure_paths), figure_sizes)
             save_png(sheet, folder / arguments.sheet.name)
     print(table)
-    print(f"pictures written to {arguments.output}")
+    print(f"images written to {arguments.output}")
     return 0
 
 
@@ -146,7 +146,7 @@ def _detokenize(arguments: argparse.Namespace) -> int:
     with staged_files(arguments.output) as folder:
         for image, path in zip(content.images, paths, strict=True):
             save_png(decode_tokens(model, image.tokens, image.size), folder / path.name)
-    print(f"{len(paths)} pictures written to {arguments.output}")
+    print(f"{len(paths)} images written to {arguments.output}")
     return 0
 
 

@@ -60,9 +60,9 @@ def find_images(arguments: argparse.Namespace) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
             if not inside:
-                raise ValueError(f"there is no picture in the folder '{path}'")
+                raise ValueError(f"there is no image in the folder '{path}'")
         elif not path.exists():
-            raise ValueError(f"cannot read picture '{path}': no such file")
+            raise ValueError(f"cannot read image '{path}': no such file")
         paths += inside
     return paths
 

@@ -1,1 +1,1 @@
-"""Measuring a tokenizer: metrics, the linear codec that it must beat, the protocol, and pictures to look at."""
+"""Measuring a tokenizer: metrics, the linear codec that it must beat, the protocol, and images to look at."""

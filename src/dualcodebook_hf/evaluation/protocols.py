@@ -1,4 +1,4 @@
-"""Named protocols: the public data sets of the paper and its rivals, and exactly what is measured on each."""
+"""Named protocols: the public data sets of the paper and its baselines, and exactly what is measured on each."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ PROTOCOLS = {
             train_dataset="merve/scene_parse_150",
             train_split="train",
             origin="ADE20K's SceneParse150 (Zhou et al. 2017), train 20,210 and validation 2,000, about 683 x 512 "
-            "pixels: a parquet copy of the Hub's zhoubolei/scene_parse_150, whose loading script today's `datasets` refuses",
+            "pixels: a parquet copy of the Hub's zhoubolei/scene_parse_150, whose loading script `datasets` refuses",
         ),
         Protocol(
             name="celebahq",

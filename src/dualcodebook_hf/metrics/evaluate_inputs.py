@@ -17,7 +17,7 @@ RANGE_TOLERANCE = 1e-3
 
 
 def image_pair_features() -> list[Features]:
-    """`predictions` and `references`: PIL pictures, files or uint8 arrays (H, W, C); or floats (C, H, W) in [0, 1]."""
+    """`predictions` and `references`: PIL images, files or uint8 arrays (H, W, C); or floats (C, H, W) in [0, 1]."""
     from datasets import Features, Image, List, Value
 
     kinds = Image(), List(List(List(Value("float32"))))
@@ -25,26 +25,26 @@ def image_pair_features() -> list[Features]:
 
 
 def token_features() -> Features:
-    """`predictions`: token grids (books, h, w). As floating point: `datasets` would cut 1.7 to an integer unasked."""
+    """`predictions`: token grids (codebooks, h, w), as floats: `datasets` would cut 1.7 to an integer unasked."""
     from datasets import Features, List, Value
 
     return Features({"predictions": List(List(List(Value("float64"))))})
 
 
 def token_grid(prediction: Any) -> torch.Tensor:
-    """One row of `token_features` -> tokens (books, h, w) int64. Raises ValueError for a fraction."""
+    """One row of `token_features` -> tokens (codebooks, h, w) int64. Raises ValueError for a fraction."""
     tokens = torch.tensor(prediction, dtype=torch.float64)
     if not torch.equal(tokens, tokens.round()):
         raise ValueError(
-            f"`predictions` must be integer tokens (books, h, w), got {tokens[tokens != tokens.round()][0]}"
+            f"`predictions` must be integer tokens (codebooks, h, w), got {tokens[tokens != tokens.round()][0]}"
         )
     return tokens.long()
 
 
 def image_pair(prediction: Any, reference: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """One row of `picture_pair_features` -> two tensors (C, H, W) float32, references in [0, 1].
+    """One row of `image_pair_features` -> two tensors (C, H, W) float32, references in [0, 1].
 
-    Pictures of 8 bits are divided by 255; predictions in floating point may leave the range, they are clamped later.
+    Images of 8 bits are divided by 255; predictions in floating point may leave the range, they are clamped later.
     Raises ValueError when the shapes differ or are not (1, H, W) or (3, H, W), or when a reference leaves [0, 1].
     """
     pixels = {"predictions": _pixels(prediction, "predictions"), "references": _pixels(reference, "references")}
@@ -53,7 +53,7 @@ def image_pair(prediction: Any, reference: Any) -> tuple[torch.Tensor, torch.Ten
         raise ValueError(f"`predictions` and `references` must have the same shapes, got {shapes[0]} and {shapes[1]}")
     low, high = pixels["references"].aminmax()
     if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
-        raise ValueError(f"`references` must lie in [0, 1] or be uint8 pictures, got [{low:.4g}, {high:.4g}]")
+        raise ValueError(f"`references` must lie in [0, 1] or be uint8 images, got [{low:.4g}, {high:.4g}]")
     return pixels["predictions"], pixels["references"]
 
 

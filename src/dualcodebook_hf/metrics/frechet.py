@@ -1,4 +1,4 @@
-"""Fréchet distance between the features of two sets of pictures: rFID, with Inception's features or any others."""
+"""Fréchet distance between the features of two sets of images: rFID, with Inception's features or any others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from .images import checked_images
 
-# Pictures (B, 3, H, W) float32 in [0, 1] -> features (B, D).
+# Images (B, 3, H, W) float32 in [0, 1] -> features (B, D).
 FeatureExtractor = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -45,9 +45,9 @@ class FeatureMoments:
 
     @property
     def covariance(self) -> torch.Tensor:
-        """(D, D), divided by N - 1. Raises ValueError for fewer than two pictures."""
+        """(D, D), divided by N - 1. Raises ValueError for fewer than two images."""
         if self.count < 2:
-            raise ValueError(f"a covariance needs features of at least 2 pictures, got {self.count}")
+            raise ValueError(f"a covariance needs features of at least 2 images, got {self.count}")
         return self._scatter / (self.count - 1)
 
 
@@ -85,7 +85,7 @@ class FrechetDistance:
     """rFID: squared Fréchet distance between the features of reconstructions and those of their originals.
 
     Args:
-        extractor: pictures (B, 3, H, W) float32 in [0, 1] -> features (B, D); `inception_extractor()` makes it FID.
+        extractor: images (B, 3, H, W) float32 in [0, 1] -> features (B, D); `inception_extractor()` makes it FID.
     """
 
     name = "rfid"
@@ -101,7 +101,7 @@ class FrechetDistance:
 
     @torch.no_grad()
     def update(self, reconstruction: torch.Tensor, original: torch.Tensor) -> None:
-        """Adds pictures, both (B, 3, H, W) in [0, 1], clamped. Raises ValueError when a shape or type is wrong."""
+        """Adds images, both (B, 3, H, W) in [0, 1], clamped. Raises ValueError when a shape or type is wrong."""
         reconstruction, original = checked_images(reconstruction, original)
         for moments, images in ((self.reconstructions, reconstruction), (self.originals, original)):
             features = self.extractor(images)
@@ -112,15 +112,15 @@ class FrechetDistance:
     def compute(self) -> dict[str, float]:
         """{"rfid": the distance so far}. Raises ValueError for fewer than two images.
 
-        Warns when there are no more pictures than features: the covariances are then singular. The distance is biased
-        upwards by few pictures in any case, so it compares only between equal numbers of them.
+        Warns when there are no more images than features: the covariances are then singular. The distance is biased
+        upwards by few images in any case, so it compares only between equal numbers of them.
         """
         count, width = self.originals.count, len(self.originals.mean)
         covariances = self.reconstructions.covariance, self.originals.covariance
         if count <= width:
             warnings.warn(
-                f"Fréchet distance of {count} pictures with {width} features each: the covariances are singular and "
-                "the distance is far too uncertain to compare; take more pictures than features",
+                f"Fréchet distance of {count} images with {width} features each: the covariances are singular and "
+                "the distance is far too uncertain to compare; take more images than features",
                 stacklevel=2,
             )
         means = self.reconstructions.mean, self.originals.mean
@@ -130,7 +130,7 @@ class FrechetDistance:
 def inception_extractor(device: str | torch.device | None = None) -> FeatureExtractor:
     """FID's features: 2048 of the pooled layer of the TensorFlow Inception, as torch-fidelity keeps it.
 
-    Pictures are rounded to 8 bits and resized to 299 x 299 as the original FID does. Downloads the weights at the first
+    Images are rounded to 8 bits and resized to 299 x 299 as the original FID does. Downloads the weights at the first
     call. Raises ImportError that says what to install.
     """
     missing = [name for name in ("torchmetrics", "torch_fidelity", "torchvision") if find_spec(name) is None]

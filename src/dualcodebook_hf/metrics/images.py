@@ -1,6 +1,6 @@
 """Quality of reconstructed images, in plain torch.
 
-The protocol: values clamped to [0, 1], never rounded to 8 bits, one number a picture, then the mean over pictures.
+The protocol: values clamped to [0, 1], never rounded to 8 bits, one number per image, then the mean over images.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ MS_SSIM_FLOOR = 1e-4
 
 
 def l1(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of each picture: (B, C, H, W) in [0, 1], clamped -> (B,) float32."""
+    """Mean absolute error of each image: (B, C, H, W) in [0, 1], clamped -> (B,) float32."""
     reconstruction, original = checked_images(reconstruction, original)
     return (reconstruction - original).abs().mean(dim=(1, 2, 3))
 
 
 def psnr(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each picture in dB: (B, C, H, W) in [0, 1], clamped -> (B,) float32.
+    """Peak signal-to-noise ratio of each image in dB: (B, C, H, W) in [0, 1], clamped -> (B,) float32.
 
-    -10 log10(MSE over channels and pixels); the MSE is at least 1e-10, so equal pictures have 100 dB.
+    -10 log10(MSE over channels and pixels); the MSE is at least 1e-10, so equal images have 100 dB.
     """
     reconstruction, original = checked_images(reconstruction, original)
     mse = (reconstruction - original).square().mean(dim=(1, 2, 3))
@@ -35,10 +35,10 @@ def psnr(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 
 
 def ssim(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of each picture: (B, C, H, W) in [0, 1], clamped -> (B,) float32.
+    """Structural similarity of each image: (B, C, H, W) in [0, 1], clamped -> (B,) float32.
 
     Gaussian window of 11 x 11, sigma 1.5, population covariance, data_range 1, mean over channels. Borders: only
-    windows that lie inside the picture count, as in the original and in scikit-image (torchmetrics 1.9 counts windows
+    windows that lie inside the image count, as in the original and in scikit-image (torchmetrics 1.9 counts windows
     over a reflected border too, about .002 of difference at 256 x 256). Along a side below 11 pixels the window is cut
     to the largest odd number that fits and normalised again.
     """
@@ -47,10 +47,10 @@ def ssim(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 
 
 def ms_ssim(reconstruction: torch.Tensor, original: torch.Tensor, clamp: bool = True) -> torch.Tensor:
-    """Multi-scale SSIM of each picture: (B, C, H, W) in [0, 1] -> (B,) float32; 1 - ms_ssim serves as a loss.
+    """Multi-scale SSIM of each image: (B, C, H, W) in [0, 1] -> (B,) float32; 1 - ms_ssim serves as a loss.
 
     The product of the contrast-structure term of each scale but the coarsest, and of the coarsest's SSIM, to the powers
-    of the 5 standard weights; a scale is a 2 x 2 mean of the last one. A picture whose shorter side is below 176 pixels
+    of the 5 standard weights; a scale is a 2 x 2 mean of the last one. An image whose shorter side is below 176 pixels
     has fewer scales (as many as leave 11 pixels: 4 from 88, 3 from 44, 2 from 22, else 1), their weights divided by
     their sum. Terms below 1e-4 count as 1e-4, which keeps the gradient finite everywhere. `clamp=False`: values outside
     [0, 1] stay, and so does their gradient.
@@ -70,7 +70,7 @@ def ms_ssim(reconstruction: torch.Tensor, original: torch.Tensor, clamp: bool = 
 
 
 def image_quality(reconstruction: torch.Tensor, original: torch.Tensor) -> tuple[float, float]:
-    """PSNR in dB and SSIM of one picture: (1, 3, H, W) in [-1, 1], any floating type and device."""
+    """PSNR in dB and SSIM of one image: (1, 3, H, W) in [-1, 1], any floating type and device."""
     x, y = ((pixels.cpu().float() + 1) / 2 for pixels in (reconstruction, original))
     return psnr(x, y).item(), ssim(x, y).item()
 
@@ -116,7 +116,7 @@ def _blur(planes: torch.Tensor) -> torch.Tensor:
         offsets = torch.arange(side, device=planes.device, dtype=torch.float32) - side // 2
         window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
         shape = (count, 1, side, 1) if dim == 2 else (count, 1, 1, side)
-        # One channel a plane: on a CPU ten times as fast as one plane a picture of a batch.
+        # One channel per plane: on a CPU ten times as fast as one plane per image of a batch.
         kernel = (window / window.sum()).view(1, 1, *shape[2:]).expand(shape)
         planes = F.conv2d(planes, kernel, groups=count)
     return planes[0]

@@ -25,6 +25,7 @@ class MetricSpec:
         build: makes a fresh metric; given the network where there is one.
         unit: of the value, empty where it has none.
         load_network: device -> the pretrained network that it measures by. Such a metric is measured on demand only.
+        needs: what the network needs, for the help of its flag.
         smallest_side: of the images, in pixels.
     """
 
@@ -33,6 +34,7 @@ class MetricSpec:
     build: Callable[..., ImageMetric]
     unit: str = ""
     load_network: Callable[[str | torch.device], Any] | None = None
+    needs: str = ""
     smallest_side: int = 1
 
 
@@ -74,9 +76,12 @@ IMAGE_METRICS: dict[str, MetricSpec] = {
         4,
         _lpips,
         load_network=lambda device: LPIPS.from_pretrained().to(device),
+        needs="VGG16's weights and torchmetrics",
         smallest_side=SMALLEST_SIDE,
     ),
-    "rfid": MetricSpec("rFID", 2, FrechetDistance, load_network=inception_extractor),
+    "rfid": MetricSpec(
+        "rFID", 2, FrechetDistance, load_network=inception_extractor, needs="torchmetrics and torch-fidelity"
+    ),
 }
 # Measured wherever nothing else is asked for: they need no network.
 DEFAULT_METRICS = tuple(name for name, spec in IMAGE_METRICS.items() if spec.load_network is None)
@@ -123,4 +128,4 @@ def load_metric_network(name: str, size: int, device: str | torch.device = "cpu"
         return spec.load_network(device)
     # A missing package, or whatever the download of the weights raises.
     except Exception as error:
-        raise ValueError(f"`{name}` cannot be measured: {getattr(error, 'reason', None) or error}") from error
+        raise ValueError(f"`{name}` cannot be measured: {error}") from error

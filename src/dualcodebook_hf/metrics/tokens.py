@@ -9,7 +9,7 @@ import torch
 
 
 def bits_per_pixel(positions: int, bits_per_position: float, height: int, width: int) -> float:
-    """Bits of the `positions` (h x w) of a token grid over the pixels of the original H x W picture."""
+    """Bits of the `positions` (h x w) of a token grid over the pixels of the original H x W image."""
     return positions * bits_per_position / (height * width)
 
 
@@ -17,12 +17,12 @@ class TokenStatistics:
     """How a tokenizer uses its codes, over all tokens of a split.
 
     Args:
-        sizes: number of codes of each book by name, in the order of the tokens' second dimension.
+        sizes: number of codes of each codebook by name, in the order of the tokens' second dimension.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         if not sizes or min(sizes.values()) < 1:
-            raise ValueError(f"`sizes` must name at least one book of at least one code, got {dict(sizes)}")
+            raise ValueError(f"`sizes` must name at least one codebook of at least one code, got {dict(sizes)}")
         if math.prod(sizes.values()) >= 2**63:
             raise ValueError(f"`sizes`: the combinations of codes must be below 2**63, got {dict(sizes)}")
         self.sizes = dict(sizes)
@@ -32,7 +32,7 @@ class TokenStatistics:
         self._joint_counts = torch.zeros(0, dtype=torch.int64)
 
     def update(self, tokens: torch.Tensor) -> None:
-        """Adds tokens (B, books, h, w). Raises ValueError when their shape, type or range is wrong."""
+        """Adds tokens (B, codebooks, h, w). Raises ValueError when their shape, type or range is wrong."""
         self._check(tokens)
         columns = tokens.detach().movedim(1, -1).reshape(-1, len(self.sizes)).cpu().long()
         joint = torch.zeros(len(columns), dtype=torch.int64)
@@ -52,7 +52,7 @@ class TokenStatistics:
         for index, (name, size) in enumerate(self.sizes.items()):
             low, high = tokens[:, index].aminmax()
             if low < 0 or high >= size:
-                raise ValueError(f"`tokens` of the {name} book must lie in [0, {size}), got [{low}, {high}]")
+                raise ValueError(f"`tokens` of the {name} codebook must lie in [0, {size}), got [{low}, {high}]")
 
     @property
     def positions(self) -> int:
@@ -61,14 +61,14 @@ class TokenStatistics:
 
     @property
     def pair_entropy(self) -> float:
-        """Entropy in bits of the combination of all books' tokens, exact over their joint counts.
+        """Entropy in bits of the combination of all codebooks' tokens, exact over their joint counts.
 
-        At most the smaller of the books' bits together and log2 of `positions`: a small sample bounds it.
+        At most the smaller of the codebooks' bits together and log2 of `positions`: a small sample bounds it.
         """
         return entropy_bits(self._joint_counts)
 
     def codebooks(self) -> dict[str, dict[str, float]]:
-        """For each book: size, usage, perplexity and normalized_entropy.
+        """For each codebook: size, usage, perplexity and normalized_entropy.
 
         usage: share of codes that occurred; perplexity: 2 to the entropy; normalized_entropy: entropy / log2 size.
         """
@@ -85,18 +85,18 @@ class TokenStatistics:
 
 
 class QuantizationError:
-    """E|z - z_q|^2 / Var z over a split, of the whole latent and of each book's slice.
+    """E|z - z_q|^2 / Var z over a split, of the whole latent and of each codebook's slice.
 
-    Both are sums over the channels c of population moments over all pictures and positions:
+    Both are sums over the channels c of population moments over all images and positions:
     sum_c mean (z_c - zq_c)^2 / sum_c mean (z_c - mean z_c)^2. 0 = nothing lost, 1 = as bad as one constant vector.
 
     Args:
-        dims: channels of each book's slice by name, in the order of the channels.
+        dims: channels of each codebook's slice by name, in the order of the channels.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         if not dims or min(dims.values()) < 1:
-            raise ValueError(f"`dims` must name at least one book of at least one channel, got {dict(dims)}")
+            raise ValueError(f"`dims` must name at least one codebook of at least one channel, got {dict(dims)}")
         self.dims = dict(dims)
         channels = sum(self.dims.values())
         self._count = 0
@@ -118,7 +118,7 @@ class QuantizationError:
         self._count = total
 
     def compute(self) -> dict[str, float]:
-        """{"all": the ratio over all channels, and <book's name>: the ratio over its own}. NaN before any update."""
+        """{"all": the ratio over all channels, <codebook's name>: the ratio over its own}; NaN before any update."""
         names = list(self.dims)
         errors = [part.sum().item() for part in self._error.split(list(self.dims.values()))]
         spreads = [part.sum().item() for part in self._spread.split(list(self.dims.values()))]

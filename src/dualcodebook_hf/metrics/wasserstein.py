@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance between the patches of two sets of pictures (Karras et al. 2018), without any weights."""
+"""Sliced Wasserstein distance between the patches of two sets of images (Karras et al. 2018), without any weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SlicedWasserstein:
         self._descriptors: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
 
     def update(self, reconstruction: torch.Tensor, original: torch.Tensor) -> None:
-        """Adds pictures (B, 3, H, W) in [0, 1], clamped; all of one size. Raises ValueError for other shapes."""
+        """Adds images (B, 3, H, W) in [0, 1], clamped; all of one size. Raises ValueError for other shapes."""
         if reconstruction.shape != original.shape or original.ndim != 4 or original.shape[1] != 3:
             shapes = f"{tuple(reconstruction.shape)} and {tuple(original.shape)}"
             raise ValueError(f"`reconstruction` and `original` must have one shape (B, 3, H, W), got {shapes}")
@@ -62,7 +62,7 @@ class SlicedWasserstein:
         if not count or min(original.shape[-2:]) < PATCH:
             return
         levels = [level.unflatten(0, (2, count)) for level in laplacian_pyramid(pairs.flatten(0, 1))]
-        # Picture by picture, so that positions do not depend on how pictures are divided into batches.
+        # Image by image, so that positions do not depend on how images are divided into batches.
         for index in range(count):
             for level in levels:
                 originals, reconstructions = self._descriptors.setdefault(min(level.shape[-2:]), ([], []))
@@ -81,7 +81,7 @@ class SlicedWasserstein:
         return pair[:, :, rows, columns].flatten(3).transpose(1, 2)
 
     def compute(self) -> dict[str, float | dict[str, float] | None]:
-        """{"swd": mean over levels, "swd_levels": {side: distance}}, in 1/1000; None without pictures of 7 pixels."""
+        """{"swd": mean over levels, "swd_levels": {side: distance}}, in 1/1000; None without images of 7 pixels."""
         generator = torch.Generator().manual_seed(self.seed)
         levels = {}
         for side, sets in self._descriptors.items():

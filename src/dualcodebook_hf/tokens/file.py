@@ -143,7 +143,7 @@ def _load(path: Path) -> TokenFile:
         names = header["pictures"]
         keys = [_key(index) for index in range(len(names))]
         if set(file.keys()) != set(keys):
-            raise ValueError(f"expected the tensors of {len(keys)} pictures, got {len(list(file.keys()))} tensors")
+            raise ValueError(f"expected the tensors of {len(keys)} images, got {len(list(file.keys()))} tensors")
         tensors = [file.get_tensor(key) for key in keys]
     for tensor in tensors:
         if tensor.dtype != torch.uint16:

@@ -168,7 +168,7 @@ class TrainingBatches(IterableDataset):
             raise ValueError(f"`rank` must lie in [0, world_size={world_size}), got {rank}")
         self.streaming = not hasattr(dataset, "__len__")
         if cache and self.streaming:
-            raise ValueError("`cache` must be off for a streamed data set: its pictures have no fixed index")
+            raise ValueError("`cache` must be off for a streamed data set: its images have no fixed index")
         self.dataset, self.transform, self.image_column, self.name = dataset, transform, image_column, name
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.shuffle_buffer = start, shuffle_buffer
@@ -187,7 +187,7 @@ class TrainingBatches(IterableDataset):
     def _permuted(self) -> Iterator[Sample]:
         length = len(self.dataset)
         if length == 0:
-            raise ValueError(f"{self.name} has no pictures")
+            raise ValueError(f"{self.name} has no images")
         epoch, skip = divmod(self.start, length)
         while True:
             for index in np.random.default_rng([self.seed, epoch]).permutation(length)[skip:].tolist():
@@ -205,7 +205,7 @@ class TrainingBatches(IterableDataset):
                     yield Sample(epoch, length, row)
                 length += 1
             if length == 0:
-                raise ValueError(f"{self.name} has no pictures")
+                raise ValueError(f"{self.name} has no images")
             whole_epochs, skip = divmod(max(0, skip - length), length)
             epoch += 1 + whole_epochs
 
@@ -339,7 +339,7 @@ def _decode(value: dict[str, Any], index: int, name: str) -> Image.Image:
     try:
         return read_image(image_source(value))
     except (ValueError, OSError) as error:
-        raise ValueError(f"picture {index} of {name} cannot be read: {error}") from error
+        raise ValueError(f"image {index} of {name} cannot be read: {error}") from error
 
 
 def _open(args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:
