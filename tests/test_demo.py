@@ -218,8 +218,8 @@ def test_what_cannot_be_read_is_named_without_the_servers_folders(client, tmp_pa
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     Image.new("RGB", (300_000, 2)).save(tmp_path / "long.png")
     for name, endpoint, text in [
-        ("cut.png", "/reconstruct", "^cannot read picture 'cut.png': "),
-        ("note.png", "/tokenize", "^cannot read picture 'note.png': not in a picture format that is known here$"),
+        ("cut.png", "/reconstruct", "^cannot read image 'cut.png': "),
+        ("note.png", "/tokenize", "^cannot read image 'note.png': not in an image format that is known here$"),
         ("vast.png", "/reconstruct", "^'vast.png' is too large for this app, which reads at most 100,000,000 pixels$"),
         ("bomb.png", "/reconstruct", "^'bomb.png' is too large for this app"),
         ("long.png", "/reconstruct", "^'long.png' of 300000 x 2 pixels is too long for this app"),

@@ -178,7 +178,7 @@ def test_what_cannot_be_read_gets_a_message_and_leaves_nothing_old(visit, photo,
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:500])
     page.locator("#picture input[type=file]").set_input_files(tmp_path / "cut.png")
     message = page.get_by_test_id("toast-body")
-    expect(message).to_contain_text("cannot read picture 'cut.png'")
+    expect(message).to_contain_text("cannot read image 'cut.png'")
     expect(message).not_to_contain_text("Traceback")
     expect(page.locator("#rates table")).to_have_count(0)
     expect(page.locator("#slider img")).to_have_count(0)
