@@ -20,6 +20,21 @@ from dualcodebook_hf.image_processing_dualcodebook import to_pixels
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.json"
 SIZES = ((96, 64), (81, 50), (160, 128))  # W, H
+SMALL_RUN = {
+    "backbone": "dcae", "block_out_channels": "8 8 16", "layers_per_block": 1, "resolution": 32, "num_workers": 0,
+    "global_codebook_size": 32, "local_codebook_size": 32, "global_dim": 8, "local_dim": 8, "transformer_heads": 2,
+    "global_transformer_layers": 1, "transformer_feed_forward": 16, "discriminator_channels": 4, "learning_rate": 1e-3,
+    "max_train_steps": 12, "train_batch_size": 2, "adversarial_start": 4, "perceptual": "ms-ssim", "ema_decay": 0.9,
+    "validation_steps": 0, "checkpointing_steps": 0, "report_to": "none",
+}  # fmt: skip
+RUNS = {
+    "paper": {},  # a transformer with dropout, a plain table
+    "base": {
+        "global_transformer_layers": 0, "global_update": "ema", "local_update": "ema", "linear_shortcut": True,
+        "data_initialization": 5, "log_l2_weight": 0.1, "gradient_accumulation_steps": 2,
+    },
+    "simvq": {"global_transformer_layers": 0, "global_update": "linear", "local_update": "linear"},
+}  # fmt: skip
 FACES = {"diffusers": DualCodebookVQModel, "transformers": DualCodebookModel}
 
 
@@ -61,6 +76,30 @@ def measurements(folder: Path) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
 
+def losses(folder: Path, name: str) -> dict[str, list[float]]:
+    """Every term of the loss of 12 updates of a small model, its adversary from update 4 on."""
+    from dualcodebook_hf.training.arguments import parse_run_config
+    from dualcodebook_hf.training.run import Trainer
+    from dualcodebook_hf.training.tokenizer_task import TokenizerTask
+
+    save_images(folder / "data", train=5, validation=1)
+    flags = {**SMALL_RUN, **RUNS[name], "dataset": folder / "data", "output_dir": folder / "run"}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", *str(value).split())]
+    run = parse_run_config(["--config", "paper", *words])
+    trainer = Trainer(TokenizerTask(run), run.training)
+    forward_backward, found = trainer.task.forward_backward, {}
+
+    def recording(batch: dict, step: int) -> dict:
+        terms = forward_backward(batch, step)
+        for term, value in terms.items():
+            found.setdefault(term, []).append(value.item())
+        return terms
+
+    trainer.task.forward_backward = recording
+    trainer.train()
+    return found
+
+
 def save_images(folder: Path, **splits: int) -> None:
     for split, count in splits.items():
         (folder / split).mkdir(parents=True)
@@ -89,10 +128,23 @@ def test_evaluate_gives_what_it_gave(tmp_path: Path) -> None:
     assert found == pytest.approx(golden("metrics"), rel=2e-3)
 
 
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_training_takes_the_steps_that_it_took(name: str, tmp_path: Path, fresh_accelerate) -> None:
+    pytest.importorskip("accelerate")
+    found, expected = losses(tmp_path, name), golden("losses")[name]
+    assert set(found) == set(expected)
+    for term, values in expected.items():
+        assert found[term] == pytest.approx(values, rel=2e-2, abs=1e-3), term
+
+
 if __name__ == "__main__":
     import tempfile
 
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         record = {"outputs": outputs("diffusers"), "metrics": measurements(Path(folder) / "data")}
+        record["losses"] = {}
+        for name in RUNS:
+            record["losses"][name] = losses(Path(folder) / name, name)
     GOLDEN.write_text(json.dumps(record) + "\n")
     print(f"written to {GOLDEN}", file=sys.stderr)
