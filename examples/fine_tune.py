@@ -3,8 +3,8 @@
     python examples/fine_tune.py photos runs/fine-tuned --steps 2000
     python examples/fine_tune.py photos runs/fine-tuned --model runs/mine/final
 
-`photos` needs the splits train and validation (docs/data.md). The codebooks move too: tokens that the model made before do
-not mean the same after. On the command line: dualcodebook train --init_from FOLDER --data_initialization 0 ...
+`photos` needs the splits train and validation (docs/data.md). The codebooks move too: tokens from before do not mean
+the same after. On the command line: dualcodebook train --init_from FOLDER --data_initialization 0 ...
 """
 
 import argparse

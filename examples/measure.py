@@ -4,7 +4,7 @@
     python examples/measure.py photos metrics.json --model runs/mine/final --split validation
 
 The linear codec (PCA of 16 x 16 patches and k-means, fitted in a minute) is the baseline: a network that does not beat
-it needs more training. metrics.json holds the numbers with their whole protocol; where it lies beside a model's weights,
+it needs more training. metrics.json holds the numbers with their whole protocol; where it lies beside the weights,
 `dualcodebook card` puts them into the card. On the command line: dualcodebook evaluate --patch-linear ...
 """
 

@@ -1,25 +1,23 @@
 """Train a small autoregressive transformer on tokens, draw samples from it, and decode them into images.
 
-    python examples/train_a_small_generator.py generated --images photos/*.jpg --size 128 --steps 20000
+    python examples/train_a_small_generator.py samples.png --images photos/*.jpg --size 128 --steps 20000
 
-Two heads: one predicts a position's global token from all earlier positions, the other its local token from these and the
-global one. Without --images it sees two photographs of scikit-image's wheel: enough to watch it learn.
+Two heads: one predicts a position's global token from all earlier positions, the other its local token from these and
+the global one. Without --images it sees two photographs of scikit-image's wheel: enough to watch it learn.
 """
 
 import argparse
 import math
 from pathlib import Path
 
-import skimage
 import torch
+from skimage import data_dir
 from torch import nn
 from torch.nn import functional as F
 
 from dualcodebook_hf.files import write_json
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.loading import load_tokenizer
-
-DATA = Path(skimage.__file__).parent / "data"
 
 
 class Generator(nn.Module):
@@ -42,8 +40,8 @@ class Generator(nn.Module):
     def loss(self, tokens: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of (B, 2, positions), in bits per position."""
         state = self.states(tokens[..., :-1])
-        first, second = self.heads[0](state), self.heads[1](state + self.tables[0](tokens[:, 0]))
-        return (F.cross_entropy(first.mT, tokens[:, 0]) + F.cross_entropy(second.mT, tokens[:, 1])) / math.log(2)
+        logits = self.heads[0](state), self.heads[1](state + self.tables[0](tokens[:, 0]))
+        return sum(F.cross_entropy(logits[k].mT, tokens[:, k]) for k in (0, 1)) / math.log(2)
 
     @torch.no_grad()
     def sample(self, count: int) -> torch.Tensor:
@@ -57,15 +55,14 @@ class Generator(nn.Module):
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("output", type=Path, help="folder for samples.png and losses.json")
-parser.add_argument("--images", nargs="+", default=[DATA / "astronaut.png", DATA / "coffee.png"])
+parser.add_argument("output", type=Path, help="PNG of eight samples; beside it, as JSON, the loss of each step")
+parser.add_argument("--images", nargs="+", default=[f"{data_dir}/{name}" for name in ("astronaut.png", "coffee.png")])
 parser.add_argument("--size", type=int, default=64, help="side of the crops in pixels")
-parser.add_argument("--stride", type=int, default=24, help="pixels between neighbouring crops of an image")
 parser.add_argument("--steps", type=int, default=1000)
 arguments = parser.parse_args()
-torch.manual_seed(0)
 
-cut, tokenizer = (arguments.size, arguments.stride), load_tokenizer()
+torch.manual_seed(0)
+cut, tokenizer = (arguments.size, arguments.size // 2), load_tokenizer()
 crops = [to_pixels(read_image(path)).unfold(1, *cut).unfold(2, *cut).flatten(1, 2) for path in arguments.images]
 tokens = torch.cat([tokenizer.tokenize(part) for part in torch.cat(crops, dim=1).movedim(0, 1).split(16)])
 
@@ -77,10 +74,8 @@ for step in range(arguments.steps):
     loss.backward()
     optimizer.step()
     losses.append(loss.item())
-    if step % 100 == 0:
-        print(f"step {step}: {losses[-1]:.2f} bits per position, of {tokenizer.bits_per_position:g}")
+    print(f"step {step}: {loss.item():.2f} bits per position, of {tokenizer.bits_per_position:g}", end="\r")
 
 samples = tokenizer.detokenize(generator.sample(8).unflatten(2, tokens.shape[-2:]))
-arguments.output.mkdir(parents=True, exist_ok=True)
-write_json(arguments.output / "losses.json", losses)
-to_image(torch.cat(list(samples), dim=-1)).save(arguments.output / "samples.png")
+to_image(torch.cat(list(samples), dim=-1)).save(arguments.output)
+write_json(arguments.output.with_suffix(".json"), losses)

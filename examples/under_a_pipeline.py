@@ -9,26 +9,24 @@ The pipeline is diffusers' own, unmodified: it takes the tokenizer as its `vqvae
 import argparse
 from pathlib import Path
 
-import skimage
 import torch
 from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel
+from skimage import data_dir
 from torch.nn import functional as F
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_pixels
 
-folder = Path(skimage.__file__).parent / "data"
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("output", type=Path, help="folder for the pipeline; a sample is beside it, as PNG")
-parser.add_argument("--images", nargs="+", default=[folder / "astronaut.png", folder / "coffee.png"])
+parser.add_argument("--images", nargs="+", default=[f"{data_dir}/{name}" for name in ("astronaut.png", "coffee.png")])
 parser.add_argument("--size", type=int, default=64, help="side of the crops in pixels; a multiple of 16")
-parser.add_argument("--stride", type=int, default=24, help="pixels between neighbouring crops of an image")
 parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--width", type=int, default=64)
 arguments = parser.parse_args()
 
 torch.manual_seed(0)
-cut, tokenizer = (arguments.size, arguments.stride), DualCodebookVQModel.from_pretrained(default_checkpoint())
+cut, tokenizer = (arguments.size, arguments.size // 2), DualCodebookVQModel.from_pretrained(default_checkpoint())
 crops = [to_pixels(read_image(path)).unfold(1, *cut).unfold(2, *cut).flatten(1, 2) for path in arguments.images]
 with torch.no_grad():
     latents = torch.cat([tokenizer.encode(part).latents for part in torch.cat(crops, dim=1).movedim(0, 1).split(16)])
