@@ -65,10 +65,10 @@ def metrics_table() -> str:
 
 
 def command_help(command: str) -> str:
-    """What `dualcodebook COMMAND --help` prints, at 100 columns."""
+    """What `dualcodebook COMMAND --help` prints, at 88 columns."""
     from dualcodebook_hf.cli import main
 
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "88"
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         main([command, "--help"])
     return f"```text\n{printed.getvalue().strip()}\n```"
