@@ -84,7 +84,7 @@ def test_fine_tuning_gains_on_the_images_that_it_saw(photos, run_example, capsys
     before = DualCodebookVQModel.from_pretrained(default_checkpoint())
     after = DualCodebookVQModel.from_pretrained(folder / "runs" / "tuned" / "final")
     pixels = pixels_of(photos / "train")
-    assert quality(after, pixels) > quality(before, pixels) + 0.1
+    assert quality(after, pixels) > quality(before, pixels) + 0.5
     names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert names[1:] == ["before", "after"]
 
@@ -119,7 +119,7 @@ def test_the_small_generator_learns_and_its_samples_are_images(photos, run_examp
     folder = run_example("train_a_small_generator.py", "samples.png", *flags)
     losses = json.loads((folder / "samples.json").read_text())
     assert losses[0] > 17  # it knows nothing: 18 bits per position
-    assert np.mean(losses[-5:]) < 12  # ten images of 16 positions can be learnt by heart
+    assert np.mean(losses[-5:]) < 6  # ten images of 16 positions can be learnt by heart
     samples = np.asarray(Image.open(folder / "samples.png")).reshape(SIDE, 8, SIDE, 3).swapaxes(0, 1)
     assert len({sample.tobytes() for sample in samples}) > 1
     assert all(sample.std() > 5 for sample in samples)
