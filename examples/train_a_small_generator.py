@@ -60,7 +60,6 @@ parser.add_argument("--images", nargs="+", default=[f"{data_dir}/{name}" for nam
 parser.add_argument("--size", type=int, default=64, help="side of the crops in pixels")
 parser.add_argument("--steps", type=int, default=1000)
 arguments = parser.parse_args()
-
 torch.manual_seed(0)
 cut, tokenizer = (arguments.size, arguments.size // 2), load_tokenizer()
 crops = [to_pixels(read_image(path)).unfold(1, *cut).unfold(2, *cut).flatten(1, 2) for path in arguments.images]
