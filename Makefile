@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-browser docs check format
+.PHONY: help demo test test-all test-browser test-examples docs check format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -22,6 +22,9 @@ test-all: .venv/.installed ## the slow tests too
 
 test-browser: .venv/.installed ## the demo in a real browser; needs Chromium
 	$(BIN)/python -m pytest tests/browser
+
+test-examples: .venv/.installed ## the scripts of examples/ and the notebook
+	$(BIN)/python -m pytest tests/examples
 
 docs: .venv/.installed ## this documentation as a site, into site/; fails for a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

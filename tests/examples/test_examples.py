@@ -21,7 +21,7 @@ from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOK = ROOT / "notebooks" / "tokenizer_tour.ipynb"
 SIDE = 64
