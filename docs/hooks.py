@@ -34,7 +34,7 @@ def fields_table(path: str) -> str:
     kind = getattr(importlib.import_module(module), name)
     own = inspect.get_annotations(kind)
     fields = [spec for spec in dataclasses.fields(kind) if spec.name in own]
-    rows = [(anchored(spec.name), code(type_name(spec)), code(default(spec)), spec.metadata["help"]) for spec in fields]
+    rows = [(anchored(spec.name), code(own[spec.name].replace(" | None", " or null")), code(default(spec)), spec.metadata["help"]) for spec in fields]
     return table(("field", "type", "default", "meaning"), rows)
 
 
@@ -94,12 +94,6 @@ def code(value: Any) -> str:
 def default(spec: dataclasses.Field) -> Any:
     """A field's default, made where it is made anew for each instance."""
     return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
-
-
-def type_name(spec: dataclasses.Field) -> str:
-    """HfArgumentParser replaces the text of an annotation by the type itself."""
-    name = spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
-    return str(name).replace(" | None", " or null")
 
 
 WRITERS = {"fields": fields_table, "presets": presets_table, "metrics": metrics_table, "help": command_help}
