@@ -12,7 +12,7 @@ DISTRIBUTION = "dualcodebook-hf"
 
 
 def requirements(extra: str | None = None) -> list[Requirement]:
-    """What pyproject.toml asks for, without the markers. Raises PackageNotFoundError where only a copy of the code lies.
+    """What pyproject.toml asks for, without markers. Raises PackageNotFoundError where only a copy of the code lies.
 
     Args:
         extra: None: the base install; a name: what this extra adds.
