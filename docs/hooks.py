@@ -34,7 +34,8 @@ def fields_table(path: str) -> str:
     kind = getattr(importlib.import_module(module), name)
     own = inspect.get_annotations(kind)
     fields = [spec for spec in dataclasses.fields(kind) if spec.name in own]
-    rows = [(anchored(spec.name), code(own[spec.name].replace(" | None", " or null")), code(default(spec)), spec.metadata["help"]) for spec in fields]
+    kinds = {name: kind.replace(" | None", " or null") for name, kind in own.items()}
+    rows = [(anchored(s.name), code(kinds[s.name]), code(default(s)), s.metadata["help"]) for s in fields]
     return table(("field", "type", "default", "meaning"), rows)
 
 

@@ -271,7 +271,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("dualcodebook_hf.demo")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape("pip install 'dualcodebook-hf[space]'")):
+    with pytest.raises(ModuleNotFoundError, match=r"needs gradio: pip install 'gradio<7,>=6\.31' .*'\.\[space\]'"):
         importlib.import_module("dualcodebook_hf.demo")
 
 

@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from mkdocs.commands.build import build
-from mkdocs.config import load_config
 from PIL import Image
 
 import dualcodebook_hf
@@ -19,6 +17,10 @@ from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.metrics import IMAGE_METRICS
 from dualcodebook_hf.training.arguments import CLASSES, parse_run_config
 from dualcodebook_hf.training.task import Task
+
+pytest.importorskip("mkdocs")
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -3,7 +3,9 @@
 try:
     import gradio  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("the demo needs gradio: pip install 'dualcodebook-hf[space]'", name=error.name) from error
+    from ..packages import how_to_install
+
+    raise ModuleNotFoundError(f"the demo needs {how_to_install('space', 'gradio')}", name=error.name) from error
 
 from .page import build_demo, launch_options
 
