@@ -55,7 +55,7 @@ def check_weights(
     types = [
         f"{name} {_kind(found[name])} instead of {_kind(expected[name])}"
         for name in common
-        if not _same_kind(found[name], expected[name])
+        if not same_kind(found[name], expected[name])
     ]
     problems = {
         "missing": [name for name in expected if name not in found],
@@ -64,7 +64,9 @@ def check_weights(
         "of another type": types,
     }
     _refuse(problems, files, f"do not fit their config.json: {SAVE_AGAIN}")
-    infinite = [name for name in found if not _is_finite(found[name])]
+    if files:
+        check_size(found.values(), files)
+    infinite = [name for name in found if not is_finite(found[name])]
     _refuse({"with NaN or infinity": infinite}, files, "are damaged, or their training diverged: take an earlier save")
 
 
@@ -88,18 +90,26 @@ def _read(path: str | Path) -> dict[str, torch.Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Both floating point, of any precision, or both of one integer type; with all values there."""
     if one.layout is not torch.strided or one.is_meta:
         return False
     return one.is_floating_point() if other.is_floating_point() else one.dtype == other.dtype
 
 
+def check_size(tensors: Iterable[torch.Tensor], files: Sequence[str | Path]) -> None:
+    """Raises ValueError where tensors are larger than their files: a few numbers, repeated until memory is full."""
+    claimed, there = sum(tensor.nbytes for tensor in tensors), sum(Path(file).stat().st_size for file in files)
+    if claimed > there:
+        where = ", ".join(f"'{file}'" for file in files)
+        raise ValueError(f"{where} must hold all numbers of its tensors: they take {claimed} bytes, the file {there}")
+
+
 def _kind(tensor: torch.Tensor) -> str:
     return str(tensor.dtype) if tensor.layout is torch.strided else f"{tensor.dtype} {tensor.layout}"
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     # Least and largest need no memory, unlike `isfinite`; float8 has neither.
