@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..autoencoder_dualcodebook import DualCodebookVQModel
 
 DTYPES = ("float32", "bfloat16", "float16")
+LONGEST_NAME = 255  # bytes, on common file systems
 SOFTWARE = "dualcodebook_hf"  # the PNG text that marks images written here, which alone may be overwritten
 
 
@@ -109,6 +110,8 @@ def _check_overwrite(path: Path) -> None:
 
     from ..tokens.file import load_tokens
 
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(f"the name '{path.name}' is too long for a file: {LONGEST_NAME} bytes at most")
     if not path.exists():
         return
     try:
