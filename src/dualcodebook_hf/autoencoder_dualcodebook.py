@@ -107,9 +107,9 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         A folder that transformers saved is loaded too. Raises ValueError, naming the file and the tensors, for weights
         that do not fit config.json, whole, or are not finite; OSError where there are none.
         """
-        source, location = pretrained_model_name_or_path, {}
+        source = pretrained_model_name_or_path
         location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
-        with readable(source):
+        with readable(source, kwargs):
             config = cls.load_config(source, **location)
             if not is_saved_by_transformers(config):
                 return cls._load(source, **kwargs)

@@ -107,7 +107,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         are none.
         """
         source = pretrained_model_name_or_path
-        with readable(source):
+        with readable(source, kwargs):
             if source is not None:
                 location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
                 own = isinstance(config, PreTrainedConfig)

@@ -7,13 +7,15 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import WEIGHTS_NAME as DIFFUSERS_PICKLE_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 # What finds a file of a model; the other arguments of `from_pretrained` are for the weights.
 LOCATION_ARGUMENTS = (
@@ -25,6 +27,8 @@ LOCATION_ARGUMENTS = (
     "subfolder",
     "token",
 )
+# Of diffusers and of transformers: whole files; the index of shards has another ending.
+WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_PICKLE_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
 SAVE_AGAIN = "config.json and weights must come from one call of `save_pretrained`"
 
 
@@ -160,23 +164,35 @@ def _find_file(source: str | Path, name: str, **location) -> Path | None:
 
 
 def missing_weights(source: str | Path, subfolder: str | None = None, variant: str | None = None) -> str:
-    """The message where `from_pretrained` found no weights: what is there instead, and what to do."""
-    wanted = f"weights of the variant {variant!r}" if variant else "weights in one file or in shards (safetensors)"
+    """The message where there are no weights that can be read: what is there instead, and what to do."""
     folder = Path(source) / (subfolder or "")
-    stems = [Path(name).stem for name in (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, "pytorch_model.bin")]
+    stems = {Path(name).stem for name in WEIGHTS_NAMES}
     there = sorted(path.name for stem in stems for path in folder.glob(f"{stem}*")) if folder.is_dir() else []
-    remedy = f"save the model there by `save_pretrained`, without `safe_serialization=False`; {SAVE_AGAIN}"
+    wanted = f"weights of the variant {variant!r}" if variant else "weights (safetensors)"
     if there:
-        remedy = (
-            f"there is {some(there)}: name its `variant`, or load it where it was saved and `save_pretrained` again"
-        )
-    return f"there are no {wanted} in '{source}'; {remedy}"
+        remedy = f"there is {some(there)}: name its `variant`, or load it where it was saved and save it again"
+    else:
+        remedy = f"save the model there; {SAVE_AGAIN}"
+    return f"there are no {wanted} in '{folder}'; {remedy}"
 
 
 @contextmanager
-def readable(source: str | Path) -> Iterator[None]:
-    """What the libraries raise for damaged files, as ValueError that names where they lie."""
+def readable(source: str | Path | None, options: Mapping[str, Any]) -> Iterator[None]:
+    """What the libraries raise for damaged files and for none, as errors that name them and say what to do.
+
+    Args:
+        source: folder or Hub id.
+        options: the arguments of `from_pretrained`.
+    """
     try:
         yield
     except (SafetensorError, RecursionError, zipfile.BadZipFile) as error:
         raise ValueError(f"the files in '{source}' are damaged: {error}; download or save them again") from error
+    except OSError as error:
+        place = {"subfolder": options.get("subfolder"), "variant": options.get("variant")}
+        folder = Path(source or "") / (place["subfolder"] or "")
+        if (folder / "config.json").is_file() and not any(
+            find_weights(source, name, **place) for name in WEIGHTS_NAMES
+        ):
+            raise OSError(missing_weights(source, **place)) from error
+        raise
