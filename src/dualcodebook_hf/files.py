@@ -110,4 +110,6 @@ def public_name(name: str | Path, parts: int = 1) -> str:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A name may have 255 bytes: of a long one the beginning, whose characters may have four.
+    name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:50]
+    return path.with_name(f".{name}.{os.getpid()}.partial")

@@ -187,6 +187,8 @@ def _call(layer: nn.Module, *args: torch.Tensor) -> torch.Tensor:
 def _diffusers_weights(source: str | Path, variant: str | None, location: dict[str, Any]) -> str:
     """The name of the weights that diffusers' face saved. Raises OSError unless transformers can read them."""
     found = find_weights(source, SAFETENSORS_WEIGHTS_NAME, variant, **location)
+    if found is None and not Path(source).is_dir():
+        return SAFETENSORS_WEIGHTS_NAME  # transformers says better what is wrong with a repository or the connection
     if found is None or not found.name.endswith((".safetensors", ".safetensors.index.json")):
         raise OSError(missing_weights(source, location.get("subfolder"), variant))
     return found.name

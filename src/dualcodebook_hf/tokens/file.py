@@ -31,7 +31,7 @@ METADATA_KEY = "dualcodebook_tokens"
 LARGEST_CODEBOOK = 2**16  # tokens are stored as uint16
 LONGEST_NAME = 255  # bytes of a file name on common file systems
 # safetensors reads no header above 100 MB. It holds every name, and less than this for an image besides.
-LARGEST_HEADER, HEADER_PER_IMAGE = 100_000_000, 190
+LARGEST_HEADER, HEADER_PER_IMAGE = 100_000_000, 150
 
 
 @dataclass(frozen=True)
