@@ -221,9 +221,38 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written_or_asked
     with pytest.raises(ValueError, match=r"quant_conv\.bias"):
         push_model(run, "me/tok")
     (run / "final" / WEIGHTS).write_bytes(b"broken")
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="cannot load"):
         prepare_folder(run, tmp_path / "out")
     assert not hub.requests and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "samples/step-0001000.png",
+        "samples",
+        "final/train_config.json",
+        "final/preprocessor_config.json",
+        f"final/{WEIGHTS}",
+    ],
+)
+def test_links_out_of_the_run_are_not_followed(hub, run, tmp_path, name):
+    place, outside = run / name, tmp_path / "outside"
+    DualCodebookImageProcessor().save_pretrained(run / "final")
+    shutil.move(place, outside)
+    place.symlink_to(outside)
+    with pytest.raises(ValueError, match=f"leads out of .* to '{outside}"):
+        push_model(run, "me/tok")
+    with pytest.raises(ValueError, match=f"leads out of .* to '{outside}"):
+        prepare_folder(run, tmp_path / "out")
+    assert "me/tok" not in {repo for _, repo in hub.repos} and not (tmp_path / "out").exists()
+
+
+def test_links_within_the_run_are_followed(run, tmp_path):
+    sample = run / "samples" / "step-0001000.png"
+    sample.unlink()
+    sample.symlink_to(run / "samples" / "step-0000500.png")
+    assert "samples.png" in prepare_folder(run, tmp_path / "out")
 
 
 @pytest.mark.parametrize("repo_id", ["tok", "a/b/c", "me/", "me/..", "me/with space", "datasets/me/tok"])
