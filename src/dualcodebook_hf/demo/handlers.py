@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import error_map, token_map
-from ..loading import load_tokenizer, tokenizer_label
+from ..files import public_name
+from ..loading import EMBEDDED, load_tokenizer, tokenizer_label
 from ..reconstruction import Reconstruction, decode_tokens, reconstruct_image, tokenize_image
 from . import fragments, inspection
 from .reading import Rejected, Upload, UploadReader
@@ -30,7 +31,9 @@ def load_models(names: Sequence[str] | None) -> dict[str, DualCodebookVQModel]:
     """
     models: dict[str, DualCodebookVQModel] = {}
     for name in names or [None]:
-        model, label = load_tokenizer(name, argument="models"), tokenizer_label(name)
+        model = load_tokenizer(name, argument="models")
+        label = tokenizer_label(name)
+        label = label if label == EMBEDDED else public_name(name)  # of a folder no more than its name
         if (model.config.in_channels, model.config.out_channels) != (3, 3):
             raise ValueError(f"the model '{name}' must have 3 channels, got {model.config.in_channels}")
         models[label if label not in models else f"{label} ({len(models) + 1})"] = model
@@ -56,8 +59,7 @@ class Handlers:
     """The functions behind the components, over some models by label.
 
     Uploads arrive from the gate as dicts with a `path`, or None. What a visitor gave and cannot be used raises
-    Rejected. What a function returns is in the order of the outputs that
-    `demo` gives to its event.
+    Rejected. What a function returns is in the order of the outputs that the page gives to its event.
     """
 
     def __init__(self, models: dict[str, DualCodebookVQModel]) -> None:
