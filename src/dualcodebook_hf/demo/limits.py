@@ -30,7 +30,7 @@ WAITING_PER_VISITOR = 48  # of them: an address alone cannot fill the queue
 # components or saves the page's state.
 PAGES = {"", "config", "assets", "static", "svelte", "favicon.ico", "robots.txt", "manifest.json", "theme.css"}
 API = {"info", "openapi.json", "startup-events", "app_id", "heartbeat", "theme.css", "user", "login_check"}
-API |= {"upload", "upload_progress", "file=", "queue", "call", "cancel", "reset"}
+API |= {"upload", "upload_progress", "file=", "queue", "call", "run", "cancel", "reset"}
 
 
 def use_own_folder() -> None:
@@ -103,7 +103,7 @@ class RequestLimits:
         if size is None or size > LARGEST_CALL:
             refusal = JSONResponse({"detail": f"A request must have at most {LARGEST_CALL:,} bytes."}, 413)
             await refusal(scope, receive, send)
-        elif route in ("queue", "call") and waiting.count(_visitor(scope)) >= WAITING_PER_VISITOR:
+        elif route in ("queue", "call", "run") and waiting.count(_visitor(scope)) >= WAITING_PER_VISITOR:
             refusal = JSONResponse({"detail": "Too many of your requests are waiting. Please try again later."}, 503)
             await refusal(scope, receive, send)
         else:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..image_processing_dualcodebook import read_image, resize_to_max_pixels
 
-LARGEST_UPLOAD = 64_000_000  # pixels of an image file: what cameras make; at worst (16-bit grey) 2 GB while read
+LARGEST_UPLOAD = 52_000_000  # pixels of an image file: 50-megapixel cameras; at worst (16-bit grey) 2 GB while read
 LONGEST_SIDE = 16_000  # pixels after shrinking: WebP ends at 16,383, and a line of pixels pads to f lines
 READING_SECONDS = 30  # the largest uploads take a few
 # Formats that PIL decodes itself, or with a library of its own, and that are told by their first bytes.
