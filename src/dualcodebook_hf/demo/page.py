@@ -60,7 +60,7 @@ def build_demo(models: Sequence[str] | None = None) -> gr.Blocks:
                     files = _lay_out_tokens()
         _add_endpoints(handlers)
         _connect(handlers, shown, source, result, inside, files)
-    return demo.queue(max_size=QUEUE)
+    return demo.queue(max_size=QUEUE, api_open=False)  # open: every request would run at once, past the queue
 
 
 def launch_options() -> dict[str, Any]:
