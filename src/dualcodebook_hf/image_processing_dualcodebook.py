@@ -34,22 +34,30 @@ class BadImageError(ValueError):
 
     Args:
         reason: what is wrong with it, without its place.
-        file: name of its file, or what else it can be found by.
-
-    Attributes:
-        reason: as above.
-        file: as above; None: unknown.
+        file: name of its file, or what else it can be found by; None: unknown.
         dataset: the data set that it belongs to; None: to none.
         split: of the data set.
         row: index in the split; None where that is not known, in a shuffled stream.
+
+    Attributes: as the arguments.
     """
 
-    def __init__(self, reason: str, file: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        file: str | None = None,
+        *,
+        dataset: str | None = None,
+        split: str | None = None,
+        row: int | None = None,
+    ) -> None:
         super().__init__(reason, file)
         self.reason, self.file = reason, file
-        self.dataset: str | None = None
-        self.split: str | None = None
-        self.row: int | None = None
+        self.dataset, self.split, self.row = dataset, split, row
+
+    def because(self, reason: str) -> BadImageError:
+        """An error about the same image for another reason."""
+        return BadImageError(reason, self.file, dataset=self.dataset, split=self.split, row=self.row)
 
     def __str__(self) -> str:
         file = f"'{self.file}'" if self.file else "in memory"
