@@ -27,12 +27,12 @@ def p3_profile() -> bytes:
 
 
 def cmyk_profile(ink_lab: tuple[int, int, int]) -> bytes:
-    """A printer whose paper is white and whose inks, in any amount above half, all print one colour.
+    """A printer with white paper, black ink K, and three inks that print one and the same colour.
 
     Args:
         ink_lab: that colour in Lab, each value in 0..255: L x 2.55, a + 128, b + 128.
     """
-    corners = [(255, 128, 128), *[ink_lab] * 15]  # C, M, Y, K in 2 steps each, K fastest
+    corners = [(255, 128, 128), (0, 128, 128), *[ink_lab, (0, 128, 128)] * 7]  # C, M, Y, K in 2 steps each, K fastest
     ramp = bytes(range(256))
     table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0])
     table += struct.pack(">9i", *(65536 if place % 4 == 0 else 0 for place in range(9)))
@@ -49,9 +49,7 @@ def grey_profile(gamma: float) -> bytes:
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(256 * gamma)) + bytes(2)
     white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
     start = 128 + 4 + 24
-    head = struct.pack(
-        ">I4sI4s4s4s", start + len(curve) + len(white), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ "
-    )
+    head = struct.pack(">I4sI4s4s4s", start + len(curve) + len(white), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ")
     head += bytes(12) + b"acsp"
     head = head.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
     tags = struct.pack(">I4sII", 2, b"kTRC", start, len(curve))
