@@ -188,7 +188,7 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], not_me
         print(f"{measured} of the {expected} images of {arguments.protocol}: not comparable with the whole split")
     skipped = protocol.get("skipped", [])
     if skipped:
-        print(f"{len(skipped)} images that cannot be read were left out:")
+        print(f"images left out because they cannot be read: {len(skipped)}")
     for image in skipped:
         print(f"  row {image['row']}" + (f" ({image['file']})" if image["file"] else "") + f": {image['reason']}")
     for reason in not_measured.values():

@@ -98,14 +98,14 @@ def _images_in(folder: Path, recursive: bool) -> list[ImageFile]:
         if any(part.startswith(".") for part in inside.parts):
             reason = "hidden"
         elif path.is_dir():
-            reason = None if recursive else "folders, see --recursive"
+            reason = None if recursive else "folders (see --recursive)"
         else:
             reason = _why_no_image(path)
             if reason is None:
                 found.append(ImageFile(path, "-".join(inside.parts)))
         if reason is not None:
             left_out[reason] += 1
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
     if not found:
         raise ValueError(f"there is no image in the folder '{folder}'" + (f" ({reasons})" if reasons else ""))
     if left_out:
@@ -119,11 +119,11 @@ def _why_no_image(path: Path) -> str | None:
 
     suffix = path.suffix.lower()
     if not path.is_file():
-        return "not regular files"
+        return "no regular file"
     if suffix in _decodable_suffixes():
         return None
     plugin = next((plugin for plugin in PLUGINS if suffix in plugin.suffixes), None)
-    return f"{plugin.format}, which needs the package {plugin.package}" if plugin else "not in an image format"
+    return f"{plugin.format} (needs the package {plugin.package})" if plugin else "no image format"
 
 
 @cache
