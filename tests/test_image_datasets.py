@@ -146,7 +146,7 @@ def test_webdataset_rows_with_the_image_in_another_column_are_named_by_their_key
         except BadImageError as error:
             bad.append(error)
     assert [error.file for error in bad] == ["006", "007"]
-    assert "an image of 'tars' (train), '006': there is no image in it" in str(bad[0])
+    assert "an image of 'tars' (train), '006': its column `png` holds no image" in str(bad[0])
 
 
 def test_the_error_keeps_its_place_on_the_way_between_processes():

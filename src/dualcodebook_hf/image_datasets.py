@@ -77,6 +77,8 @@ def read_row(
     """
     value = row[image_column]
     try:
+        if value is None:  # in a webdataset: the image may be another column's
+            raise BadImageError(f"its column `{image_column}` holds no image")
         return read_image(image_source(value))
     except BadImageError as error:
         file = (value or {}).get("path") or row.get(KEY_COLUMN)
