@@ -11,7 +11,8 @@ it needs more training. metrics.json holds the numbers with their whole protocol
 import argparse
 
 from dualcodebook_hf.evaluation.data import EvaluationData
-from dualcodebook_hf.evaluation.evaluator import evaluate, evaluate_linear_codec
+from dualcodebook_hf.evaluation.evaluator import evaluate
+from dualcodebook_hf.evaluation.linear_codec import fit_linear_codec
 from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.files import write_json
 from dualcodebook_hf.loading import load_tokenizer, tokenizer_label
@@ -29,10 +30,10 @@ model = load_tokenizer(arguments.model)
 images = EvaluationData(dataset=arguments.dataset, split=arguments.split, size=arguments.size).open()
 train_images = EvaluationData(dataset=arguments.dataset, split="train", size=arguments.size).open()
 
-sizes = list(model.codebook_sizes.values())
+codec, fitted = fit_linear_codec(train_images, arguments.fit, sizes=list(model.codebook_sizes.values()))
 results = [
     evaluate(model, images, name=tokenizer_label(arguments.model)),
-    evaluate_linear_codec(train_images, images, count=arguments.fit, sizes=sizes),
+    evaluate(codec, images, name="patch-linear codec", about={"fitted_to": fitted}),
 ]
 write_json(arguments.output, {"results": results})
 print(results_table((result["model"]["name"], result) for result in results))

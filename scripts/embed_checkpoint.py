@@ -12,7 +12,8 @@ from pathlib import Path
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 from dualcodebook_hf.evaluation.data import EvaluationData
-from dualcodebook_hf.evaluation.evaluator import evaluate, evaluate_linear_codec
+from dualcodebook_hf.evaluation.evaluator import evaluate
+from dualcodebook_hf.evaluation.linear_codec import fit_linear_codec
 from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.files import write_json
 from dualcodebook_hf.hub import Records, model_card
@@ -31,11 +32,12 @@ def main() -> None:
     for name in FILES:
         shutil.copyfile(arguments.model / name, folder / name)
     model = DualCodebookVQModel.from_pretrained(folder)
-    results, train_images = [], EvaluationData(dataset=arguments.datasets[0], split="train").open()
+    codec, fitted = fit_linear_codec(EvaluationData(dataset=arguments.datasets[0], split="train").open())
+    results = []
     for dataset in arguments.datasets:
         images = EvaluationData(dataset=dataset).open()
         results.append(evaluate(model, images, name="embedded checkpoint"))
-        results.append(evaluate_linear_codec(train_images, images))
+        results.append(evaluate(codec, images, name="patch-linear codec", about={"fitted_to": fitted}))
     write_json(folder / "metrics.json", {"results": results})
     card = model_card(Records.read(folder))
     for path in (folder / "README.md", Path(__file__).parents[1] / "model_card.md"):

@@ -12,8 +12,8 @@ from packaging.version import Version
 from PIL import Image
 
 from dualcodebook_hf.evaluation.data import EvaluationData
-from dualcodebook_hf.evaluation.evaluator import Evaluator, evaluate, evaluate_linear_codec
-from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
+from dualcodebook_hf.evaluation.evaluator import Evaluator, evaluate
+from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec, fit_linear_codec
 from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.image_processing_dualcodebook import (
     BadImageError,
@@ -153,7 +153,8 @@ def test_a_half_precision_model_is_measured_against_float32_images(tiny_model, f
 def test_the_baseline_is_measured_by_the_same_code_and_stands_in_the_same_table(tiny_model, folder):
     options = {"size": SIZE, "limit": 4}
     train_images, images = opened(folder, split="train"), opened(folder, **options)
-    baseline = evaluate_linear_codec(train_images, images, count=6, sizes=(16, 8), components=12)
+    codec, fitted = fit_linear_codec(train_images, count=99, sizes=(16, 8), components=12)
+    baseline = evaluate(codec, images, name="patch-linear codec", about={"fitted_to": fitted})
     model = evaluate(tiny_model, images)
     assert baseline["protocol"] == model["protocol"]
     assert set(baseline["metrics"]) == set(model["metrics"])
@@ -224,13 +225,11 @@ def test_images_that_are_left_out_are_in_the_record_and_not_in_the_numbers(tiny_
 
 
 def test_the_linear_codec_is_fitted_to_the_readable_images_alone(folder, damaged):
-    options = {"count": 6, "sizes": (8, 8), "components": 4}
-    results = [
-        evaluate_linear_codec(opened(path, split="train", on_bad_image="skip"), opened(folder), **options)
-        for path in (folder, damaged)
-    ]
-    assert results[1]["model"]["fitted_to"]["pictures"] == 6
-    assert results[1]["metrics"]["psnr"] == pytest.approx(results[0]["metrics"]["psnr"], abs=0.5)
+    splits = (opened(path, split="train", on_bad_image="skip") for path in (folder, damaged))
+    fits = [fit_linear_codec(split, count=6, sizes=(8, 8), components=4) for split in splits]
+    assert [fitted["pictures"] for _, fitted in fits] == [6, 6]
+    values = [evaluate(codec, opened(folder))["metrics"]["psnr"] for codec, _ in fits]
+    assert values[1] == pytest.approx(values[0], abs=0.5)
 
 
 def test_a_split_without_a_readable_image_and_one_with_too_many_bad_ones_are_errors(tiny_model, tmp_path):

@@ -126,7 +126,7 @@ def test_a_protocol_measures_by_networks_where_they_are_to_be_had_and_says_why_n
     (result,) = json.loads(output.read_text())["results"]
     assert "lpips" not in result["metrics"] and "not_measured" not in result["protocol"]
     assert main([*command, "--rfid"]) == 2
-    assert "`rfid` cannot be measured: " in capsys.readouterr().err
+    assert "`--rfid` cannot be measured: " in capsys.readouterr().err
 
 
 def test_one_of_data_set_and_protocol_is_needed(checkpoint, capsys):

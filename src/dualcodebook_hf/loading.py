@@ -47,13 +47,13 @@ def check_tokenizer_name(name: str | None, argument: str = "model") -> None:
         raise ValueError(f"`{argument}` must be a folder or a Hub id (owner/name), got '{name}', which is neither")
 
 
-def check_device(device: str | None, argument: str = "device") -> str:
+def check_device(device: str | None) -> str:
     """The device, or CUDA's where there is one and none is named. Raises ValueError when it cannot be used."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises where there is no CUDA
-        raise ValueError(f"`{argument}` {device} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"`device` {device} cannot be used: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -71,6 +71,7 @@ def load_tokenizer(
     Raises ValueError that names the tokenizer when it cannot be loaded.
     """
     check_tokenizer_name(name, argument)
+    device = check_device(device)
     path = Path(name or default_checkpoint()).expanduser()
     source = path if path.is_dir() else name
     if source is name:
@@ -81,7 +82,7 @@ def load_tokenizer(
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = _unreachable(name) if _comes_from(error, LocalEntryNotFoundError) else error
         raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
-    return model.eval().to(check_device(device))
+    return model.eval().to(device)
 
 
 def _check_cache(name: str, argument: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.protocols import PROTOCOLS, get_protocol
 from ..files import is_free_folder, write_json
+from ..image_processing_dualcodebook import BadImageError
 from ..loading import check_device, check_tokenizer_name, tokenizer_label
 from ..metrics import DEFAULT_METRICS, IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..packages import require_package
@@ -17,6 +18,8 @@ from .inputs import add_model, add_on_bad_image, check_file, check_folder, load_
 
 if TYPE_CHECKING:
     from ..evaluation.data import EvaluationData, EvaluationImages
+    from ..evaluation.linear_codec import PatchLinearCodec
+    from ..tokenizer import Tokenizer
 
 # What a flag of the data that was not given stands for without --protocol.
 DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "lanczos", "streaming": False}
@@ -33,7 +36,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     for name in NETWORK_METRICS:
         spec = IMAGE_METRICS[name]
         text = f"{spec.title}: needs {spec.needs} (default: with --protocol, where they are available)"
-        networks.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+        networks.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=text)
     baseline = command.add_argument_group(
         "patch-linear codec: the baseline without a network, at the first model's bits"
     )
@@ -132,7 +135,7 @@ def _load_networks(arguments: argparse.Namespace, size: int) -> tuple[dict[str, 
 
     They are loaded before the first model is. Raises ValueError for one that was asked for and is not available.
     """
-    device, networks, reasons = check_device(arguments.device, "--device"), {}, {}
+    device, networks, reasons = check_device(arguments.device), {}, {}
     for name in NETWORK_METRICS:
         asked = getattr(arguments, name)
         if not (bool(arguments.protocol) if asked is None else asked):
@@ -153,29 +156,39 @@ def _measure(
     train_images: EvaluationImages | None,
     networks: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """One result per model, and the linear codec's."""
-    from ..evaluation.evaluator import evaluate, evaluate_linear_codec
+    """One result per model, and the linear codec's, which is fitted before anything is measured."""
+    from ..evaluation.evaluator import evaluate
 
-    options = {"batch_size": arguments.batch_size, "progress": sys.stderr.isatty()}
-    results, names = [], [*DEFAULT_METRICS, *networks]
-    for number, model in enumerate(models):
-        tokenizer, label = load_model(argparse.Namespace(**{**vars(arguments), "model": model})), tokenizer_label(model)
-        folder = _images_folder(arguments, label, number)
-        metrics = image_metrics(names, networks)
-        results.append(evaluate(tokenizer, images, metrics, name=label, save_images=folder, **options))
-    if train_images is not None:
-        sizes = list(results[0]["model"]["codebook_sizes"].values())
-        options |= {"count": arguments.fit_pictures, "sizes": sizes}
-        options["save_images"] = _images_folder(arguments, "patch-linear", len(results))
-        results.append(evaluate_linear_codec(train_images, images, image_metrics(names, networks), **options))
+    results, codec, fitted = [], None, {}
+
+    def measure(tokenizer: Tokenizer, name: str, folder: str, **options: Any) -> None:
+        metrics, target = image_metrics([*DEFAULT_METRICS, *networks], networks), None
+        if arguments.save_pictures is not None:  # the number tells models of one name apart
+            target = arguments.save_pictures / f"{len(results)}-{folder.replace('/', '-').replace(' ', '-')}"
+        options |= {"batch_size": arguments.batch_size, "progress": sys.stderr.isatty(), "save_images": target}
+        results.append(evaluate(tokenizer, images, metrics, name=name, **options))
+
+    for model in models:
+        tokenizer, label = load_model(model, arguments), tokenizer_label(model)
+        if train_images is not None and codec is None:
+            codec, fitted = _fit(arguments, train_images, list(tokenizer.codebook_sizes.values()))
+        measure(tokenizer, label, label)
+    if codec is not None:
+        measure(codec, "patch-linear codec", "patch-linear", about={"fitted_to": fitted})
     return results
 
 
-def _images_folder(arguments: argparse.Namespace, name: str, number: int) -> Path | None:
-    """The folder of one model's images; its number tells models of one name apart."""
-    if arguments.save_pictures is None:
-        return None
-    return arguments.save_pictures / f"{number}-{name.replace('/', '-').replace(' ', '-')}"
+def _fit(
+    arguments: argparse.Namespace, images: EvaluationImages, sizes: list[int]
+) -> tuple[PatchLinearCodec, dict[str, Any]]:
+    from ..evaluation.linear_codec import fit_linear_codec
+
+    try:
+        return fit_linear_codec(images, arguments.fit_pictures, sizes)
+    except BadImageError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"`--fit-pictures` {arguments.fit_pictures} of {images.data.dataset!r}: {error}") from error
 
 
 def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], not_measured: dict[str, str]) -> None:

@@ -41,13 +41,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:
-    """The model of `--model`, `--device` and `--dtype`, in eval mode. Raises ValueError when one of them is wrong."""
-    from ..loading import check_device, check_tokenizer_name, load_tokenizer
+def load_model(name: str | None, arguments: argparse.Namespace) -> DualCodebookVQModel:
+    """A model of `--model` by `--device` and `--dtype`, in eval mode. Raises ValueError when one of them is wrong."""
+    from ..loading import load_tokenizer
 
-    check_tokenizer_name(arguments.model, "--model")
-    device = check_device(arguments.device, "--device")
-    return load_tokenizer(arguments.model, device=device, dtype=arguments.dtype, argument="--model")
+    return load_tokenizer(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
 
 
 def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:

@@ -22,8 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["train"]:  # its flags are the trainer's
             return train.train(argv[1:])
-        arguments = _build_parser().parse_args(argv)
-        return arguments.run(arguments)
+        parser = _build_parser()
+        arguments = parser.parse_args(argv)
+        try:
+            return arguments.run(arguments)
+        except ValueError as error:
+            raise ValueError(parser.in_words_of(arguments.command, str(error))) from error
     except ValueError as error:
         return _complain(error, BAD_INPUT)
     except OSError as error:  # a full disk, a file that went away meanwhile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,6 @@ from ..metrics.tokens import QuantizationError, TokenStatistics, bits_per_pixel
 from ..tokenizer import Autoencoded, Tokenizer, check_tokenizer
 from ..version import __version__
 from .data import CROP, EvaluationImages
-from .linear_codec import PatchLinearCodec
 
 DEFINITIONS = {
     "crop": CROP,
@@ -93,6 +92,7 @@ def evaluate(
     *,
     batch_size: int = 8,
     name: str | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool = False,
     save_images: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -104,6 +104,7 @@ def evaluate(
         metrics: fresh ones, see `image_metrics`; None: those that need no network.
         batch_size: images at a time.
         name: of the tokenizer, for the record.
+        about: what else the record says of the tokenizer, such as what it was fitted to.
         progress: show a bar.
         save_images: new or empty folder for the measured images, as PNG: original/ and reconstruction/00000.png and so
             on, for other tools. The metrics see the values before they are rounded to these 8 bits.
@@ -132,37 +133,11 @@ def evaluate(
     if images.data.on_bad_image == "skip":
         protocol["skipped"] = images.skipped_record()
     protocol |= {"versions": _versions(), "hardware": hardware(tokenizer.device)}
-    return {"protocol": protocol, "model": _describe(tokenizer, name), "metrics": evaluator.compute()}
-
-
-def evaluate_linear_codec(
-    train_images: EvaluationImages,
-    images: EvaluationImages,
-    metrics: Sequence[ImageMetric] | None = None,
-    *,
-    count: int = 400,
-    sizes: Sequence[int] = (512, 512),
-    components: int = 48,
-    seed: int = 0,
-    **options: Any,
-) -> dict[str, Any]:
-    """The baseline's row: fits the linear codec and measures it as `evaluate` would.
-
-    Args:
-        train_images: what the codec is fitted to.
-        images: as in `evaluate`.
-        metrics: as in `evaluate`.
-        count: images that it is fitted to, drawn from `train_images`.
-        sizes: codes of its stages; those of the model, so that both spend the same bits.
-        components: see `PatchLinearCodec`.
-        seed: of the drawn images and of k-means.
-        **options: further ones of `evaluate`.
-    """
-    codec = PatchLinearCodec(sizes, components).fit(train_images.shuffled(seed).first(count), seed=seed)
-    result = evaluate(codec, images, metrics, **{"name": "patch-linear codec", **options})
-    fitted = {key: train_images.data.record(count)[key] for key in ("dataset", "config", "split", "pictures")}
-    result["model"]["fitted_to"] = fitted | {"sizes": list(sizes), "components": components, "seed": seed}
-    return result
+    return {
+        "protocol": protocol,
+        "model": _describe(tokenizer, name) | dict(about or {}),
+        "metrics": evaluator.compute(),
+    }
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from torch import nn
 from ..backbone import pad_to_multiple
 from ..clustering import kmeans, patchify, principal_components, unpatchify
 from ..codebooks import nearest_codes
+
+if TYPE_CHECKING:
+    from .data import EvaluationImages
 
 
 @dataclass
@@ -193,3 +197,28 @@ class PatchLinearCodec(nn.Module):
             codec = cls(**json.loads(metadata))
         codec.load_state_dict(load_file(str(path)))
         return codec
+
+
+def fit_linear_codec(
+    images: EvaluationImages,
+    count: int = 400,
+    sizes: Sequence[int] = (512, 512),
+    components: int = 48,
+    seed: int = 0,
+) -> tuple[PatchLinearCodec, dict[str, Any]]:
+    """The baseline of a table: the codec, fitted to images of a split.
+
+    Args:
+        images: the split, see `EvaluationData.open`.
+        count: images that are drawn from it; all of them where it has fewer.
+        sizes: codes of the stages; those of the model that it stands beside, so that both spend the same bits.
+        components: see `PatchLinearCodec`.
+        seed: of the drawn images and of k-means.
+
+    Returns the codec and, for its record, what it was fitted to. Raises ValueError when the images have fewer patches
+    than the codec has components or codes.
+    """
+    crops = list(images.shuffled(seed).first(count))
+    codec = PatchLinearCodec(sizes, components).fit(crops, seed=seed)
+    source = {key: images.data.record(len(crops))[key] for key in ("dataset", "config", "split", "pictures")}
+    return codec, source | {"sizes": list(sizes), "components": components, "seed": seed}
