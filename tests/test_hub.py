@@ -477,10 +477,10 @@ def test_push_and_card_from_the_command_line(hub, run, tmp_path, capsys):
         (["push", "{run}", "--space", "me/demo"], "`--space` publishes the Space alone; it does not go with RUN"),
         (["push", "{run}", "--repo-id", "me/tok", "--model-id", "me/a"], "`--model-id` goes with `--space`"),
         (["push", "{run}/samples", "--repo-id", "me/tok"], "there is no config.json in"),
-        (["push", "{run}/nothing", "--repo-id", "me/tok"], "`run` must be the folder of a run"),
+        (["push", "{run}/nothing", "--repo-id", "me/tok"], "`RUN` must be the folder of a run"),
         (
             ["push", "{run}", "--repo-id", "me/tok", "--metrics", "{run}/none.json"],
-            "`metrics` must be a file written by",
+            "`--metrics` must be a file written by",
         ),
         (["push", "--space", "me/demo", "--model-id", "nothing"], "`models` must be owner/name, got 'nothing'"),
     ],
