@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 
 from dualcodebook_hf import DualCodebookConfig, codebooks
 from dualcodebook_hf.codebooks import (
+    CODEBOOKS,
     EMACodebook,
     SimVQCodebook,
     TableCodebook,
@@ -18,6 +19,7 @@ from dualcodebook_hf.codebooks import (
     build_codebook,
     nearest_codes,
 )
+from dualcodebook_hf.configuration_dualcodebook import UPDATES
 
 
 def transformer_codebook(size=16, dim=8, layers=2, dropout=0.0, **options):
@@ -37,6 +39,13 @@ KINDS = {
 def any_codebook(request):
     torch.manual_seed(0)
     return KINDS[request.param]()
+
+
+def test_every_value_of_the_configuration_is_a_kind_that_describes_itself():
+    assert tuple(CODEBOOKS) == UPDATES
+    for kind in CODEBOOKS.values():
+        codebook = kind.from_config(DualCodebookConfig(), 16, 8)
+        assert torch.isfinite(codebook.codes()).all() and isinstance(codebook.description, str)
 
 
 def test_nearest_codes_equal_brute_force_in_float64():

@@ -77,8 +77,21 @@ class Codebook(nn.Module):
         self.size, self.dim = size, dim
         self.weight = nn.Parameter(torch.empty(size, dim))
 
+    @classmethod
+    def from_config(cls, config: DualCodebookConfig, size: int, dim: int) -> Codebook:
+        """The codebook of a configuration; a kind with settings of its own reads them here."""
+        return cls(size, dim)
+
+    @property
+    def description(self) -> str:
+        """The kind in a few words, for the model card."""
+        raise NotImplementedError
+
     def reset_parameters(self) -> None:
-        """Draws the table anew, and sets what is tracked back to its start; layers draw their own weights."""
+        """Draws the table anew, and sets what is tracked back to its start; layers draw their own weights.
+
+        Every kind's constructor ends with it.
+        """
         raise NotImplementedError
 
     def codes(self) -> torch.Tensor:
@@ -124,6 +137,7 @@ class TableCodebook(Codebook):
     """A table that the codebook loss moves: VQ-VAE's (arXiv 1711.00937), and the paper's local codebook."""
 
     is_table = True
+    description = "a plain table"
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(size, dim)
@@ -158,6 +172,7 @@ class EMACodebook(Codebook):
 
     is_table = True
     learns_by_gradient = False
+    description = "a plain table kept by EMA"
 
     def __init__(self, size: int, dim: int, decay: float = 0.99, revival_threshold: float = 0.1) -> None:
         super().__init__(size, dim)
@@ -165,6 +180,11 @@ class EMACodebook(Codebook):
         self.weight.requires_grad_(False)
         self.cluster_size = nn.Parameter(torch.empty(size), requires_grad=False)
         self.reset_parameters()
+
+    @classmethod
+    def from_config(cls, config: DualCodebookConfig, size: int, dim: int) -> EMACodebook:
+        """With the configuration's decay and revival."""
+        return cls(size, dim, config.codebook_ema_decay, config.revival_threshold)
 
     def reset_parameters(self) -> None:
         """U(-1/N, 1/N), all dead: the first batch puts the codes on live vectors."""
@@ -282,6 +302,11 @@ class TransformerCodebook(Codebook):
         self._cache: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset_parameters()
 
+    @property
+    def description(self) -> str:
+        """With the transformer's depth."""
+        return f"the outputs of a transformer of depth {len(self.transformer.layers)}"
+
     def reset_parameters(self) -> None:
         """N(0, 1) (paper)."""
         nn.init.normal_(self.weight)
@@ -341,6 +366,8 @@ class TransformerCodebook(Codebook):
 class SimVQCodebook(Codebook):
     """SimVQ's (arXiv 2411.02038): a fixed random table times a matrix D x D, which is what learns."""
 
+    description = "a plain table times a learned matrix"
+
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(size, dim)
         self.weight.requires_grad_(False)
@@ -356,22 +383,14 @@ class SimVQCodebook(Codebook):
             return self.projection(self.weight).float()
 
 
+# By `global_update` and `local_update` of the configuration; a transformer over the table stands beside them.
+CODEBOOKS: dict[str, type[Codebook]] = {"gradient": TableCodebook, "ema": EMACodebook, "linear": SimVQCodebook}
+
+
 def build_codebook(config: DualCodebookConfig, part: str) -> Codebook:
     """The codebook that `config` describes for a part of the latents, "global" or "local"."""
-    size, dim, layers, update = {
-        "global": (
-            config.global_codebook_size,
-            config.global_dim,
-            config.global_transformer_layers,
-            config.global_update,
-        ),
-        "local": (
-            config.local_codebook_size,
-            config.local_dim,
-            config.local_transformer_layers,
-            config.local_update,
-        ),
-    }[part]
+    size, dim = getattr(config, f"{part}_codebook_size"), getattr(config, f"{part}_dim")
+    layers, update = getattr(config, f"{part}_transformer_layers"), getattr(config, f"{part}_update")
     if layers:
         return TransformerCodebook(
             size,
@@ -382,9 +401,7 @@ def build_codebook(config: DualCodebookConfig, part: str) -> Codebook:
             dropout=config.transformer_dropout,
             scaling_decay=config.codebook_ema_decay if config.scale_codes_to_latents else None,
         )
-    if update == "ema":
-        return EMACodebook(size, dim, config.codebook_ema_decay, config.revival_threshold)
-    return {"gradient": TableCodebook, "linear": SimVQCodebook}[update](size, dim)
+    return CODEBOOKS[update].from_config(config, size, dim)
 
 
 @contextlib.contextmanager

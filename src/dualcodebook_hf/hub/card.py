@@ -144,20 +144,10 @@ def _codebooks(fields: DualCodebookFields, model: DualCodebookVQModel) -> list[d
             "title": name if name == "codebook" else f"{name} codebook",
             "size": codebook.size,
             "dim": codebook.dim,
-            "kind": _codebook_kind(fields, name),
+            "kind": getattr(codebook, "description", f"quantizer `{fields.quantizer}`"),
         }
         for name, codebook in model.quantize.codebooks.items()
     ]
-
-
-def _codebook_kind(fields: DualCodebookFields, name: str) -> str:
-    if fields.quantizer not in ("dual", "single"):
-        return f"quantizer `{fields.quantizer}`"
-    prefix = name if name in ("global", "local") else "local"
-    layers = getattr(fields, f"{prefix}_transformer_layers")
-    kind = f"the outputs of a transformer of depth {layers}" if layers else "a plain table"
-    how = {"ema": " kept by EMA", "linear": " times a learned matrix"}
-    return kind + how.get(getattr(fields, f"{prefix}_update"), "")
 
 
 def _training(train: dict[str, dict]) -> dict[str, Any]:
