@@ -33,7 +33,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     for name in NETWORK_METRICS:
         spec = IMAGE_METRICS[name]
         text = f"{spec.title}: needs {spec.needs} (default: with --protocol, where they are available)"
-        networks.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+        networks.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=text)
     baseline = command.add_argument_group(
         "patch-linear codec: the baseline without a network, at the first model's bits"
     )
