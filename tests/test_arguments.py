@@ -138,7 +138,10 @@ def test_the_saved_configuration_reads_back(tmp_path):
             "`resize` must be 0 or at least resolution=128, got 64",
         ),
         (["--dataset", "x", "--train_batch_size", "0"], "`train_batch_size` must be at least 1, got 0"),
-        (["--dataset", "x", "--perceptual", "vgg"], "`perceptual` must be one of lpips, efficientnet, ms-ssim, none, got 'vgg'"),
+        (
+            ["--dataset", "x", "--perceptual", "vgg"],
+            "`perceptual` must be one of lpips, efficientnet, ms-ssim, none, got 'vgg'",
+        ),
         (["--dataset", "x", "--local_dim", "7", "--vq_embed_dim", "3"], "`vq_embed_dim` must equal"),
         (["--dataset", "x", "--adam_beta1", "1"], r"`adam_beta1` must lie in \[0, 1\), got 1.0"),
         (["--dataset", "x", "--transformer_heads", "0"], "`transformer_heads` must be at least 1, got 0"),

@@ -17,8 +17,8 @@ REMEMBERED = 2  # batches: originals and reconstructions
 class EfficientNetFeatures:
     """Images -> pooled features of a classifier, as an extractor of `FrechetDistance` and `KernelDistance`.
 
-    Images are resized to the size that the network was trained on, bicubic with antialias, and clamped. The features of
-    the last two batches are kept: each metric asks for the same ones.
+    Images are rounded to 8 bits, as a PNG would hold them, and resized to the size that the network was trained on,
+    bicubic with antialias, clamped. The features of the last two batches are kept: each metric asks for the same ones.
 
     Args:
         network: pretrained.
@@ -32,8 +32,8 @@ class EfficientNetFeatures:
         self.network = network
         side = network.image_size
         self.protocol = (
-            f"EfficientNet-{network.variant.capitalize()} (weights' sha256 {network.sha256}) on images resized to "
-            f"{side} x {side}, bicubic with antialias, in [-1, 1]"
+            f"EfficientNet-{network.variant.capitalize()} (weights' sha256 {network.sha256}) on images rounded "
+            f"to 8 bits and resized to {side} x {side}, bicubic with antialias, in [-1, 1]"
         )
         self.description = f"1280 pooled of {self.protocol}; paired sets of equal size; not comparable with FID"
         self._remembered: list[tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]] = []
@@ -52,7 +52,8 @@ class EfficientNetFeatures:
         for seen, stages, pooled in self._remembered:
             if seen.shape == images.shape and seen.device == images.device and torch.equal(seen, images):
                 return stages, pooled
-        resized = F.interpolate(images, size=(self.network.image_size,) * 2, mode="bicubic", antialias=True)
+        rounded = (images * 255).round() / 255
+        resized = F.interpolate(rounded, size=(self.network.image_size,) * 2, mode="bicubic", antialias=True)
         stages = self.network.stages(resized.clamp(0, 1) * 2 - 1)
         pooled = self.network.head(stages[-1])
         self._remembered = [*self._remembered[1 - REMEMBERED :], (images, stages, pooled)]
