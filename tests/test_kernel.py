@@ -42,6 +42,13 @@ def test_the_definition_and_the_jackknife_by_leaving_out_one_pair_after_the_othe
     assert error == pytest.approx(expected, rel=1e-8)
 
 
+def test_two_pairs_have_a_distance_and_no_interval():
+    x, y = samples(2, 0), samples(2, 1)
+    distance, error = kernel_distance(x, y)
+    assert error is None
+    assert distance == pytest.approx(by_definition(x.numpy(), y.numpy()), rel=1e-10)
+
+
 def test_it_is_unbiased_where_both_sets_are_of_one_distribution():
     found = [kernel_distance(samples(12, seed), samples(12, 1000 + seed)) for seed in range(400)]
     distances = np.array(found)[:, 0]
@@ -75,9 +82,9 @@ def test_the_metric_gathers_batches_and_prints_a_negative_value_as_it_is():
     assert "mean colours" in metric.definition and "x 1000" in metric.definition
 
 
-@pytest.mark.parametrize("shapes", [((2, 3), (2, 3)), ((4, 3), (5, 3)), ((4, 3, 1), (4, 3, 1))])
+@pytest.mark.parametrize("shapes", [((1, 3), (1, 3)), ((4, 3), (5, 3)), ((4, 3, 1), (4, 3, 1))])
 def test_wrong_shapes_are_refused(shapes):
-    with pytest.raises(ValueError, match=r"`x` and `y` must be of one shape \(N, D\), N >= 3"):
+    with pytest.raises(ValueError, match=r"`x` and `y` must be of one shape \(N, D\), N >= 2"):
         kernel_distance(*map(torch.zeros, shapes))
 
 
