@@ -13,6 +13,7 @@ FORMS = ("stages", "stages-logits", "dists", "stages-gram")
 STAGES = (0, 1, 2, 4)  # compared; of strides 2, 4, 8 and 16
 GRAM_STAGES = (1, 2)
 LOGITS_WEIGHT = 0.1
+GRAM_WEIGHT = 5.0  # its gradient in the pixels is then about half of the first term's
 NORM_EPSILON = 1e-10
 DISTS_CONSTANT = 1e-6
 SHIFTS = 16  # pixels
@@ -30,7 +31,7 @@ class EfficientNetDistance(nn.Module):
         network: its weights stay as they are.
         form: what is compared: `stages`, `stage_distance` (LPIPS' form without learned heads); `stages-logits`, that
             plus 0.1 x the mean squared difference of the 1000 logits; `dists`, `dists_distance`; `stages-gram`, the
-            first plus `gram_distance`.
+            first plus 5 x `gram_distance`.
         shifts: 1: images stay whole, and no random number is drawn.
 
     Raises ValueError for an unknown form.
@@ -66,7 +67,7 @@ class EfficientNetDistance(nn.Module):
             if self.form == "stages-logits":
                 distance = distance + LOGITS_WEIGHT * (logits[0].float() - logits[1].float()).square().mean(1)
             elif self.form == "stages-gram":
-                distance = distance + gram_distance(first, second)
+                distance = distance + GRAM_WEIGHT * gram_distance(first, second)
         return distance
 
 
