@@ -384,7 +384,7 @@ def test_an_image_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
     broken = shutil.copytree(dataset, tmp_path / "broken")
     (Path(broken) / "train" / "5.png").write_bytes(b"no image")
     trainer = trainer_of(run_config(str(broken), tmp_path / "run", max_train_steps=100))
-    with pytest.raises(ValueError, match=r"image 5 of .* cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot read row 5 of"):
         trainer.train()
     assert checkpoint_names(tmp_path / "run") == [f"checkpoint-{trainer.progress.step}"]
 
@@ -420,7 +420,7 @@ def test_init_from_starts_with_the_weights_and_nothing_else(dataset, tmp_path):
     assert trainer.progress.step == 0
     with pytest.raises(ValueError, match=r"`init_from` .* does not fit the model"):
         trainer_of(run_config(dataset, tmp_path / "other", model={"local_dim": 6}, init_from=str(tmp_path / "source")))
-    with pytest.raises(ValueError, match=r"`init_from` .* cannot be loaded"):
+    with pytest.raises(ValueError, match=r"`init_from`: there is no config.json"):
         trainer_of(run_config(dataset, tmp_path / "none", init_from=str(tmp_path)))
 
 

@@ -19,10 +19,10 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 class RunFolder:
     """The `output_dir` of a training run.
 
-    checkpoint-N/        the state of the run after update N; its model/ is for `from_pretrained`
-    final/               the model at the end, for `from_pretrained`
-    samples/step-N.png   validation images above their reconstructions
-    logs/                TensorBoard's
+    - checkpoint-N/: the state of the run after update N; its model/ is for `from_pretrained`
+    - final/: the model at the end, for `from_pretrained`
+    - samples/step-N.png: validation images above their reconstructions
+    - logs/: TensorBoard's
     """
 
     path: Path

@@ -95,5 +95,4 @@ def copy_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], path: 
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
