@@ -24,7 +24,7 @@ test-all: .venv/.installed ## the slow tests too
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST)/pip install --quiet -c constraints-lowest.txt torch
-	$(LOWEST)/pip install --quiet -c constraints-lowest.txt -e ".[train,eval,space,benchmarks]" pytest
+	$(LOWEST)/pip install --quiet -c constraints-lowest.txt -e ".[train,eval,perceptual,space,benchmarks]" pytest
 	touch $@
 
 test-lowest: .venv-lowest/.installed ## the default tests with the lowest versions that pyproject.toml allows

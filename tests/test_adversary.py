@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dualcodebook_hf.training.adversary import Adversary
+from dualcodebook_hf.training.discriminators.augment import Augmentation
 from dualcodebook_hf.training.discriminators.patch import PatchDiscriminator
 from dualcodebook_hf.training.losses import adaptive_weight
 
@@ -162,7 +163,37 @@ def test_any_network_may_be_the_discriminator_and_its_frozen_part_stays(generato
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_the_weight_rises_over_the_ramp(generator):
+    adversary, plain = make_adversary(ramp=4), make_adversary()
+    _, x_hat, rec = reconstruct(generator)
+    full = plain.generator_term(x_hat, rec, generator.weight, START)
+    for step, share in ((START, 0.25), (START + 1, 0.5), (START + 3, 1.0), (START + 50, 1.0)):
+        torch.testing.assert_close(adversary.generator_term(x_hat, rec, generator.weight, step), share * full)
+    assert adversary.generator_term(x_hat, rec, generator.weight, START - 1).item() == 0
+    assert adversary.discriminator_loss(x_hat, x_hat, START) is not None
+
+
+def test_without_the_adaptive_weight_the_weight_alone_counts(generator):
+    adversary = make_adversary(adaptive=False, weight=0.03)
+    _, x_hat, rec = reconstruct(generator)
+    term = adversary.generator_term(x_hat, rec, generator.weight, START)
+    torch.testing.assert_close(term, -0.03 * adversary.discriminator(x_hat).mean())
+
+
+def test_the_discriminator_sees_augmented_images_only(generator):
+    adversary = make_adversary(augmentation=Augmentation(["color"]))
+    seen = []
+    adversary.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x, x_hat, rec = reconstruct(generator)
+    adversary.generator_term(x_hat, rec, generator.weight, START).backward()
+    adversary.discriminator_loss(x, x_hat, START)
+    assert len(seen) == 3 and generator.weight.grad.abs().sum() > 0
+    assert not any(torch.equal(images, given) for images in seen for given in (x, x_hat))
+
+
 def test_wrong_arguments_are_refused_by_name():
+    with pytest.raises(ValueError, match="`ramp` must be at least 0, got -1"):
+        make_adversary(ramp=-1)
     with pytest.raises(ValueError, match="`weight` must be at least 0, got -1"):
         make_adversary(weight=-1)
     with pytest.raises(ValueError, match="`start_step` must be at least 0, got -1"):

@@ -192,17 +192,20 @@ def test_measurements_of_two_models_are_refused(folder):
 def test_further_measurements_and_named_protocols_are_published(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     result = metrics["results"][0]
-    result["metrics"] |= {"rfid": 3.456, "lpips": 0.12345}
+    result["metrics"] |= {"rfid": 3.456, "lpips": 0.12345, "kd_effnetlite2": -0.24, "kd_effnetlite2_interval": [-1, 1]}
     result["protocol"]["name"] = "a-protocol"
     result["protocol"]["definitions"] |= {"rfid": "by these features", "lpips": "by that network"}
+    result["protocol"]["definitions"] |= {"kd_effnetlite2": "not comparable with FID"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     text = model_card(Records.read(folder), "me/tok")
     measured = [item for item in ModelCard(text).data.eval_results if item.dataset_type == "clothing-256"]
     published = {item.metric_type: item for item in measured}
     assert (published["rfid"].metric_value, published["lpips"].metric_value) == (3.46, 0.1235)
     assert published["rfid"].metric_args["protocol"].startswith("dualcodebook_hf evaluate a-protocol: 256 x 256")
-    assert "- rfid: by these features" in text and "There is no" not in text
-    assert "There is no LPIPS and no rFID among them." in model_card(Records.read(EMBEDDED))
+    assert published["kd_effnetlite2"].metric_value == -0.2
+    assert "- rfid: by these features" in text and "- kd_effnetlite2: not comparable with FID" in text
+    assert "Not measured: FD lite2, PD lite2." in text
+    assert "Not measured: LPIPS, rFID, KD lite2, FD lite2, PD lite2." in model_card(Records.read(EMBEDDED))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"results": 1}'])

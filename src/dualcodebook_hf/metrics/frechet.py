@@ -1,4 +1,4 @@
-"""Fréchet distance between the features of two sets of images: rFID, with Inception's features or any others."""
+"""Fréchet distance between the features of two sets of images: rFID with Inception's features, and with others."""
 
 from __future__ import annotations
 
@@ -83,16 +83,15 @@ def _factor(covariance: torch.Tensor) -> torch.Tensor:
 
 
 class FrechetDistance:
-    """rFID: squared Fréchet distance between the features of reconstructions and those of their originals.
+    """Squared Fréchet distance between the features of reconstructions and those of their originals.
 
     Args:
-        extractor: images (B, 3, H, W) float32 in [0, 1] -> features (B, D); `inception_extractor()` makes it FID.
+        extractor: images (B, 3, H, W) float32 in [0, 1] -> features (B, D); `inception_extractor()` makes it rFID.
+        name: its key in metrics.json; rfid is that of Inception's features.
     """
 
-    name = "rfid"
-
-    def __init__(self, extractor: FeatureExtractor) -> None:
-        self.extractor = extractor
+    def __init__(self, extractor: FeatureExtractor, name: str = "rfid") -> None:
+        self.extractor, self.name = extractor, name
         features = getattr(extractor, "description", getattr(extractor, "__name__", type(extractor).__name__))
         self.definition = (
             "squared Frechet distance of features of reconstructions and originals, unbiased covariances, of all "
@@ -111,7 +110,7 @@ class FrechetDistance:
             moments.update(features)
 
     def compute(self) -> dict[str, float]:
-        """{"rfid": the distance so far}. Raises ValueError for fewer than two images.
+        """{name: the distance so far}. Raises ValueError for fewer than two images.
 
         Warns when there are no more images than features: the covariances are then singular. The distance is biased
         upwards by few images in any case, so it compares only between equal numbers of them.

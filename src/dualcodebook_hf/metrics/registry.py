@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..perceptual.vgg import LPIPS, SMALLEST_SIDE
+from .efficientnet import EfficientNetFeatures, effnetlite2_features
 from .frechet import FrechetDistance, inception_extractor
 from .image_metric import ImageMetric, MeanOverImages
 from .images import l1, ms_ssim, psnr, ssim
+from .kernel import KernelDistance
 from .wasserstein import SlicedWasserstein
 
 
@@ -47,6 +50,18 @@ def _lpips(network: LPIPS) -> ImageMetric:
     return MeanOverImages("lpips", definition, lambda x_hat, x: network(x_hat.clamp(0, 1) * 2 - 1, x * 2 - 1))
 
 
+def _perceptual_distance(features: EfficientNetFeatures) -> ImageMetric:
+    definition = (
+        "squared differences of unit-length features of stages 0, 1, 2 and 4, summed over channels and stages, mean "
+        f"over positions; {features.protocol}"
+    )
+    return MeanOverImages("pd_effnetlite2", definition, features.distance)
+
+
+EFFNETLITE2 = {
+    "load_network": effnetlite2_features,
+    "needs": "EfficientNet-Lite2's weights (the extra `perceptual`, or the Hub)",
+}
 IMAGE_METRICS: dict[str, MetricSpec] = {
     "psnr": MetricSpec(
         "PSNR", 2, _mean("psnr", "dB, -10 log10(MSE over channels and pixels), MSE at least 1e-10", psnr), unit="dB"
@@ -82,6 +97,9 @@ IMAGE_METRICS: dict[str, MetricSpec] = {
     "rfid": MetricSpec(
         "rFID", 2, FrechetDistance, load_network=inception_extractor, needs="torchmetrics and torch-fidelity"
     ),
+    "kd_effnetlite2": MetricSpec("KD lite2", 1, partial(KernelDistance, name="kd_effnetlite2"), **EFFNETLITE2),
+    "fd_effnetlite2": MetricSpec("FD lite2", 1, partial(FrechetDistance, name="fd_effnetlite2"), **EFFNETLITE2),
+    "pd_effnetlite2": MetricSpec("PD lite2", 4, _perceptual_distance, **EFFNETLITE2),
 }
 # Measured wherever nothing else is asked for: they need no network.
 DEFAULT_METRICS = tuple(name for name, spec in IMAGE_METRICS.items() if spec.load_network is None)

@@ -6,14 +6,13 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .weights import MissingWeightsError
+from .distances import unit_length
+from .weights import MissingWeightsError, weights_file
 
 VGG16 = "timm/vgg16.tv_in1k"
-WEIGHTS_NAME = "model.safetensors"
 HEADS_PATH = Path("functional", "image", "lpips_models", "vgg.pth")
 # VGG16's configuration D, one tuple of widths for each of the five slices that LPIPS compares.
 SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -79,7 +78,7 @@ class LPIPS(nn.Module):
         """
         heads = _heads_file()
         lpips = cls()
-        _load_vgg(lpips.vgg, _vgg_file(vgg))
+        _load_vgg(lpips.vgg, weights_file(vgg, "VGG16"))
         # The file was saved on a GPU.
         state = torch.load(heads, weights_only=True, map_location="cpu")
         for number, head in enumerate(lpips.heads):
@@ -100,18 +99,12 @@ class LPIPS(nn.Module):
         features = zip(self._features(x_hat), self._features(x), self.heads, strict=True)
         with torch.autocast(x.device.type, enabled=False):
             for first, second, head in features:
-                difference = (_unit_length(first) - _unit_length(second)).square()
+                difference = (unit_length(first, NORM_EPSILON) - unit_length(second, NORM_EPSILON)).square()
                 distance = distance + head(difference).mean(dim=(1, 2, 3))
         return distance
 
     def _features(self, x: torch.Tensor) -> list[torch.Tensor]:
         return self.vgg((x - self.shift) / self.scale)
-
-
-def _unit_length(features: torch.Tensor) -> torch.Tensor:
-    # The epsilon stands under the root, as in torchmetrics: a dead position has a gradient of 0 there, not NaN.
-    features = features.float()
-    return features / (features.square().sum(1, keepdim=True) + NORM_EPSILON).sqrt()
 
 
 def _heads_file() -> Path:
@@ -124,22 +117,6 @@ def _heads_file() -> Path:
             "(pip install torchmetrics)"
         )
     return path
-
-
-def _vgg_file(vgg: str | Path) -> Path:
-    path = Path(vgg).expanduser()
-    if path.is_dir():
-        path = path / WEIGHTS_NAME
-    if path.is_file():
-        return path
-    try:
-        return Path(hf_hub_download(str(vgg), WEIGHTS_NAME))
-    # The Hub client has a family of errors for a missing net, cache, file, login or name, without a common base.
-    except Exception as error:
-        raise MissingWeightsError(
-            f"LPIPS needs VGG16's weights, and {str(vgg)!r} is neither a file of safetensors, nor a folder with "
-            f"{WEIGHTS_NAME}, nor available from the Hub ({type(error).__name__}: {error})"
-        ) from error
 
 
 def _load_vgg(vgg: VGG16Features, path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .discriminators.augment import Augmentation
 from .losses import adaptive_weight, generator_loss, hinge_discriminator_loss
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Adversary:
         betas: of Adam (paper: 0.5 and 0.9).
         start_step: generator updates before the adversary starts (paper: 10,000).
         weight: of the generator's term, beside the adaptive weight (paper: 0.8).
+        ramp: updates over which `weight` rises linearly from 0, from the start on; 0: it is there at once (paper).
+        adaptive: multiply the generator's term by the adaptive weight (paper); False: `weight` alone counts.
+        augmentation: of what the discriminator sees, real images and reconstructions; None: nothing (paper).
 
     Attributes:
         discriminator: the network; after `prepare` wrapped for distribution.
@@ -55,11 +59,14 @@ class Adversary:
         betas: tuple[float, float] = (0.5, 0.9),
         start_step: int = 10_000,
         weight: float = 0.8,
+        ramp: int = 0,
+        adaptive: bool = True,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        if weight < 0:
-            raise ValueError(f"`weight` must be at least 0, got {weight}")
-        if start_step < 0:
-            raise ValueError(f"`start_step` must be at least 0, got {start_step}")
+        for name, value in (("weight", weight), ("start_step", start_step), ("ramp", ramp)):
+            if value < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {value}")
+        self.ramp, self.adaptive, self.augmentation = ramp, adaptive, augmentation or Augmentation()
         self.start_step, self.weight, self.learning_rate = start_step, weight, learning_rate
         self._network = self.discriminator = discriminator
         parameters = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
@@ -73,10 +80,16 @@ class Adversary:
         """Whether the adversary takes part in the update that follows `step` updates of the generator."""
         return step >= self.start_step
 
+    def ramp_factor(self, step: int) -> float:
+        """Share of the weight in the update that follows `step` updates of the generator, once it has started."""
+        return min((step - self.start_step + 1) / self.ramp, 1.0) if self.ramp else 1.0
+
     def generator_term(
         self, x_hat: torch.Tensor, rec: torch.Tensor, last_layer: torch.Tensor, step: int
     ) -> torch.Tensor:
         """lambda * weight * g with g = -mean D(x_hat), all weights included: a scalar, float32; 0 before the start.
+
+        Without the adaptive weight lambda is 1.
 
         Args:
             x_hat: reconstructions (B, 3, H, W) in [-1, 1] with their graph; gradients reach them and nothing of D.
@@ -88,8 +101,9 @@ class Adversary:
             return torch.zeros((), device=x_hat.device)
         # The bare network: DDP would wait for gradients that frozen parameters never get.
         with _frozen(self._network):
-            g = generator_loss(self._network(x_hat))
-        return adaptive_weight(rec, g, last_layer) * self.weight * g
+            g = generator_loss(self._network(self.augmentation(x_hat)))
+        weight = self.weight * self.ramp_factor(step)
+        return adaptive_weight(rec, g, last_layer) * weight * g if self.adaptive else weight * g
 
     def discriminator_loss(self, x: torch.Tensor, x_hat: torch.Tensor, step: int) -> torch.Tensor | None:
         """The hinge loss of D: a scalar, float32; None before the start. Nothing flows back into `x_hat`.
@@ -101,7 +115,8 @@ class Adversary:
         """
         if not self.started(step):
             return None
-        loss = hinge_discriminator_loss(self.discriminator(x), self.discriminator(x_hat.detach()))
+        real, fake = (self.discriminator(self.augmentation(images)) for images in (x, x_hat.detach()))
+        loss = hinge_discriminator_loss(real, fake)
         self.sync_buffers()
         return loss
 
@@ -111,7 +126,10 @@ class Adversary:
         `discriminator_loss` does so itself.
         """
         # `.data`: backward passes still to come check that the buffers were not written to, and do not read them.
-        buffers = [buffer.data for buffer in self._network.buffers() if buffer.is_floating_point()]
+        # A frozen part stays in eval mode, and its buffers as they are.
+        moving = [module for module in self._network.modules() if module.training]
+        buffers = [buffer for module in moving for buffer in module.buffers(recurse=False)]
+        buffers = [buffer.data for buffer in buffers if buffer.is_floating_point()]
         if not (buffers and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
         packed = torch.cat([buffer.flatten() for buffer in buffers])

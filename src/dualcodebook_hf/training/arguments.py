@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 from ..configuration_dualcodebook import DualCodebookFields
 from ..image_datasets import ON_BAD_IMAGE
+from ..metrics import IMAGE_METRICS
+from ..perceptual.distances import FORMS
+from .discriminators.augment import AUGMENTATIONS
+from .discriminators.norms import NORMS
 from .parsing import parse_sections
 from .run_arguments import RunArguments, at_least, below_one, described, one_of
 
@@ -16,9 +20,11 @@ EXIT_CODE_FILE = "DUALCODEBOOK_EXIT_CODE_FILE"
 RESIZE_MODES = ("shorter", "exact")
 RESAMPLES = ("bilinear", "bicubic", "lanczos")
 CROPS = ("random", "center")
-PERCEPTUALS = ("lpips", "ms-ssim", "none")
+PERCEPTUALS = ("lpips", "efficientnet", "ms-ssim", "none")
+TRAINED_PARTS = ("all", "decoder")
 DTYPES = ("float32", "bfloat16", "float16")
-SMALLEST_ADVERSARIAL_CROP = 24  # PatchGAN's three strides and two 4 x 4 convolutions leave one logit
+# Of each discriminator, the crop that leaves one logit.
+SMALLEST_ADVERSARIAL_CROPS = {"patch": 24, "projected": 128}
 
 
 @dataclass(kw_only=True)
@@ -89,6 +95,12 @@ class TrainArguments(RunArguments):
             "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only"
         ),
     )
+    train: str = field(
+        default="all",
+        metadata=described(
+            "what learns: all of it, or only the decoder: encoder and codebooks of `init_from` stay, and so do tokens"
+        ),
+    )
     data_initialization: int = field(
         default=0,
         metadata=described("fit the linear shortcut (PCA) and the codebooks (k-means) to the first N crops; 0: do not"),
@@ -109,12 +121,42 @@ class TrainArguments(RunArguments):
     vgg_weights: str = field(
         default="timm/vgg16.tv_in1k", metadata=described("lpips: Hub id, folder or file of VGG16's weights")
     )
+    perceptual_form: str = field(
+        default=FORMS[0], metadata=described(f"efficientnet: what is compared, one of {', '.join(FORMS)}")
+    )
+    efficientnet_weights: str | None = field(
+        default=None,
+        metadata=described(
+            "efficientnet, projected: file, folder or Hub id of EfficientNet-Lite0's weights; default: the installed "
+            "package of them, else the Hub's"
+        ),
+    )
     codebook_weight: float = field(default=1.0, metadata=described("weight of L_global + L_local"))
     adversarial_weight: float = field(
         default=0.8, metadata=described("weight of the adversarial loss; 0: no discriminator")
     )
     adversarial_start: int = field(default=10_000, metadata=described("updates before the discriminator starts"))
-    discriminator_channels: int = field(default=64, metadata=described("width of PatchGAN's first layer"))
+    adversarial_ramp: int = field(
+        default=0, metadata=described("updates over which the adversarial weight rises from 0, once it has started")
+    )
+    adaptive_weight: bool = field(
+        default=True,
+        metadata=described("multiply the adversarial loss by the ratio of the gradients in the decoder's last layer"),
+    )
+    discriminator: str = field(
+        default="patch",
+        metadata=described(
+            f"one of {', '.join(SMALLEST_ADVERSARIAL_CROPS)}: PatchGAN, or heads on features of EfficientNet-Lite0"
+        ),
+    )
+    discriminator_channels: int = field(default=64, metadata=described("width of the discriminator's first layer"))
+    discriminator_norm: str = field(
+        default="batch", metadata=described(f"normalisation of the discriminator, one of {', '.join(NORMS)}")
+    )
+    discriminator_augment: str = field(
+        default="none",
+        metadata=described(f"what is done to the images that it sees, separated by commas: {', '.join(AUGMENTATIONS)}"),
+    )
     discriminator_learning_rate: float = field(default=0.0, metadata=described("0: the same as learning_rate"))
     discriminator_beta1: float = field(default=0.5, metadata=described("Adam's beta1 of the discriminator"))
     discriminator_beta2: float = field(default=0.9, metadata=described("Adam's beta2 of the discriminator"))
@@ -132,6 +174,9 @@ class TrainArguments(RunArguments):
         default=True, metadata=described("let the schedule act on the codebooks' learning rate too")
     )
     validation_samples: int = field(default=64, metadata=described("images that are validated on; 0: the whole split"))
+    validation_metrics: str = field(
+        default="psnr,ssim", metadata=described(f"separated by commas, of {', '.join(IMAGE_METRICS)}")
+    )
     validation_batch_size: int = field(default=8, metadata=described("images per forward pass in validation"))
     weights_dtype: str = field(
         default="float32",
@@ -142,7 +187,15 @@ class TrainArguments(RunArguments):
         """Raises ValueError for a field that is wrong, by name."""
         super().check()
         one_of("weights_dtype", self.weights_dtype, DTYPES)
+        one_of("train", self.train, TRAINED_PARTS)
         one_of("perceptual", self.perceptual, PERCEPTUALS)
+        one_of("perceptual_form", self.perceptual_form, FORMS)
+        one_of("discriminator", self.discriminator, tuple(SMALLEST_ADVERSARIAL_CROPS))
+        one_of("discriminator_norm", self.discriminator_norm, NORMS)
+        for name in self.discriminator_augment.split(","):
+            one_of("discriminator_augment", name, AUGMENTATIONS)
+        for name in self.validation_metrics.split(","):
+            one_of("validation_metrics", name, tuple(IMAGE_METRICS))
         at_least(self, 1, "validation_batch_size", "discriminator_channels")
         below_one(self, "adam_beta1", "adam_beta2", "discriminator_beta1", "discriminator_beta2")
         if not self.learning_rate > 0:
@@ -151,6 +204,8 @@ class TrainArguments(RunArguments):
             raise ValueError(
                 "`init_from` and `data_initialization` exclude each other: both set the weights to start from"
             )
+        if self.train == "decoder" and not self.init_from:
+            raise ValueError("`train: decoder` needs `init_from`: the encoder and the codebooks that it decodes from")
         pixels = self.l1_weight or self.l2_weight or self.log_l2_weight
         if not (pixels or (self.perceptual_weight and self.perceptual != "none")):
             raise ValueError("`l1_weight`, `l2_weight`, `log_l2_weight` and `perceptual_weight` must not all be 0")
@@ -169,10 +224,12 @@ class RunConfig:
         self.model.check()
         self.data.check()
         self.training.check()
-        if self.training.adversarial_weight and self.data.resolution < SMALLEST_ADVERSARIAL_CROP:
+        smallest = SMALLEST_ADVERSARIAL_CROPS[self.training.discriminator]
+        if self.training.adversarial_weight and self.data.resolution < smallest:
             raise ValueError(
-                f"`resolution` must be at least {SMALLEST_ADVERSARIAL_CROP} with a discriminator "
-                f"(`adversarial_weight` above 0), got {self.data.resolution}"
+                f"`resolution` must be at least {smallest} with a discriminator "
+                f"(`adversarial_weight` above 0, `discriminator: {self.training.discriminator}`), "
+                f"got {self.data.resolution}"
             )
         if self.training.data_initialization and not self.model.linear_shortcut:
             raise ValueError("`data_initialization` needs `linear_shortcut: true`")

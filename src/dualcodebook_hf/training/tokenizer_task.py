@@ -19,14 +19,18 @@ from ..evaluation.evaluator import Evaluator
 from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
 from ..loading import load_tokenizer
-from ..metrics import image_metrics
+from ..metrics import NETWORK_METRICS, image_metrics, load_metric_network
+from ..perceptual.distances import EfficientNetDistance
+from ..perceptual.efficientnet_lite import EfficientNetLite
 from ..perceptual.vgg import LPIPS
 from ..perceptual.weights import MissingWeightsError
 from ..run_folder import CONVERSION
 from .adversary import Adversary
 from .arguments import RunConfig, TrainArguments
 from .data import TrainingImages, ValidationImages
+from .discriminators.augment import Augmentation
 from .discriminators.patch import PatchDiscriminator
+from .discriminators.projected import ProjectedDiscriminator
 from .initialization import initialize_from_images
 from .losses import MSSSIMLoss, ReconstructionLoss, weighted_sum
 from .task import Trained
@@ -36,8 +40,11 @@ if TYPE_CHECKING:
 
     from .checkpoints import Checkpoint
 
-VALIDATION_METRICS = ("psnr", "ssim")
 IMAGES_SHOWN = 8
+# The children that turn an image into tokens; `train: decoder` leaves them as they are.
+TOKEN_PARTS = ("encoder", "quant_conv", "quantize", "linear_encoder")
+# Settings of the training that decide which weights a checkpoint holds.
+BUILDING_SETTINGS = ("train", "discriminator", "discriminator_norm", "discriminator_channels")
 DERIVED_FIELDS = ("latent_channels", "vq_embed_dim")  # sums of others: a message should name the cause
 
 
@@ -52,12 +59,14 @@ class TokenizerTask:
         optimizer: its AdamW, as accelerate prepared it.
         adversary: None where `adversarial_weight` is 0.
 
-    Raises ValueError for settings that are wrong and for data that cannot be opened.
+    Raises ValueError for settings that are wrong, for weights of EfficientNet-Lite0 that are asked for and not
+    available, and for data that cannot be opened.
     """
 
     def __init__(self, run: RunConfig) -> None:
         run.check()
         self.run, self.arguments = run, run.training
+        self.features = load_features(run.training)
         self.training_images = TrainingImages(run.data, run.training.seed)
         self.validates = bool(run.training.validation_steps and run.data.validation_split)
         if self.validates:
@@ -73,16 +82,23 @@ class TokenizerTask:
         model = {name: value for name, value in self.settings["model"].items() if name not in DERIVED_FIELDS}
         checkpoint.require_equal("model", model)
         checkpoint.require_same_switch("training", "adversarial_weight", self.arguments.adversarial_weight)
+        training = self.settings["training"]
+        known = [name for name in BUILDING_SETTINGS if name in checkpoint.settings["training"]]  # not all in older ones
+        checkpoint.require_equal("training", {name: training[name] for name in known})
 
     def prepare(self, accelerator: Accelerator, fresh: bool) -> None:
         """Builds the losses, the model and the adversary."""
         arguments, self.accelerator = self.arguments, accelerator
-        # Everything here draws random numbers, in this order.
-        self.reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
+        self.metric_networks = self._load_metric_networks()
+        # Everything from here on draws random numbers, in this order.
+        self.reconstruction_loss = build_reconstruction_loss(arguments, self.features).to(accelerator.device)
         self.network = model = build_model(self.run, fresh)
         if fresh and arguments.data_initialization:
             images = self.training_images.first(arguments.data_initialization)
             initialize_from_images(model, images, seed=arguments.seed)
+        if arguments.train == "decoder":
+            for part in self._token_parts():
+                part.requires_grad_(False)
         if arguments.channels_last:
             model.to(memory_format=torch.channels_last)
         if arguments.gradient_checkpointing:
@@ -93,7 +109,7 @@ class TokenizerTask:
             model.encoder.compile()
             model.decoder.compile()
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
-        self.adversary = build_adversary(arguments) if arguments.adversarial_weight else None
+        self.adversary = build_adversary(arguments, self.features) if arguments.adversarial_weight else None
         if self.adversary is not None:
             self.adversary.prepare(accelerator)
 
@@ -121,6 +137,9 @@ class TokenizerTask:
         x = batch["pixel_values"].to(self.accelerator.device, non_blocking=True)
         if self.arguments.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.arguments.train == "decoder":
+            for part in self._token_parts():  # the loop puts the whole network into training mode
+                part.eval()
         out = self.model(x)
         terms = self.reconstruction_loss(out.sample, x)
         weights = dict(self.reconstruction_loss.weights)
@@ -154,7 +173,8 @@ class TokenizerTask:
 
     def validate(self) -> tuple[dict[str, float], Image.Image]:
         """Metrics of the validation images, and the first of them above their reconstructions."""
-        evaluator = Evaluator(self.network, image_metrics(VALIDATION_METRICS))
+        names = self.arguments.validation_metrics.split(",")
+        evaluator = Evaluator(self.network, image_metrics(names, self.metric_networks))
         shown: list[tuple[torch.Tensor, torch.Tensor]] = []
         for images in self.validation_images.batches(self.arguments.validation_batch_size):
             with self.accelerator.autocast():  # as in training
@@ -163,10 +183,24 @@ class TokenizerTask:
                 shown.append((images, output.sample.float().cpu()))
         originals, reconstructions = (torch.cat(column)[:IMAGES_SHOWN] for column in zip(*shown, strict=True))
         found = evaluator.compute()
-        metrics = {name: found[name] for name in (*VALIDATION_METRICS, "quantization_error", "bits_per_pixel")}
+        metrics = {name: found[name] for name in (*names, "quantization_error", "bits_per_pixel")}
         for name, codebook in found["codebooks"].items():
             metrics |= {f"usage_{name}": codebook["usage"], f"perplexity_{name}": codebook["perplexity"]}
         return metrics, grid(originals, reconstructions)
+
+    def _token_parts(self) -> list[nn.Module]:
+        """What turns an image into tokens."""
+        parts = [getattr(self.network, name) for name in TOKEN_PARTS]
+        return [part for part in parts if part is not None]
+
+    def _load_metric_networks(self) -> dict[str, Any]:
+        """{metric: network} for validation, on the process that validates; no random number is taken."""
+        names = [name for name in self.arguments.validation_metrics.split(",") if name in NETWORK_METRICS]
+        if not (self.validates and self.accelerator.is_main_process):
+            return {}
+        with torch.random.fork_rng(devices=[]):
+            size, device = self.run.data.resolution, self.accelerator.device
+            return {name: load_metric_network(name, size, device) for name in names}
 
     def export(self, folder: Path) -> None:
         """What every `from_pretrained` reads, with the backbone in `weights_dtype`."""
@@ -223,22 +257,49 @@ def build_optimizer(model: DualCodebookVQModel, arguments: TrainArguments) -> to
     return torch.optim.AdamW(groups, betas=betas, weight_decay=arguments.weight_decay)
 
 
-def build_reconstruction_loss(arguments: TrainArguments) -> ReconstructionLoss:
-    """The loss that the arguments name. Raises ValueError when the weights of LPIPS are not available."""
+def load_features(arguments: TrainArguments) -> EfficientNetLite | None:
+    """EfficientNet-Lite0, where the loss or the discriminator looks through it: one for both.
+
+    Raises ValueError when its weights are not available.
+    """
+    perceptual = arguments.perceptual == "efficientnet" and arguments.perceptual_weight
+    projected = arguments.discriminator == "projected" and arguments.adversarial_weight
+    if not (perceptual or projected):
+        return None
+    try:
+        return EfficientNetLite.from_pretrained("lite0", arguments.efficientnet_weights)
+    except MissingWeightsError as error:
+        user = "perceptual: efficientnet" if perceptual else "discriminator: projected"
+        raise ValueError(f"`{user}`: {error}") from error
+
+
+def build_reconstruction_loss(
+    arguments: TrainArguments, features: EfficientNetLite | None = None
+) -> ReconstructionLoss:
+    """The loss that the arguments name.
+
+    Args:
+        arguments: of the run.
+        features: what `load_features` gives.
+
+    Raises ValueError when the weights of LPIPS are not available.
+    """
     return ReconstructionLoss(
         l1_weight=arguments.l1_weight,
         l2_weight=arguments.l2_weight,
         log_l2_weight=arguments.log_l2_weight,
-        perceptual=_build_perceptual(arguments),
+        perceptual=_build_perceptual(arguments, features),
         perceptual_weight=arguments.perceptual_weight,
     )
 
 
-def _build_perceptual(arguments: TrainArguments) -> nn.Module | None:
+def _build_perceptual(arguments: TrainArguments, features: EfficientNetLite | None) -> nn.Module | None:
     if arguments.perceptual == "none" or not arguments.perceptual_weight:
         return None
     if arguments.perceptual == "ms-ssim":
         return MSSSIMLoss()
+    if arguments.perceptual == "efficientnet":
+        return EfficientNetDistance(features, arguments.perceptual_form)
     try:
         return LPIPS.from_pretrained(arguments.vgg_weights)
     except MissingWeightsError as error:
@@ -248,12 +309,22 @@ def _build_perceptual(arguments: TrainArguments) -> nn.Module | None:
         ) from error
 
 
-def build_adversary(arguments: TrainArguments) -> Adversary:
-    """PatchGAN and its Adam."""
+def build_adversary(arguments: TrainArguments, features: EfficientNetLite | None = None) -> Adversary:
+    """The discriminator that the arguments name and its Adam.
+
+    Args:
+        arguments: of the run.
+        features: what `load_features` gives.
+    """
+    channels, norm = arguments.discriminator_channels, arguments.discriminator_norm
+    projected = arguments.discriminator == "projected"
     return Adversary(
-        PatchDiscriminator(arguments.discriminator_channels),
+        ProjectedDiscriminator(features, channels, norm) if projected else PatchDiscriminator(channels, norm=norm),
         learning_rate=arguments.discriminator_learning_rate or arguments.learning_rate,
         betas=(arguments.discriminator_beta1, arguments.discriminator_beta2),
         start_step=arguments.adversarial_start,
         weight=arguments.adversarial_weight,
+        ramp=arguments.adversarial_ramp,
+        adaptive=arguments.adaptive_weight,
+        augmentation=Augmentation(arguments.discriminator_augment.split(",")),
     )

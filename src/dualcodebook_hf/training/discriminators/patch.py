@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .norms import build_norm
+
 WIDEST = 8  # times `channels`
 
 
@@ -21,11 +23,12 @@ class PatchDiscriminator(nn.Module):
         channels: width of the first convolution.
         layers: convolutions of stride 2.
         in_channels: of the images.
+        norm: `batch`, as in the paper, or `group`.
 
     Raises ValueError for sizes below 1, and in `forward` for images too small for one logit (24 pixels, 3 layers).
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3, in_channels: int = 3) -> None:
+    def __init__(self, channels: int = 64, layers: int = 3, in_channels: int = 3, norm: str = "batch") -> None:
         super().__init__()
         for name, value in (("channels", channels), ("layers", layers), ("in_channels", in_channels)):
             if value < 1:
@@ -37,7 +40,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if number < layers else 1
             modules += [
                 nn.Conv2d(widths[number - 1], widths[number], 4, stride, 1, bias=False),
-                nn.BatchNorm2d(widths[number]),
+                build_norm(norm, widths[number]),
                 nn.LeakyReLU(0.2),
             ]
         modules.append(nn.Conv2d(widths[-1], 1, 4, 1, 1))
@@ -54,6 +57,6 @@ class PatchDiscriminator(nn.Module):
 def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
