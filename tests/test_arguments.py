@@ -28,6 +28,10 @@ def test_every_field_is_read_somewhere():
                     holder = getattr(node.value, "attr", getattr(node.value, "id", None))
                     if holder in holders:
                         read.add(node.attr)
+                elif isinstance(node, ast.JoinedStr):  # getattr(config, f"{part}_update")
+                    parts = [part.value for part in node.values if isinstance(part, ast.Constant)]
+                    if len(node.values) == 2 and len(parts) == 1 and parts[0].startswith("_"):
+                        read |= {f"{part}{parts[0]}" for part in ("global", "local")}
     assert "trackers" in read  # the property that splits `report_to`
     assert {name for _, name in FIELDS} - read - {"report_to"} == READ_BY_OTHERS
 
