@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..configuration_dualcodebook import DualCodebookFields
+from ..image_datasets import DatasetError
 from .parsing import parse_sections
-from .run_arguments import RunArguments, at_least, below_one, described, one_of
+from .run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
 
-# `dualcodebook train` learns the exit code from the file that this names: accelerate's launcher turns any into 1.
-EXIT_CODE_FILE = "DUALCODEBOOK_EXIT_CODE_FILE"
 RESIZE_MODES = ("shorter", "exact")
 RESAMPLES = ("bilinear", "bicubic", "lanczos")
 CROPS = ("random", "center")
@@ -21,18 +21,18 @@ SMALLEST_ADVERSARIAL_CROP = 24  # PatchGAN's three strides and two 4 x 4 convolu
 
 
 @dataclass(kw_only=True)
-class DataArguments:
+class DataArguments(Arguments):
     """The images that are trained on, and how one becomes a crop."""
 
     dataset: str | None = field(
-        default=None, metadata=described("Hub id, image folder, parquet file or folder of parquet files")
+        default=None, metadata=described("Hub id, image folder, parquet file or folder of parquet files", path=True)
     )
     dataset_config: str | None = field(
         default=None, metadata=described("configuration of a Hub dataset that has several")
     )
     train_split: str = field(default="train", metadata=described("split that is trained on"))
     validation_split: str | None = field(
-        default="validation", metadata=described("split that is validated on; null in a YAML file: none")
+        default="validation", metadata=described("split that is validated on; null: none")
     )
     image_column: str = field(default="image", metadata=described("column that holds the images"))
     streaming: bool = field(default=False, metadata=described("read the data set as it arrives, without storing it"))
@@ -77,7 +77,7 @@ class TrainArguments(RunArguments):
     init_from: str | None = field(
         default=None,
         metadata=described(
-            "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only"
+            "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only", path=True
         ),
     )
     data_initialization: int = field(
@@ -98,7 +98,8 @@ class TrainArguments(RunArguments):
     perceptual: str = field(default="lpips", metadata=described(f"perceptual loss, one of {', '.join(PERCEPTUALS)}"))
     perceptual_weight: float = field(default=1.25, metadata=described("weight of the perceptual loss"))
     vgg_weights: str = field(
-        default="timm/vgg16.tv_in1k", metadata=described("lpips: Hub id, folder or file of VGG16's weights")
+        default="timm/vgg16.tv_in1k",
+        metadata=described("lpips: Hub id, folder or file of VGG16's weights", path=True),
     )
     codebook_weight: float = field(default=1.0, metadata=described("weight of L_global + L_local"))
     adversarial_weight: float = field(
@@ -160,6 +161,9 @@ class RunConfig:
         self.model.check()
         self.data.check()
         self.training.check()
+        for name in ("in_channels", "out_channels"):
+            if getattr(self.model, name) != 3:
+                raise ValueError(f"`{name}` must be 3, as images are read as RGB, got {getattr(self.model, name)}")
         if self.training.adversarial_weight and self.data.resolution < SMALLEST_ADVERSARIAL_CROP:
             raise ValueError(
                 f"`resolution` must be at least {SMALLEST_ADVERSARIAL_CROP} with a discriminator "
@@ -177,13 +181,29 @@ class RunConfig:
         return {name: dataclasses.asdict(getattr(self, name)) for name in CLASSES}
 
 
+@contextmanager
+def naming_arguments(split: str) -> Iterator[None]:
+    """What `load_images` says of its arguments, as a ValueError about ours.
+
+    Args:
+        split: the argument that names the split, "train_split" or "validation_split".
+    """
+    try:
+        yield
+    except DatasetError as error:
+        name = {"split": split, "config": "dataset_config"}.get(error.argument, error.argument)
+        none = "; `--validation_split null`, or `validation_split: null` in a YAML file, trains without validation"
+        hint = none if name == "validation_split" else ""
+        raise ValueError(f"`{name}` {error.detail}{hint}") from error
+
+
 CLASSES = {"model": DualCodebookFields, "data": DataArguments, "training": TrainArguments}
 
 
 def parse_run_config(argv: Sequence[str]) -> RunConfig:
     """`--config NAME|FILE` (tiny where it is left out) and flags, which win over the file -> a checked RunConfig.
 
-    Ends the process with exit code 2 for a flag that argparse refuses. Raises ValueError for every other mistake.
+    Ends the process with 0 for `--help`. Raises ValueError for every mistake.
     """
     run = RunConfig(*parse_sections(argv, CLASSES, prog="dualcodebook train"))
     run.check()
