@@ -29,6 +29,19 @@ class LineArguments(RunArguments):
     spoiled: list[int] = field(default_factory=list)  # samples whose target is NaN
 
 
+class Line(nn.Linear):
+    """Keeps the mean of what it saw in training, like BatchNorm."""
+
+    def __init__(self, width):
+        super().__init__(width, 1, bias=False)
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return super().forward(x)
+
+
 class LineTask:
     """Linear regression with noise from the global generator, which a resume must restore, too."""
 
@@ -37,14 +50,13 @@ class LineTask:
     def __init__(self, arguments, width=3, dies_at=None):
         self.arguments, self.width, self.dies_at = arguments, width, dies_at
         self.settings = {"model": {"width": width}, "training": asdict(arguments)}
-        self.cleaned = 0
 
     def check_resumable(self, checkpoint):
         checkpoint.require_equal("model", self.settings["model"])
 
     def prepare(self, accelerator, fresh):
         self.accelerator, self.fresh = accelerator, fresh
-        self.network = nn.Linear(self.width, 1, bias=False)
+        self.network = Line(self.width)
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.arguments.learning_rate)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
 
@@ -71,11 +83,14 @@ class LineTask:
         self.accelerator.backward(loss)
         return {"square": loss.detach()}
 
-    def trained(self, step):
+    def parts(self):
         return [Trained(self.model, self.optimizer)]
 
-    def on_skipped_update(self):
-        self.cleaned += 1
+    def trained(self, step):
+        return self.parts()
+
+    def statistics(self):
+        return [self.network.mean]
 
     def validate(self):
         assert not self.network.training
@@ -120,7 +135,7 @@ def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path):
     assert (averaged - SLOPES).norm() < before / 20
     assert torch.equal(load_file(tmp_path / "final" / "line.safetensors")["weight"], averaged)
     for folder in ("final", "checkpoint-200"):
-        assert json.loads((tmp_path / folder / "train_config.json").read_text()) == trainer.task.settings
+        assert json.loads((tmp_path / folder / "train_config.json").read_text()) == trainer.settings
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-0000100.png", "step-0000200.png"]
     assert list((tmp_path / "logs").rglob("events*"))
 
@@ -159,13 +174,12 @@ def test_an_update_with_a_nan_is_skipped_and_the_run_continues(tmp_path, capsys)
     trainer = trainer_of(tmp_path, spoiled=[5], ema_decay=0.5)
     trainer.train()
     assert (trainer.progress.step, trainer.progress.samples, trainer.progress.skipped) == (6, 14, 0)
-    assert trainer.task.cleaned == 1
     assert weight(trainer).isfinite().all()
     assert "update 3 skipped: square = nan; batch: samples [4, 5]" in capsys.readouterr().err
 
 
 def test_a_skipped_update_changes_nothing(tmp_path):
-    """Its batch is as if it had not been there: weights, their average and Adam's moments."""
+    """Its batch is as if it had not been there: weights, their average, Adam's moments, what forward passes track."""
     stopped = trainer_of(tmp_path / "stopped", spoiled=[4, 6], ema_decay=0.5, non_finite_limit=2)
     with pytest.raises(
         NonFiniteError, match=r"update 3 skipped: .*samples \[6, 7\].*2 in a row \(`non_finite_limit`\)"
@@ -175,9 +189,10 @@ def test_a_skipped_update_changes_nothing(tmp_path):
     clean = trainer_of(tmp_path / "clean", ema_decay=0.5)
     batches = clean.task.batches(0)
     for _ in range(2):
-        clean._update(batches)
+        clean._update([next(batches)])
     assert stopped.progress.step == 2
     assert torch.equal(weight(stopped), weight(clean))
+    assert torch.equal(stopped.network.mean, clean.network.mean)
     assert torch.equal(stopped.ema.shadow_params[0], clean.ema.shadow_params[0])
     moments = [trainer.task.optimizer.state_dict()["state"][0]["exp_avg"] for trainer in (stopped, clean)]
     assert torch.equal(*moments)
@@ -217,9 +232,9 @@ def test_the_time_limit_stops_and_saves(tmp_path):
 
 
 def test_only_the_last_checkpoints_are_kept_and_leftovers_of_a_kill_go(tmp_path):
-    left = tmp_path / ".checkpoint-5.1.partial"
-    left.mkdir()
-    (left / "model.safetensors").touch()
+    for name in (".checkpoint-5.1.partial", ".checkpoint-7.1.partial", ".checkpoint-1.removed.9.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
     trainer_of(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2).train()
     assert checkpoint_names(tmp_path) == ["checkpoint-5", "checkpoint-6"]
     assert not list(tmp_path.glob(".*"))

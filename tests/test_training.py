@@ -160,7 +160,9 @@ def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_pat
         for name, value in network.state_dict().items():
             expected = value if name.startswith("quantize.") else value.bfloat16().float()
             assert torch.equal(saved.state_dict()[name], expected), name
-    assert json.loads((tmp_path / "final" / "train_config.json").read_text()) == run.to_dict()
+    recorded, asked = json.loads((tmp_path / "final" / "train_config.json").read_text()), run.to_dict()
+    asked["training"] |= {"mixed_precision": "no", "num_processes": 1}  # as the launcher left them
+    assert recorded == asked
     assert Image.open(tmp_path / "samples" / "step-0000060.png").width > 24
     assert list((tmp_path / "logs").rglob("events*"))
 
@@ -211,7 +213,7 @@ def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
     assert process.returncode == 0, errors
     newest = RunFolder(tmp_path).checkpoints()[-1]
     assert (tmp_path / "final" / "config.json").is_file()
-    assert torch.load(newest / "custom_checkpoint_0.pkl")["step"] == int(newest.name.split("-")[1])
+    assert json.loads((newest / "progress.json").read_text())["step"] == int(newest.name.split("-")[1])
 
 
 def test_a_skipped_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_path, capsys):

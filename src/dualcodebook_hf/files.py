@@ -112,7 +112,7 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' must hold a JSON object, got a {type(content).__name__}")

@@ -33,22 +33,23 @@ def parse_sections(argv: Sequence[str], classes: Mapping[str, type], prog: str) 
     chooser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     chooser.add_argument("--config", default="tiny")
     chosen, _ = chooser.parse_known_args(list(argv))
-    values: dict[str, dict[str, Any]] = {}
-    for section, content in load_preset(chosen.config).items():
-        fields = _fields(classes[section])
-        unknown = [name for name in content if name not in fields]
+    sections = load_preset(chosen.config)
+    for section, content in sections.items():
+        known = list(_fields(classes[section]))
+        unknown = [name for name in content if name not in known]
         if unknown:
-            raise ValueError(_unknown(f"{section}.{unknown[0]}", list(fields), str(unknown[0])))
-        values[section] = {name: read_value(fields[name], value) for name, value in content.items()}
-    given, unknown = _build_parser(classes, values, prog).parse_known_args(list(argv))
+            raise ValueError(_unknown(f"{section}.{unknown[0]}", known, str(unknown[0])))
+    given, unknown = _build_parser(classes, sections, prog).parse_known_args(list(argv))
     if unknown:
         known = [f"--{name}" for name in ("config", *(name for kind in classes.values() for name in _fields(kind)))]
         raise ValueError(_unknown(unknown[0], known))
+    parts = []
     for section, kind in classes.items():
-        for name, spec in _fields(kind).items():
-            if name in given:
-                values[section][name] = read_value(spec, _of_flag(spec, getattr(given, name)))
-    return [kind(**values[section]) for section, kind in classes.items()]
+        fields = _fields(kind)
+        of_flags = {name: _of_flag(field, getattr(given, name)) for name, field in fields.items() if name in given}
+        values = sections[section] | of_flags
+        parts.append(kind(**{name: read_value(fields[name], value) for name, value in values.items()}))
+    return parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _fields(kind: type) -> dict[str, Field]:
     return found
 
 
-def _build_parser(classes: Mapping[str, type], values: Mapping[str, dict[str, Any]], prog: str) -> _Parser:
+def _build_parser(classes: Mapping[str, type], sections: Mapping[str, dict[str, Any]], prog: str) -> _Parser:
     """All flags, as text, in a group for each section."""
     usage = f"{prog} [--config NAME|FILE] [--FLAG VALUE ...]"
     parser = _Parser(prog=prog, usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -135,7 +136,7 @@ def _build_parser(classes: Mapping[str, type], values: Mapping[str, dict[str, An
     for section, kind in classes.items():
         group = parser.add_argument_group(f"{section} (or in a YAML file under `{section}:`)")
         for name, field in _fields(kind).items():
-            default = _text(values[section].get(name, field.default))
+            default = _text(sections[section].get(name, field.default))
             text = field.help.replace("%", "%%") + (f" (default: {default.replace('%', '%%')})" if default else "")
             shape: dict[str, Any] = {"metavar": _metavar(field)}
             if field.kind is bool:
