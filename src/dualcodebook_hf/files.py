@@ -23,7 +23,6 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield partial
         _sync(partial)
         os.replace(partial, path)
-        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

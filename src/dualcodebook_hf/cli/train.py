@@ -28,6 +28,7 @@ def train(argv: Sequence[str]) -> int:
     require_package("datasets", "train")
     from ..image_datasets import load_images
     from ..training.arguments import naming_arguments, parse_run_config
+    from ..training.processes import LAUNCHED
 
     launch_flags, flags = _split_at_dashes(argv)
     run = parse_run_config(flags)
@@ -39,7 +40,7 @@ def train(argv: Sequence[str]) -> int:
                 load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
     command = [sys.executable, "-m", "dualcodebook_hf.training.launch", *launch_flags]
     command += ["-m", "dualcodebook_hf.training.train", *flags]
-    return _run_forwarding_signals(command)
+    return _run_forwarding_signals(command, {**os.environ, LAUNCHED: str(os.getpid())})
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -89,7 +90,7 @@ def _raise_value_error(message: str) -> None:
     raise ValueError(f"{message} (before the `--`: flags of `accelerate launch`)")
 
 
-def _run_forwarding_signals(command: Sequence[str]) -> int:
+def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
     """Runs the launcher and returns its exit code, 128 + n if signal n ended it.
 
     SIGTERM, SIGINT and SIGHUP go to the training processes, which save and end; a second SIGINT kills everything (130).
@@ -112,7 +113,7 @@ def _run_forwarding_signals(command: Sequence[str]) -> int:
     previous = {number: signal.signal(number, forward) for number in numbers}
     try:
         # A session of its own: the terminal's Ctrl-C reaches this process alone.
-        launcher = subprocess.Popen(command, start_new_session=True)
+        launcher = subprocess.Popen(command, env=environment, start_new_session=True)
         if received:
             launcher.terminate()
         code = launcher.wait()

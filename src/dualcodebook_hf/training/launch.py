@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+
+import torch.distributed.run  # noqa: F401  its loggers
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from .processes import LAUNCHED, end_with_parent
 
@@ -13,13 +18,10 @@ from .processes import LAUNCHED, end_with_parent
 def main() -> int:
     """Runs `accelerate launch` with the flags of this process; the exit code is that of the training process."""
     end_with_parent()
-    os.environ[LAUNCHED] = "1"
-    level = os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torch's launcher: it reports what is reported here
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    if level == "CRITICAL":
-        del os.environ["LOGLEVEL"]
+    os.environ[LAUNCHED] = str(os.getpid())
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):  # says at length what is said in a line here
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args())
     except subprocess.CalledProcessError as error:

@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+import psutil
+
 LOCK = ".training.lock"
-# Set for its children by a launcher that dies with its parent: so do they.
-LAUNCHED = "DUALCODEBOOK_LAUNCHED"
+LAUNCHED = "DUALCODEBOOK_LAUNCHED"  # the number of the process without which its children are not to go on
 
 
 def is_main_process() -> bool:
@@ -80,15 +81,16 @@ def _lock(path: Path) -> TextIO:
 
 
 def end_with_parent(seconds: float = 1.0) -> None:
-    """Sends SIGTERM to this process when its parent has ended, however that came about.
+    """Sends SIGTERM to this process when its parent, or the one that `LAUNCHED` names, has ended, however that came.
 
     Args:
         seconds: between two looks.
     """
-    parent = os.getppid()
+    parent, launcher = os.getppid(), int(os.environ.get(LAUNCHED, os.getppid()))
 
     def watch() -> None:
-        while os.getppid() == parent:
+        # Two, because the parent may be gone before this process looks for the first time.
+        while os.getppid() == parent and psutil.pid_exists(launcher):
             time.sleep(seconds)
         os.kill(os.getpid(), signal.SIGTERM)
 
