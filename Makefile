@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 
-.PHONY: help demo test test-all test-browser check format
+.PHONY: help demo test test-all test-lowest test-browser test-examples docs check format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -20,8 +21,23 @@ test: .venv/.installed ## the default tests
 test-all: .venv/.installed ## the slow tests too
 	$(BIN)/python -m pytest -m ''
 
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/pip install --quiet -c constraints-lowest.txt torch
+	$(LOWEST)/pip install --quiet -c constraints-lowest.txt -e ".[train,eval,space,benchmarks]" pytest
+	touch $@
+
+test-lowest: .venv-lowest/.installed ## the default tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/python -m pytest
+
 test-browser: .venv/.installed ## the demo in a real browser; needs Chromium
 	$(BIN)/python -m pytest tests/browser
+
+test-examples: .venv/.installed ## the scripts of examples/ and the notebook
+	$(BIN)/python -m pytest tests/examples
+
+docs: .venv/.installed ## this documentation as a site, into site/; fails for a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: .venv/.installed ## lint and format, changing nothing
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tomllib
 from importlib import resources
 from pathlib import Path
 
@@ -37,7 +38,6 @@ def change(path, section, **values):
 
 
 def test_the_templates_are_files_of_the_package():
-    tomllib = pytest.importorskip("tomllib")
     for name in (TEMPLATE, PIPELINE_TEMPLATE):
         assert resources.files("dualcodebook_hf.hub").joinpath(name).is_file()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

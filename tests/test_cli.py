@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from dualcodebook_hf.cli.parser import Parser
 from dualcodebook_hf.cli.train import _run_forwarding_signals, complete_launch_flags
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr, ssim
-from dualcodebook_hf.tokens.file import load_tokens
+from dualcodebook_hf.tokens.file import load_tokens, save_tokens
 
 TINY = {
     "block_out_channels": [4, 4, 4, 4, 8],
@@ -359,6 +360,38 @@ def test_tokens_of_another_model_and_broken_files_are_refused(tmp_path, images, 
     (tmp_path / "other/diffusion_pytorch_model.safetensors").write_bytes(b"broken")
     options = ["--model", str(tmp_path / "other"), *output]
     assert "cannot load the model" in refused(capsys, tmp_path, "reconstruct", images[0], *options)
+
+
+def test_names_that_no_file_can_have_are_refused_and_named(tmp_path, images, checkpoint, capsys) -> None:
+    tokens, output = tmp_path / "tokens.safetensors", str(tmp_path / "out")
+    assert main(["tokenize", images[0], "--model", checkpoint, "--output", str(tokens)]) == 0
+    capsys.readouterr()
+    content = load_tokens(tokens)
+    for name in ("a" * 252, "\u00e9" * 126):  # with ".png" they are too long
+        save_tokens(tokens, dataclasses.replace(content, images=[dataclasses.replace(content.images[0], name=name)]))
+        message = refused(capsys, tmp_path, "detokenize", str(tokens), "--model", checkpoint, "--output", output)
+        assert name in message and "too long" in message
+    original = tmp_path / ("b" * 250 + ".png")
+    Image.new("RGB", (8, 8)).save(original)
+    options = ["--model", checkpoint, "--output"]
+    assert original.stem in refused(capsys, tmp_path, "reconstruct", str(original), *options, output)
+    too_long = str(tmp_path / ("c" * 250 + ".safetensors"))
+    assert "too long" in refused(capsys, tmp_path, "tokenize", images[0], *options, too_long)
+    fitting = tmp_path / ("c" * 243 + ".safetensors")
+    assert main(["tokenize", str(original), *options, str(fitting)]) == 0
+    assert main(["detokenize", str(fitting), *options, output]) == 0
+    assert files(Path(output)) == {original.name}
+
+
+def test_more_images_than_a_file_holds_are_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("dualcodebook_hf.tokens.file.LARGEST_HEADER", 1000)
+    for index in range(9):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    output = tmp_path / "tokens.safetensors"
+    message = refused(
+        capsys, tmp_path / "out", "tokenize", str(tmp_path), "--model", "nobody/tok", "--output", str(output)
+    )
+    assert "can hold about" in message and "got 9: write several files" in message
 
 
 def test_evaluate_measures_models_and_the_patch_linear_codec_side_by_side(tmp_path, checkpoint, capsys) -> None:

@@ -1,10 +1,11 @@
 import dataclasses
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 
-from dualcodebook_hf import DualCodebookConfig, DualCodebookVQModel
+from dualcodebook_hf import DualCodebookConfig, DualCodebookModel, DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields, config_hash
 from dualcodebook_hf.presets import load_preset, preset_names
 
@@ -52,18 +53,21 @@ def test_diffusers_signature_equals_the_fields():
         ({"quantizer": "single"}, "`quantizer: single` has one codebook, .* got 512 and 128"),
         ({"block_out_channels": [48]}, r"`block_out_channels` must be multiples of norm_num_groups=32, got \[48\]"),
         ({"layers_per_level": [1]}, "`layers_per_level` is for `backbone: dcae`"),
-        ({"local_codebook_size": 0}, "`local_codebook_size` must be at least 1, got 0"),
+        ({"local_codebook_size": 0}, r"`local_codebook_size` must lie in \[1, 4194304\], got 0"),
         ({"local_update": "matrix"}, "`local_update` must be one of gradient, ema, linear, got 'matrix'"),
         (
             {"global_update": "linear"},
             "`global_update: linear` needs a plain table; set global_transformer_layers to 0, got 6",
         ),
         ({"quantizer": "vq"}, "`quantizer` must be one of dual, single, residual, fsq, lfq, got 'vq'"),
-        ({"quantizer": "residual", "global_codebook_size": 0}, "`global_codebook_size` must be at least 1, got 0"),
+        (
+            {"quantizer": "residual", "global_codebook_size": 0},
+            r"`global_codebook_size` must lie in \[1, 4194304\], got 0",
+        ),
         ({"fsq_levels": [8, 8]}, r"`fsq_levels` is for `quantizer: fsq`, got \[8, 8\] with 'dual'"),
         (
             {"quantizer": "fsq", "fsq_levels": [8, 8, 8], "global_dim": 2, "local_dim": 2},
-            r"`fsq_levels` must be one number of at least 3 for each of .* = 4 channels, got \[8, 8, 8\]",
+            r"`fsq_levels` must be one number in \[3, 4194304\] for each of .* = 4 channels, got \[8, 8, 8\]",
         ),
         (
             {"quantizer": "fsq", "fsq_levels": [8, 8, 8, 5], "global_dim": 3, "local_dim": 1},
@@ -73,6 +77,41 @@ def test_diffusers_signature_equals_the_fields():
             {"quantizer": "lfq", "global_dim": 9, "local_dim": 8},
             "`local_codebook_size` must be 256 = 2 x 2 x .* with `quantizer: lfq`, got 512",
         ),
+        ({"layers_per_block": 10**6}, r"`layers_per_block` must lie in \[1, 32\], got 1000000"),
+        ({"global_transformer_layers": 10**6}, r"`global_transformer_layers` must lie in \[0, 64\], got 1000000"),
+        (
+            {"backbone": "dcae", "layers_per_level": [1, 10**6, 1, 1, 1]},
+            r"`layers_per_level` must lie in \[1, 32\] .*, got \[1, 1000000, 1, 1, 1\]",
+        ),
+        ({"backbone": "dcae", "block_out_channels": [8, 20]}, r"each a divisor of 4 times .*, got 8 and then 20"),
+        ({"backbone": "dcae", "block_out_channels": [8, 6]}, "must be multiples of 4 after the first"),
+        ({"backbone": "dcae", "block_out_channels": [8], "layers_per_level": [0]}, r"`layers_per_level` .* got \[0\]"),
+        ({"block_out_channels": [True, True]}, r"`block_out_channels` must be of type list\[int\], got \[True, True\]"),
+        ({"block_out_channels": [[128]]}, r"`block_out_channels` must be of type list\[int\], got \[\[128\]\]"),
+        ({"block_out_channels": []}, r"`block_out_channels` must be 1 to 10 widths in \[1, 8192\], got \[\]"),
+        ({"block_out_channels": [32] * 11}, r"`block_out_channels` must be 1 to 10 widths"),
+        ({"block_out_channels": [8192] * 5}, "must make at most 2147483648 parameters, got about"),
+        ({"linear_shortcut": True, "in_channels": 1024, "block_out_channels": [32] * 10}, "must make at most"),
+        ({"global_codebook_size": 10**9}, r"`global_codebook_size` must lie in \[0, 4194304\], got 1000000000"),
+        ({"global_codebook_size": 10**30}, r"`global_codebook_size` .*, got 1000000000000000000000000000000"),
+        ({"global_codebook_size": 10**5000}, r"`global_codebook_size` .*, got an integer of 16610 bits"),
+        ({"global_codebook_size": 2**17}, r"`global_codebook_size` must be at most 65536 with a transformer"),
+        ({"local_codebook_size": 2**22}, r"`local_codebook_size` times its width must be at most 268435456, got"),
+        (
+            {"quantizer": "residual", "local_codebook_size": 2**21},
+            r"`local_codebook_size` times its width must be at most 268435456, got 536870912",
+        ),
+        (
+            {"quantizer": "lfq", "local_dim": 4096},
+            r"`global_dim` must lie in \[1, 22\] with `quantizer: lfq`, got 128",
+        ),
+        ({"quantizer": "fsq", "global_dim": 1, "local_dim": 1, "fsq_levels": [3, 10**9]}, "`fsq_levels` must be one"),
+        ({"scaling_factor": float("nan")}, "`scaling_factor` must lie in .*, got nan"),
+        ({"scaling_factor": float("inf")}, "`scaling_factor` must lie in .*, got inf"),
+        ({"scaling_factor": 0}, "`scaling_factor` must lie in .*, got 0"),
+        ({"commitment_cost": float("nan")}, "`commitment_cost` must lie in .*, got nan"),
+        ({"commitment_cost": 10**400}, "`commitment_cost` must lie in .*, got an integer of 1329 bits"),
+        ({"transformer_dropout": float("nan")}, r"`transformer_dropout` must lie in \[0, 1\), got nan"),
         ({"transformer_dropout": 1.0}, r"`transformer_dropout` must lie in \[0, 1\), got 1.0"),
     ],
 )
@@ -117,3 +156,31 @@ def test_presets_include_one_another_and_name_mistakes(tmp_path):
         top.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_preset(str(top))
+
+
+RUNS = sorted(str(path) for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [*preset_names(), *RUNS], ids=lambda name: Path(name).stem)
+def test_the_estimated_number_of_parameters_is_that_of_the_model(name):
+    fields = load_preset(name)["model"]
+    with torch.device("meta"):
+        model = DualCodebookVQModel(**fields)
+    held = sum(value.numel() for value in model.state_dict().values())
+    assert 0.9 < DualCodebookConfig(**fields).estimate_parameters() / held < 1.1
+
+
+def test_large_models_of_use_are_accepted():
+    large = {"block_out_channels": [256, 256, 512, 512, 1024, 2048, 2048, 2048], "layers_per_block": 2}
+    single = {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0}
+    for fields in (large, {**single, "local_codebook_size": 2**18, "local_dim": 256}):
+        with torch.device("meta"):
+            DualCodebookVQModel(**fields)
+
+
+def test_fields_that_transformers_sets_afterwards_are_checked(tmp_path, tiny_config):
+    DualCodebookVQModel(**tiny_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`global_codebook_size` must lie in \[0, 4194304\], got 1000000000"):
+        DualCodebookModel.from_pretrained(tmp_path, global_codebook_size=10**9)
+    with pytest.raises(ValueError, match=r"`num_labels` must be a whole number in \[0, 65536\], got 1000000000"):
+        DualCodebookConfig(num_labels=10**9)

@@ -305,10 +305,10 @@ def test_a_vqmodel_folder_is_checked_for_its_class_its_tensors_and_its_subfolder
     weights = tmp_path / "pipeline" / "vqvae" / WEIGHTS
     state = load_file(weights)
     save_file({**state, "surplus.weight": torch.zeros(1)}, weights)
-    with pytest.raises(ValueError, match=r"unexpected_keys surplus\.weight"):
+    with pytest.raises(ValueError, match=r"1 tensors unknown: surplus\.weight"):
         convert_checkpoint(tmp_path / "pipeline" / "vqvae", tmp_path / "out")
     save_file({key: value for key, value in state.items() if key != "quant_conv.bias"}, weights)
-    with pytest.raises(ValueError, match=r"missing_keys quant_conv\.bias"):
+    with pytest.raises(ValueError, match=r"1 tensors missing: quant_conv\.bias"):
         convert_checkpoint(tmp_path / "pipeline" / "vqvae", tmp_path / "out")
     tiny_model.save_pretrained(tmp_path / "already")
     with pytest.raises(ValueError, match=r"must be a diffusers VQModel.*'DualCodebookVQModel'"):
@@ -361,6 +361,14 @@ def edited(change):
         (lambda s: s.update({"quantize.embed.weight": s.pop("quantize.embedding.weight")}), "Gumbel quantizer"),
         (lambda s: s.pop("quantize.embedding.weight"), "must hold tensors such as"),
         (lambda s: s.update({"epoch": 3}), "must hold a state dict"),
+        (
+            lambda s: s.update({"quant_conv.bias": torch.ones(8, dtype=torch.int64)}),
+            r"1 tensors of another type: quant_conv\.bias torch\.int64",
+        ),
+        (
+            lambda s: s["quant_conv.bias"].fill_(float("nan")),
+            r"1 tensors with NaN or infinity: quant_conv\.bias",
+        ),
     ],
 )
 def test_a_source_that_does_not_come_out_even_is_refused(tmp_path, change, message):
@@ -368,6 +376,65 @@ def test_a_source_that_does_not_come_out_even_is_refused(tmp_path, change, messa
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(tmp_path / "a.pt", tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def expanded(state, **shapes):
+    """A state dict of these shapes that holds one number for each tensor."""
+    return {key: torch.zeros(()).expand(shapes.get(key.replace(".", "_"), value.shape)) for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        ({}, r"must hold all numbers of its tensors: they take \d+ bytes, the file \d+"),
+        ({"quantize_embedding_weight": (10**9, 8)}, r"`local_codebook_size` must lie in .* got 1000000000"),
+        ({"encoder_mid_block_1_conv1_weight": (2**20, 2**20, 3, 3)}, r"bytes, the file|of another shape"),
+    ],
+)
+def test_few_numbers_that_claim_to_be_many_are_refused_before_they_are_made(tmp_path, shapes, message):
+    torch.save(expanded(vqgan_state(), **shapes), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(tmp_path / "a.pt", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_vq_embeddings": 10**9}, r"`local_codebook_size` must lie in .* got 1000000000"),
+        ({"block_out_channels": [2**20, 2**20]}, "`block_out_channels` must be"),
+        ({"block_out_channels": 3}, "other types than VQModel's"),
+        ({"latent_channels": None}, "cannot be expressed"),
+        ({"scaling_factor": "x"}, "`scaling_factor` must be of type float"),
+    ],
+)
+def test_a_vqmodels_configuration_is_bounded_too(tmp_path, change, message):
+    vqmodel(**PLAIN).save_pretrained(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_broken_weights_of_a_vqmodel_are_named(tmp_path):
+    vqmodel(**PLAIN).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / WEIGHTS).write_bytes(b"broken")
+    with pytest.raises(ValueError, match=f"`source` '{WEIGHTS}' cannot be read as safetensors"):
+        convert_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_diffusers_old_names_of_attention_are_known(tmp_path, images):
+    theirs = vqmodel(**{**PLAIN, "mid_block_add_attention": True})
+    theirs.save_pretrained(tmp_path / "theirs")
+    state = load_file(tmp_path / "theirs" / WEIGHTS)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        state = {key.replace(f".{new}.", f".{name}."): value for key, value in state.items()}
+    assert any(".proj_attn." in key for key in state)
+    save_file(state, tmp_path / "theirs" / WEIGHTS)
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    ours = DualCodebookVQModel.from_pretrained(tmp_path / "ours")
+    assert torch.equal(ours.encode(images).latents, theirs.encode(images).latents)
 
 
 def test_every_tensor_of_the_folder_is_one_of_the_source(tmp_path):

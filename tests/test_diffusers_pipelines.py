@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from diffusers import (
     UNet2DModel,
     UVit2DModel,
 )
+from packaging.version import Version
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -294,7 +296,8 @@ def test_in_bfloat16_the_codebooks_stay_exact_and_images_repeat(name, tmp_path):
     assert model.dtype == torch.bfloat16
     for codebook, other in zip(model.quantize.codebooks.values(), original.quantize.codebooks.values(), strict=True):
         assert codebook.weight.dtype == torch.float32 and torch.equal(codebook.codes(), other.codes())
-    # Numpy knows no bfloat16, and this pipeline does not convert.
+    if name == "super resolution" and Version(diffusers.__version__) < Version("0.42"):
+        pytest.skip("numpy knows no bfloat16, and before 0.42 this pipeline returns arrays alone, unconverted")
     output_type = "pt" if name == "super resolution" else "np"
     first, second = (torch.as_tensor(paint(loaded, output_type)).float() for _ in range(2))
     assert torch.equal(first, second)

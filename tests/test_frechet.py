@@ -125,5 +125,7 @@ def test_wrong_input_is_named(call, message):
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
 def test_without_torch_fidelity_the_error_says_what_to_install():
-    with pytest.raises(ImportError, match=r"torch_fidelity, torchvision: pip install 'dualcodebook-hf\[fid\]'"):
+    with pytest.raises(
+        ImportError, match=r"torch-fidelity, torchvision: pip install 'torch-fidelity>=0\.3' 'torchvision'"
+    ):
         inception_extractor()

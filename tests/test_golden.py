@@ -24,7 +24,7 @@ SMALL_RUN = {
     "backbone": "dcae", "block_out_channels": "8 8 16", "layers_per_block": 1, "resolution": 32, "num_workers": 0,
     "global_codebook_size": 32, "local_codebook_size": 32, "global_dim": 8, "local_dim": 8, "transformer_heads": 2,
     "global_transformer_layers": 1, "transformer_feed_forward": 16, "discriminator_channels": 4, "learning_rate": 1e-3,
-    "max_train_steps": 12, "train_batch_size": 2, "adversarial_start": 4, "perceptual": "ms-ssim", "ema_decay": 0.9,
+    "max_train_steps": 20, "train_batch_size": 2, "adversarial_start": 4, "perceptual": "ms-ssim", "ema_decay": 0.9,
     "validation_steps": 0, "checkpointing_steps": 0, "report_to": "none",
 }  # fmt: skip
 RUNS = {
@@ -73,11 +73,14 @@ def measurements(folder: Path) -> dict[str, float]:
     save_images(folder, test=4)
     model = DualCodebookVQModel.from_pretrained(default_checkpoint())
     metrics = evaluate(model, EvaluationData(dataset=str(folder), size=128).open())["metrics"]
-    return {name: value for name, value in metrics.items() if isinstance(value, float)}
+    values = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    for name, health in metrics["codebooks"].items():
+        values |= {f"{name}_{key}": value for key, value in health.items()}
+    return values
 
 
 def losses(folder: Path, name: str) -> dict[str, list[float]]:
-    """Every term of the loss of 12 updates of a small model, its adversary from update 4 on."""
+    """Every term of the loss of 20 updates of a small model, its adversary from update 4 on."""
     from dualcodebook_hf.training.arguments import parse_run_config
     from dualcodebook_hf.training.run import Trainer
     from dualcodebook_hf.training.tokenizer_task import TokenizerTask

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -220,9 +221,38 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written_or_asked
     with pytest.raises(ValueError, match=r"quant_conv\.bias"):
         push_model(run, "me/tok")
     (run / "final" / WEIGHTS).write_bytes(b"broken")
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="cannot load"):
         prepare_folder(run, tmp_path / "out")
     assert not hub.requests and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "samples/step-0001000.png",
+        "samples",
+        "final/train_config.json",
+        "final/preprocessor_config.json",
+        f"final/{WEIGHTS}",
+    ],
+)
+def test_links_out_of_the_run_are_not_followed(hub, run, tmp_path, name):
+    place, outside = run / name, tmp_path / "outside"
+    DualCodebookImageProcessor().save_pretrained(run / "final")
+    shutil.move(place, outside)
+    place.symlink_to(outside)
+    with pytest.raises(ValueError, match=f"leads out of .* to '{outside}"):
+        push_model(run, "me/tok")
+    with pytest.raises(ValueError, match=f"leads out of .* to '{outside}"):
+        prepare_folder(run, tmp_path / "out")
+    assert "me/tok" not in {repo for _, repo in hub.repos} and not (tmp_path / "out").exists()
+
+
+def test_links_within_the_run_are_followed(run, tmp_path):
+    sample = run / "samples" / "step-0001000.png"
+    sample.unlink()
+    sample.symlink_to(run / "samples" / "step-0000500.png")
+    assert "samples.png" in prepare_folder(run, tmp_path / "out")
 
 
 @pytest.mark.parametrize("repo_id", ["tok", "a/b/c", "me/", "me/..", "me/with space", "datasets/me/tok"])
@@ -376,14 +406,11 @@ def test_the_spaces_files_in_the_repository_are_those_that_are_published():
 
 
 def test_the_space_needs_what_pyproject_says():
-    tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base, extra = project["dependencies"], project["optional-dependencies"][space.EXTRA]
     gradio = [text for text in extra if text.startswith("gradio")]
-    assert (ROOT / "spaces" / "requirements.txt").read_text().splitlines() == [
-        *base,
-        *(text for text in extra if text not in gradio),
-    ]
+    wanted = [Requirement(text) for text in base + extra if text not in gradio]
+    assert list(map(Requirement, (ROOT / "spaces" / "requirements.txt").read_text().splitlines())) == wanted
     assert len(gradio) == 1 and Requirement(gradio[0]).specifier.contains(space.SDK_VERSION)
 
 

@@ -161,7 +161,7 @@ def test_rfid_does_not_depend_on_the_batch_and_takes_several_sizes():
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
 def test_rfid_without_inception_says_what_to_install_before_any_image_is_read():
-    with pytest.raises(ImportError, match=r"pip install 'dualcodebook-hf\[fid\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[fid\]'"):
         load("rfid")
 
 

@@ -41,7 +41,7 @@ def test_the_tree_names_every_source_file_and_nothing_else():
             assert path.name in named, path
             if path.parent.parent.name == "dualcodebook_hf":
                 assert f"{path.parent.name}/" in named, path
-    folders = ("src", "scripts", "benchmarks", "configs", "spaces", "metrics", "docs", "tests")
+    folders = ("src", "scripts", "benchmarks", "configs", "spaces", "metrics", "docs", "tests", "examples", "notebooks")
     there = {*folders, *(path.name for folder in folders for path in (ROOT / folder).rglob("*"))}
     assert {name.rstrip("/") for name in named} <= there
 

@@ -11,7 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dualcodebook_hf import DualCodebookVQModel
-from dualcodebook_hf.tokens.file import METADATA_KEY, TokenFile, TokenizedImage, load_tokens, save_tokens, token_bytes
+from dualcodebook_hf.tokens.file import (
+    HEADER_PER_IMAGE,
+    METADATA_KEY,
+    TokenFile,
+    TokenizedImage,
+    check_names,
+    load_tokens,
+    save_tokens,
+    token_bytes,
+)
 
 CODEBOOKS = {"global": 512, "local": 300}
 
@@ -158,3 +167,44 @@ def test_tokens_are_taken_by_their_models_architecture_alone(tiny_model, tiny_co
     other = DualCodebookVQModel(**{**tiny_config, "local_codebook_size": 17})
     with pytest.raises(ValueError, match=rf"`--model`.*'t.safetensors'.*{made.config_hash}.*'local': 16"):
         made.check_model(other, "t.safetensors", "--model")
+
+
+def test_more_names_than_a_header_holds_are_refused_before_any_work():
+    check_names([f"{index:06d}.jpg" for index in range(400_000)])
+    with pytest.raises(ValueError, match=r"can hold about \d{6} images .*, got 660000: write several files"):
+        check_names([f"{index:06d}.jpg" for index in range(660_000)])
+    with pytest.raises(ValueError, match=r"can hold about \d+ images .*, got 200000"):
+        check_names(["\u00e9" * 120] * 200_000)
+
+
+def test_what_is_counted_for_an_image_is_no_less_than_its_part_of_the_header(tmp_path):
+    names = [f'a "{index}" \u00e9.png' for index in range(3000)]
+    tokens = torch.zeros(2, 1, 1, dtype=torch.int64)
+    images = [TokenizedImage(name, (1, 1), tokens) for name in names]
+    save_tokens(tmp_path / "a.safetensors", TokenFile(images, 99_999, {"a": 512, "b": 512}, "0" * 12))
+    header = int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little")
+    counted = sum(HEADER_PER_IMAGE + len(json.dumps(json.dumps(name))) for name in names)
+    # sizes and offsets of real images have up to some 25 digits more
+    assert header + 25 * len(names) < counted < 1.5 * header
+
+
+@pytest.mark.parametrize("depth", [1_000, 100_000])
+def test_json_nested_deeply_is_a_value_error(tmp_path, depth):
+    path = tmp_path / "a.safetensors"
+    save_file({"0000.tokens": torch.zeros(1)}, path, metadata={METADATA_KEY: "[" * depth + "]" * depth})
+    with pytest.raises(ValueError, match="cannot read token file"):
+        load_tokens(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "\u00e9" * 128, "a\ud800.png"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(ValueError, match="`name` must be"):
+        check_names([name])
+
+
+def test_an_image_is_told_to_be_no_token_file(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"cannot read token file '.*a\.jpg': it is not a token file"):
+        load_tokens(tmp_path / "a.jpg")

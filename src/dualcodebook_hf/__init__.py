@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from .packages import check_versions
+
+check_versions()  # before an import fails deep inside of a library
+
+# isort: split
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .configuration_dualcodebook import DualCodebookConfig
 from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput
 from .presets import load_preset
+from .weights import LOCATION_ARGUMENTS, check_weights, find_shards, find_weights, missing_weights, readable
 
 # Keys that transformers writes into the shared config.json; they are not arguments of ours.
 TRANSFORMERS_KEYS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "transformers_weights"}
-# What finds a config.json; the other arguments of `from_pretrained` are for the weights.
-CONFIG_LOADING_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
 # Where transformers finds the classes when the code files lie in the folder (`trust_remote_code=True`).
 AUTO_MAP = {
     "AutoConfig": "configuration_dualcodebook.DualCodebookConfig",
@@ -105,24 +102,43 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> DualCodebookVQModel:
-        """diffusers' method (folder or Hub id, eval mode); the codebooks stay in float32 under any `dtype`.
+        """diffusers' method (folder or Hub id, eval mode), strict; the codebooks stay in float32 under any `dtype`.
 
-        Raises OSError for a folder that transformers saved last: its weights lie in another file, beside stale ones.
+        A folder that transformers saved is loaded too. Raises ValueError, naming the file and the tensors, for weights
+        that do not fit config.json, whole, or are not finite; OSError where there are none.
         """
-        where = {key: kwargs[key] for key in CONFIG_LOADING_ARGUMENTS if key in kwargs}
-        config = cls.load_config(pretrained_model_name_or_path, **where)
-        if "transformers_version" in config and "transformers_weights" not in config:
-            raise OSError(
-                f"'{pretrained_model_name_or_path}' was saved by transformers, as model.safetensors: load it by "
-                "DualCodebookModel and give its state_dict() to DualCodebookVQModel(**config.fields_dict())"
-            )
+        source = pretrained_model_name_or_path
+        location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
+        with readable(source, kwargs):
+            config = cls.load_config(source, **location)
+            if not is_saved_by_transformers(config):
+                return cls._load(source, **kwargs)
+            with _as_diffusers_saves(source, config, kwargs.get("variant"), location) as folder:
+                options = {key: value for key, value in kwargs.items() if key not in LOCATION_ARGUMENTS}
+                loaded = cls._load(folder, **options, local_files_only=True)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).register_to_config(_name_or_path=str(source))
+        return loaded
+
+    @classmethod
+    def _load(cls, source: str | Path, **kwargs) -> DualCodebookVQModel:
         if cls._keep_in_fp32_modules is not None:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return super().from_pretrained(source, **kwargs)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False, **kwargs})
+        loaded = super().from_pretrained(source, **{"low_cpu_mem_usage": False, **kwargs})
         if dtype is not None:
             (loaded[0] if isinstance(loaded, tuple) else loaded).cast_backbone(dtype)
         return loaded
+
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, resolved_model_file, *args, **kwargs) -> tuple:
+        # The one place that every way of loading passes, with the files found and the model without its weights.
+        check_weights(
+            model,
+            state_dict,
+            resolved_model_file,
+            ignore_mismatched_sizes=kwargs.get("ignore_mismatched_sizes", False),
+        )
+        return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> DualCodebookVQModel:
@@ -146,3 +162,26 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         """
         output = self.autoencode(sample)
         return output if return_dict else output.to_tuple()
+
+
+def is_saved_by_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json belongs to weights under transformers' names; what diffusers' face saved may lie beside."""
+    return "transformers_version" in config and "transformers_weights" not in config
+
+
+@contextmanager
+def _as_diffusers_saves(
+    source: str | Path, config: Mapping[str, Any], variant: str | None, location: Mapping[str, Any]
+) -> Iterator[Path]:
+    """Yields a folder of links to what transformers saved in `source`, under the names that diffusers looks for."""
+    weights = find_weights(source, SAFE_WEIGHTS_NAME, variant, **location)
+    if weights is None:
+        raise OSError(missing_weights(source, location.get("subfolder"), variant))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        shards = [] if weights.suffix == ".safetensors" else find_shards(weights, source, **location)
+        name = weights.name.replace(Path(SAFE_WEIGHTS_NAME).stem, Path(SAFETENSORS_WEIGHTS_NAME).stem, 1)
+        for link, file in {name: weights, **{shard.name: shard for shard in shards}}.items():
+            (folder / link).symlink_to(file.resolve())
+        (folder / DualCodebookVQModel.config_name).write_text(json.dumps(config), encoding="utf-8")
+        yield folder

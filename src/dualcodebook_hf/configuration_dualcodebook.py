@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
+import reprlib
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedConfig
@@ -13,6 +15,33 @@ from transformers import PreTrainedConfig
 BACKBONES = ("vqgan", "dcae")
 QUANTIZERS = ("dual", "single", "residual", "fsq", "lfq")
 UPDATES = ("gradient", "ema", "linear")
+
+# What a configuration may ask for: several times what is of use, and little enough that a file from somewhere cannot
+# stop the process that reads it. Both ends are allowed.
+BOUNDS = {
+    "in_channels": (1, 2**10),
+    "out_channels": (1, 2**10),
+    "layers_per_block": (1, 32),
+    "norm_num_groups": (1, 2**13),
+    "global_codebook_size": (0, 2**22),
+    "local_codebook_size": (1, 2**22),
+    "global_dim": (0, 2**13),
+    "local_dim": (1, 2**13),
+    "global_transformer_layers": (0, 64),
+    "local_transformer_layers": (0, 64),
+    "transformer_heads": (1, 2**13),
+    "transformer_feed_forward": (1, 2**16),
+    "revival_threshold": (0, 1000),
+    "commitment_cost": (0, 10**6),
+    "scaling_factor": (1e-6, 10**6),
+}
+WIDTHS = (1, 2**13)
+MOST_LEVELS = 10
+MOST_LAYERS = 32  # of one level
+MOST_TRANSFORMED_CODES = 2**16  # attention takes time in proportion to their square
+MOST_TABLE_NUMBERS = 2**28  # of one codebook, and of what its transformer holds for one layer: 1 GiB in float32
+MOST_PARAMETERS = 2**31
+MOST_LABELS = 2**16  # transformers makes a dictionary of them
 
 
 @dataclass(kw_only=True)
@@ -111,50 +140,73 @@ class DualCodebookFields:
         return 2 ** (len(self.block_out_channels) - 1)
 
     def check(self) -> None:
-        """Fills in `latent_channels` and `vq_embed_dim` and raises ValueError for any field that is wrong."""
+        """Fills in `latent_channels` and `vq_embed_dim` and raises ValueError for any field that is wrong.
+
+        Takes no time to speak of and no memory: what a configuration costs is computed, not tried out.
+        """
         for spec in dataclasses.fields(DualCodebookFields):
             _check_type(spec.name, getattr(self, spec.name))
         _one_of("backbone", self.backbone, BACKBONES)
         _one_of("quantizer", self.quantizer, QUANTIZERS)
         _one_of("global_update", self.global_update, UPDATES)
         _one_of("local_update", self.local_update, UPDATES)
-        self.block_out_channels = list(self.block_out_channels)
-        if not self.block_out_channels or min(self.block_out_channels) < 1:
-            raise ValueError(f"`block_out_channels` must be positive widths, got {self.block_out_channels}")
-        positive = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "local_codebook_size")
-        for name in (*positive, "local_dim", "transformer_heads", "transformer_feed_forward"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("global_transformer_layers", "local_transformer_layers", "revival_threshold", "commitment_cost"):
-            _at_least(name, getattr(self, name), 0)
+        for name, bounds in BOUNDS.items():
+            _within(name, getattr(self, name), *bounds)
         self._check_backbone()
         self._check_codebooks()
         if self.quantizer in ("dual", "single"):
             self._check_updates()
         self._check_scalars()
+        self._check_cost()
 
     def _check_backbone(self) -> None:
+        widths = self.block_out_channels = list(self.block_out_channels)
+        if not 1 <= len(widths) <= MOST_LEVELS or min(widths) < WIDTHS[0] or max(widths) > WIDTHS[1]:
+            raise ValueError(
+                f"`block_out_channels` must be 1 to {MOST_LEVELS} widths in [{WIDTHS[0]}, {WIDTHS[1]}], "
+                f"got {shown(widths)}"
+            )
         if self.layers_per_level is not None:
-            self.layers_per_level = list(self.layers_per_level)
-            if self.backbone != "dcae":
-                raise ValueError("`layers_per_level` is for `backbone: dcae`; use `layers_per_block` with vqgan")
-            if len(self.layers_per_level) != len(self.block_out_channels):
-                raise ValueError(
-                    f"`layers_per_level` must have one number for each of the {len(self.block_out_channels)} levels of "
-                    f"`block_out_channels`, got {self.layers_per_level}"
-                )
-            if min(self.layers_per_level[1:], default=1) < 1 or self.layers_per_level[0] < 0:
-                raise ValueError(f"`layers_per_level` must be >= 1 (the first may be 0), got {self.layers_per_level}")
-        if self.backbone == "vqgan":
-            wrong = [width for width in self.block_out_channels if width % self.norm_num_groups]
+            self._check_layers_per_level()
+        if self.backbone == "dcae":
+            self._check_dcae_widths()
+        else:
+            wrong = [width for width in widths if width % self.norm_num_groups]
             if wrong:
                 raise ValueError(
                     f"`block_out_channels` must be multiples of norm_num_groups={self.norm_num_groups}, got {wrong}"
                 )
 
+    def _check_layers_per_level(self) -> None:
+        layers = self.layers_per_level = list(self.layers_per_level)
+        if self.backbone != "dcae":
+            raise ValueError("`layers_per_level` is for `backbone: dcae`; use `layers_per_block` with vqgan")
+        if len(layers) != len(self.block_out_channels):
+            raise ValueError(
+                f"`layers_per_level` must have one number for each of the {len(self.block_out_channels)} levels of "
+                f"`block_out_channels`, got {shown(layers)}"
+            )
+        least = [0 if len(layers) > 1 else 1] + [1] * len(layers[1:])
+        if any(not low <= count <= MOST_LAYERS for low, count in zip(least, layers, strict=True)):
+            raise ValueError(
+                f"`layers_per_level` must lie in [1, {MOST_LAYERS}] (the first of several may be 0), "
+                f"got {shown(layers)}"
+            )
+
+    def _check_dcae_widths(self) -> None:
+        """Its shortcuts shuffle 2 x 2 pixels into channels, and average or repeat these."""
+        layers = self.layers_per_level or [self.layers_per_block] * len(self.block_out_channels)
+        for level, (width, following) in enumerate(itertools.pairwise(self.block_out_channels)):
+            if following % 4 or (layers[level] and 4 * width % following):
+                raise ValueError(
+                    "`block_out_channels` with `backbone: dcae` must be multiples of 4 after the first, each a divisor "
+                    f"of 4 times the one before it, got {width} and then {following} in {self.block_out_channels}"
+                )
+
     def _check_codebooks(self) -> None:
         if self.quantizer != "single":
-            _at_least("global_codebook_size", self.global_codebook_size, 1)
-            _at_least("global_dim", self.global_dim, 1)
+            for name in ("global_codebook_size", "global_dim"):
+                _within(name, getattr(self, name), 1, BOUNDS[name][1])
         elif self.global_codebook_size or self.global_dim:
             raise ValueError(
                 "`quantizer: single` has one codebook, the local one: set global_codebook_size and global_dim to 0, "
@@ -167,12 +219,12 @@ class DualCodebookFields:
             elif getattr(self, name) != width:
                 raise ValueError(
                     f"`{name}` must equal global_dim + local_dim = {self.global_dim} + {self.local_dim} = {width}, "
-                    f"got {getattr(self, name)}"
+                    f"got {shown(getattr(self, name))}"
                 )
         if not 0 <= self.transformer_dropout < 1:
-            raise ValueError(f"`transformer_dropout` must lie in [0, 1), got {self.transformer_dropout}")
+            raise ValueError(f"`transformer_dropout` must lie in [0, 1), got {shown(self.transformer_dropout)}")
         if not 0 < self.codebook_ema_decay < 1:
-            raise ValueError(f"`codebook_ema_decay` must lie in (0, 1), got {self.codebook_ema_decay}")
+            raise ValueError(f"`codebook_ema_decay` must lie in (0, 1), got {shown(self.codebook_ema_decay)}")
 
     def _check_updates(self) -> None:
         for part in ("global", "local") if self.quantizer == "dual" else ("local",):
@@ -190,16 +242,21 @@ class DualCodebookFields:
     def _check_scalars(self) -> None:
         """fsq and lfq: the size of a codebook follows from the channels that it quantizes one by one."""
         if self.quantizer != "fsq" and self.fsq_levels is not None:
-            raise ValueError(f"`fsq_levels` is for `quantizer: fsq`, got {self.fsq_levels} with {self.quantizer!r}")
+            raise ValueError(
+                f"`fsq_levels` is for `quantizer: fsq`, got {shown(self.fsq_levels)} with {self.quantizer!r}"
+            )
         if self.quantizer not in ("fsq", "lfq"):
             return
+        most = BOUNDS["local_codebook_size"][1]
+        for name in ("global_dim", "local_dim"):  # at least 2 values for each channel
+            _within(name, getattr(self, name), 1, int(math.log2(most)), f" with `quantizer: {self.quantizer}`")
         width, levels = self.vq_embed_dim, [2] * self.vq_embed_dim
         if self.quantizer == "fsq":
             levels = self.fsq_levels = list(self.fsq_levels or [])
-            if len(levels) != width or min(levels) < 3:
+            if len(levels) != width or min(levels) < 3 or max(levels) > most:
                 raise ValueError(
-                    f"`fsq_levels` must be one number of at least 3 for each of the global_dim + local_dim = {width} "
-                    f"channels, got {levels}"
+                    f"`fsq_levels` must be one number in [3, {most}] for each of the global_dim + local_dim = {width} "
+                    f"channels, got {shown(levels)}"
                 )
         for part, numbers in (("global", levels[: self.global_dim]), ("local", levels[self.global_dim :])):
             size, count = getattr(self, f"{part}_codebook_size"), math.prod(numbers)
@@ -208,6 +265,58 @@ class DualCodebookFields:
                     f"`{part}_codebook_size` must be {count} = {' x '.join(map(str, numbers))}, its channels' levels, "
                     f"with `quantizer: {self.quantizer}`, got {size}"
                 )
+
+    def _check_cost(self) -> None:
+        width = self.vq_embed_dim
+        for part in ("global", "local"):
+            size, layers = getattr(self, f"{part}_codebook_size"), getattr(self, f"{part}_transformer_layers")
+            dim = width if self.quantizer == "residual" else getattr(self, f"{part}_dim")
+            transformed = layers and self.quantizer in ("dual", "single")
+            if transformed and size > MOST_TRANSFORMED_CODES:
+                raise ValueError(
+                    f"`{part}_codebook_size` must be at most {MOST_TRANSFORMED_CODES} with a transformer over the "
+                    f"codes, got {size}; set {part}_transformer_layers to 0"
+                )
+            numbers = size * max(dim, self.transformer_feed_forward if transformed else 0)
+            if numbers > MOST_TABLE_NUMBERS:
+                wide = "the larger of its width and transformer_feed_forward" if transformed else "its width"
+                raise ValueError(
+                    f"`{part}_codebook_size` times {wide} must be at most {MOST_TABLE_NUMBERS}, got {numbers}"
+                )
+        parameters = self.estimate_parameters()
+        if parameters > MOST_PARAMETERS:
+            raise ValueError(
+                f"`block_out_channels`, its layers and the codebooks must make at most {MOST_PARAMETERS} parameters, "
+                f"got about {parameters}"
+            )
+
+    def estimate_parameters(self) -> int:
+        """About how many numbers a checkpoint holds: those of convolutions, attention and codebooks, without biases."""
+        widths, width, factor = self.block_out_channels, self.vq_embed_dim, self.downsample_factor
+        layers = self.layers_per_level or [self.layers_per_block] * len(widths)
+        levels = sum(2 * 18 * count * channels**2 for count, channels in zip(layers, widths, strict=True))
+        transitions = sum(one * other for one, other in itertools.pairwise(widths))
+        if self.backbone == "dcae":  # to a quarter of the channels and back to four times as many
+            levels += 9 * 17 * transitions // 4
+        else:  # the decoder's additional layers, resampling, the two middles
+            levels += 2 * 9 * (transitions + sum(2 * channels**2 for channels in widths)) + 2 * 44 * widths[-1] ** 2
+        ends = 9 * (widths[0] * (self.in_channels + self.out_channels) + 2 * widths[-1] * width) + 2 * width**2
+        shortcut = self.linear_shortcut * width * (self.in_channels + self.out_channels) * factor**2
+        return levels + ends + shortcut + self._estimate_codebooks()
+
+    def _estimate_codebooks(self) -> int:
+        if self.quantizer in ("fsq", "lfq"):
+            return 0
+        if self.quantizer == "residual":  # a table and its moving average
+            return 2 * (self.global_codebook_size + self.local_codebook_size) * self.vq_embed_dim
+        total = 0
+        for part in ("global", "local"):
+            size, dim, layers = (
+                getattr(self, f"{part}_{name}") for name in ("codebook_size", "dim", "transformer_layers")
+            )
+            total += size * dim + layers * (4 * dim**2 + 2 * dim * self.transformer_feed_forward) * bool(dim)
+            total += dim**2 * (getattr(self, f"{part}_update") == "linear")
+        return total
 
     def fields_dict(self) -> dict:
         """The hyper-parameters alone, JSON-ready."""
@@ -225,7 +334,13 @@ class DualCodebookConfig(DualCodebookFields, PreTrainedConfig):
 
     def __post_init__(self, **kwargs) -> None:
         self.check()
-        super().__post_init__(**kwargs)
+        labels = kwargs.get("num_labels")
+        if labels is not None and not (_is_integer(labels) and 0 <= labels <= MOST_LABELS):
+            raise ValueError(f"`num_labels` must be a whole number in [0, {MOST_LABELS}], got {shown(labels)}")
+        try:
+            super().__post_init__(**kwargs)
+        except (AttributeError, KeyError, TypeError) as error:  # of transformers' own fields, such as `dtype`
+            raise ValueError(f"the configuration has a wrong field of transformers' own: {error}") from error
 
 
 def config_hash(config) -> str:
@@ -245,29 +360,52 @@ def config_hash(config) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def shown(value: object) -> str:
+    """`repr` for messages, short whatever the value is."""
+    return _SHORT.repr(value)
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxstring, self.maxother = 3, 12, 12, 80, 80
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write numbers of thousands of digits.
+        return repr(value) if value.bit_length() < 200 else f"an integer of {value.bit_length()} bits"
+
+
+_SHORT = _Short()
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_type(name: str, value: object) -> None:
     kind = FIELD_TYPES[name]
     if value is None and "None" in kind:
         return
     if kind.startswith("list"):
-        good = isinstance(value, (list, tuple)) and all(isinstance(item, int) for item in value)
+        good = isinstance(value, (list, tuple)) and all(map(_is_integer, value))
     elif kind.startswith("bool"):
         good = isinstance(value, bool)
     elif kind.startswith("int"):
-        good = isinstance(value, int) and not isinstance(value, bool)
+        good = _is_integer(value)
     elif kind.startswith("float"):
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good = isinstance(value, float) or _is_integer(value)
     else:
         good = isinstance(value, str)
     if not good:
-        raise ValueError(f"`{name}` must be of type {kind}, got {value!r}")
+        raise ValueError(f"`{name}` must be of type {kind}, got {shown(value)}")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {shown(value)}")
 
 
-def _at_least(name: str, value: float, low: float) -> None:
-    if not low <= value < float("inf"):
-        raise ValueError(f"`{name}` must be at least {low}, got {value}")
+def _within(name: str, value: float, low: float, high: float, where: str = "") -> None:
+    # Written so that NaN, which compares false, fails too.
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` must lie in [{low}, {high}]{where}, got {shown(value)}")

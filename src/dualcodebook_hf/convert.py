@@ -7,9 +7,10 @@ Nothing that a file holds is executed: pickles are read as weights alone, with e
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .autoencoder_dualcodebook import DualCodebookVQModel
+from .configuration_dualcodebook import DualCodebookConfig
 from .files import atomic_folder, is_free_folder, read_json, write_json
 from .image_processing_dualcodebook import DualCodebookImageProcessor
 from .run_folder import CONFIG, CONVERSION
 from .version import __version__
+from .weights import check_size, is_finite, same_kind, some
 
 KINDS = ("authors", "taming", "vqmodel")
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".th", ".safetensors")
@@ -58,6 +61,11 @@ PARTS = {
     r"(\.attentions\.\d+)\.norm\.": r"\1.group_norm.",
     r"(\.attentions\.\d+)\.([qkv])\.": r"\1.to_\2.",
     r"(\.attentions\.\d+)\.proj_out\.": r"\1.to_out.0.",
+    # as diffusers wrote them before version 0.13
+    r"(\.attentions\.\d+)\.query\.": r"\1.to_q.",
+    r"(\.attentions\.\d+)\.key\.": r"\1.to_k.",
+    r"(\.attentions\.\d+)\.value\.": r"\1.to_v.",
+    r"(\.attentions\.\d+)\.proj_attn\.": r"\1.to_out.0.",
 }
 SINGLE_CODEBOOK = {r"quantize\.embedding\.weight": "quantize.codebook.weight"}
 AUTHORS_CODEBOOKS = {
@@ -182,8 +190,11 @@ def convert_checkpoint(
         if kind not in (None, "vqmodel"):
             raise ValueError(f"`source` of kind {kind!r} must be a file, got {str(source)!r}")
         state, config, conversion = _read_vqmodel(*_find_folder(str(source), subfolder, revision))
+    with torch.device("meta"):
+        target = DualCodebookVQModel(**config).state_dict()
+    mapped = _map_state(state, target, conversion)
     model = DualCodebookVQModel(**config)
-    model.load_state_dict(_map_state(state, model.state_dict(), conversion))
+    model.load_state_dict(mapped)
     conversion.config, conversion.folder = dict(model.config), output
     with atomic_folder(output) as partial:
         model.save_pretrained(partial)
@@ -198,9 +209,9 @@ def convert_checkpoint(
 def _map_state(
     state: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], conversion: Conversion
 ) -> dict[str, torch.Tensor]:
-    """The source's tensors under our names, float32. Raises ValueError unless both sides come out even."""
+    """The source's tensors under our names. Raises ValueError unless both sides come out even, with finite numbers."""
     levels = len({key.split(".")[2] for key in state if key.startswith("decoder.up.")})
-    mapped, unknown, wrong = {}, [], []
+    mapped, unknown, reshaped, retyped = {}, [], [], []
     for key, tensor in state.items():
         reason = next((reason for pattern, reason in DROPS.items() if re.match(pattern, key)), None)
         if reason:
@@ -213,15 +224,17 @@ def _map_state(
         if re.search(r"\.attentions\.\d+\.to_\w+(\.0)?\.weight$", name) and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]  # a 1x1 convolution is a linear layer at each position
         if tensor.shape != target[name].shape:
-            wrong.append(f"{key} {tuple(tensor.shape)} (expected {tuple(target[name].shape)})")
-        mapped[name] = tensor.float()
+            reshaped.append(f"{key} {tuple(tensor.shape)} (expected {tuple(target[name].shape)})")
+        if not same_kind(tensor, target[name]):
+            retyped.append(f"{key} {tensor.dtype}")
+        mapped[name] = tensor
     missing = [name for name in target if name not in mapped]
-    problems = []
-    for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", wrong)):
-        if keys:
-            problems.append(f"{len(keys)} tensors {what}: {_some(keys)}")
-    if problems:
-        raise ValueError(f"`source` {conversion.source!r} does not fit as {conversion.kind}: {'; '.join(problems)}")
+    problems = {"unknown": unknown, "missing": missing, "of another shape": reshaped, "of another type": retyped}
+    if not any(problems.values()):
+        problems = {"with NaN or infinity": [name for name, tensor in mapped.items() if not is_finite(tensor)]}
+    told = [f"{len(keys)} tensors {what}: {some(keys)}" for what, keys in problems.items() if keys]
+    if told:
+        raise ValueError(f"`source` {conversion.source!r} does not fit as {conversion.kind}: {'; '.join(told)}")
     conversion.mapped = len(mapped)
     return mapped
 
@@ -238,11 +251,6 @@ def _rename(key: str, rules: Mapping[str, str], levels: int) -> str | None:
     return None
 
 
-def _some(keys: Iterable[str], count: int = 5) -> str:
-    keys = [str(key) for key in keys]
-    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
-
-
 # --- files of the authors' code and of taming-transformers
 
 
@@ -251,9 +259,20 @@ def _read_file(path: Path, kind: str | None) -> tuple[dict[str, torch.Tensor], d
     state = _read_state(path)
     conversion = Conversion(_check_kind(state, kind, path.name), path.name, {path.name: _sha256(path)})
     try:
-        return state, _taming_config(state, conversion.kind, path.name), conversion
+        config = _taming_config(state, conversion.kind, path.name)
     except (IndexError, TypeError) as error:
         raise ValueError(f"`source` {path.name!r} has tensors of unexpected shapes: {error}") from error
+    _check_bounds(config, state, [path], path.name)
+    return state, config, conversion
+
+
+def _check_bounds(config: dict, state: Mapping[str, torch.Tensor], files: list[Path], name: str) -> None:
+    """Raises ValueError, before anything is allocated, for a model of impossible size."""
+    try:
+        DualCodebookConfig(**config)
+        check_size((value for key, value in state.items() if not any(re.match(drop, key) for drop in DROPS)), files)
+    except ValueError as error:
+        raise ValueError(f"`source` {name!r} cannot be expressed: {error}") from error
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -294,7 +313,7 @@ def _read_pickle(path: Path) -> object:
             f"`source` {path.name!r} cannot be read as weights alone, and nothing in it was executed: {_reason(error)}"
         ) from error
     raise ValueError(
-        f"`source` {path.name!r} holds objects that belong to no weights: {_some(sorted(refused))}; "
+        f"`source` {path.name!r} holds objects that belong to no weights: {some(sorted(refused))}; "
         "refused, nothing in it was executed"
     )
 
@@ -318,7 +337,7 @@ def _check_kind(state: Mapping[str, torch.Tensor], kind: str | None, name: str) 
     else:
         raise ValueError(
             f"`source` {name!r} must hold tensors such as encoder.down.0.block.0.conv1.weight and "
-            f"quantize.embedding.weight, got {_some(state)}"
+            f"quantize.embedding.weight, got {some(state)}"
         )
     if kind not in (None, found):
         raise ValueError(f"`kind` must be {found!r} for {name!r}, whose tensors are named so, got {kind!r}")
@@ -467,20 +486,20 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_vqmodel(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict, Conversion]:
     """State dict, our configuration, and what is known of the conversion so far."""
-    kind = read_json(folder / CONFIG).get("_class_name")
+    content = read_json(folder / CONFIG)
+    kind = content.get("_class_name")
     if kind != "VQModel":
         raise ValueError(f"`source` {name!r} must be a diffusers VQModel (`_class_name` in {CONFIG}), got {kind!r}")
+    parameters = inspect.signature(VQModel.__init__).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
     try:
-        model, report = VQModel.from_pretrained(
-            folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"`source` {name!r} cannot be loaded as VQModel: {error}") from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[what]:
-            raise ValueError(f"`source` {name!r} does not fit its {CONFIG}: {what} {_some(report[what])}")
-    conversion = Conversion("vqmodel", name, {file.name: _sha256(file) for file in _weight_files(folder)})
-    return model.state_dict(), _vqmodel_config(model.config, name), conversion
+        config = _vqmodel_config({**defaults, **content}, name)
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"`source` {name!r} has a {CONFIG} of other types than VQModel's: {error}") from error
+    files = _weight_files(folder)
+    state = {key: tensor for file in files for key, tensor in _read_state(file).items()}
+    _check_bounds(config, state, files, name)
+    return state, config, Conversion("vqmodel", name, {file.name: _sha256(file) for file in files})
 
 
 def _vqmodel_config(config: Mapping, name: str) -> dict:

@@ -45,7 +45,11 @@ class DualCodebookCore:
     """Encoder -> quant_conv -> codebooks -> post_quant_conv -> Decoder (paper): a mixin over a module with `config`."""
 
     def build_layers(self, config: DualCodebookConfig) -> None:
-        """Creates the submodules; both faces call it, so that their state-dict keys are equal."""
+        """Creates the submodules; both faces call it, so that their state-dict keys are equal.
+
+        Raises ValueError for a field that is wrong: transformers sets fields after it made the configuration.
+        """
+        config.check()
         factor, width = config.downsample_factor, config.vq_embed_dim
         self.downsample_factor = factor
         self.encoder = build_encoder(config)

@@ -111,7 +111,7 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the second: lists in lists, thousands deep
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' must hold a JSON object, got a {type(content).__name__}")
@@ -136,7 +136,9 @@ def public_name(name: str | Path, parts: int = 1) -> str:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A name may have 255 bytes: of a long one the beginning, whose characters may have four.
+    name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:50]
+    return path.with_name(f".{name}.{os.getpid()}.partial")
 
 
 def _removed(path: Path) -> Path:

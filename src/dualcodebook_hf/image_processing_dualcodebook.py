@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import SizeDict
+from transformers.image_utils import SizeDict, infer_channel_dimension_format
 from transformers.processing_utils import ImagesKwargs
 
 DEFAULT_MAX_PIXELS = 1024 * 1024  # one megapixel: a 12-megapixel photograph is resized to it unless asked otherwise
@@ -240,6 +240,8 @@ class DualCodebookImageProcessor(PilBackend):
         """One image or array -> array (C, H, W)."""
         if isinstance(image, Image.Image):
             return super().process_image(read_image(image) if do_convert_rgb else image, do_convert_rgb=False, **kwargs)
+        if kwargs.get("input_data_format") is None and image.ndim == 3:  # transformers 5.18 expects 1 or 3 channels
+            kwargs["input_data_format"] = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
         array = super().process_image(image, do_convert_rgb=False, **kwargs)
         if not do_convert_rgb or array.shape[0] == 3:
             return array

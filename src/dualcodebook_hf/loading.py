@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from .autoencoder_dualcodebook import DualCodebookVQModel
 from .files import public_name
@@ -32,13 +33,17 @@ def check_tokenizer_name(name: str | None, argument: str = "model") -> None:
     Args:
         argument: what the message calls `name`.
     """
-    path = Path(name or default_checkpoint()).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name or default_checkpoint()).expanduser()
+        there, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long for a path, or in the home of a user that does not exist
+        raise ValueError(f"`{argument}` must be a folder or a Hub id (owner/name), got '{name}': {error}") from error
+    if is_folder:
         if not (path / CONFIG).is_file():
             raise ValueError(f"`{argument}`: there is no {CONFIG} in the folder '{path}'")
     elif name is None:
         raise ValueError(f"the checkpoint inside the package is missing: '{path}'; name another by `{argument}`")
-    elif path.exists() or not _HUB_ID.fullmatch(name):
+    elif there or not _HUB_ID.fullmatch(name):
         raise ValueError(f"`{argument}` must be a folder or a Hub id (owner/name), got '{name}', which is neither")
 
 
@@ -68,8 +73,30 @@ def load_tokenizer(
     check_tokenizer_name(name, argument)
     path = Path(name or default_checkpoint()).expanduser()
     source = path if path.is_dir() else name
+    if source is name:
+        _check_cache(name, argument)
     try:
         model = DualCodebookVQModel.from_pretrained(source, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load the model '{source}': {error}") from error
+    # Whatever somebody's files make the libraries raise: a config.json of another shape gives Attribute- and KeyError.
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = _unreachable(name) if _comes_from(error, LocalEntryNotFoundError) else error
+        raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
     return model.eval().to(check_device(device))
+
+
+def _check_cache(name: str, argument: str) -> None:
+    """Raises ValueError where the Hub's files have no place, or are not there and cannot be downloaded."""
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise ValueError(f"`{argument}`: there is no home folder for the files of '{name}': set HF_HOME to a folder")
+    if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, CONFIG), str):
+        raise ValueError(f"`{argument}`: {_unreachable(name)} (HF_HUB_OFFLINE is set)")
+
+
+def _unreachable(name: str) -> str:
+    return f"'{name}' is not in the cache, and offline: run `hf download {name}` where the Hub can be reached"
+
+
+def _comes_from(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None

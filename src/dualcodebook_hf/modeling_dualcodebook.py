@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_blocks import (
@@ -11,13 +14,15 @@ from diffusers.models.unets.unet_2d_blocks import (
     DownEncoderBlock2D,
     UpDecoderBlock2D,
 )
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_dualcodebook import DualCodebookConfig
 from .core import NO_SPLIT_MODULES, DualCodebookCore
+from .weights import LOCATION_ARGUMENTS, check_weights, find_weights, missing_weights, readable
 
 
 @dataclass
@@ -91,6 +96,40 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
                 level.__class__ = CHECKPOINTED[type(level)]
         self.post_init()
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, config: Any = None, **kwargs: Any
+    ) -> DualCodebookModel:
+        """transformers' method (folder or Hub id, eval mode), strict; the codebooks stay in float32 under any `dtype`.
+
+        A folder that diffusers' face saved is loaded too, shards and variants included. Raises ValueError, naming the
+        file and the tensors, for weights that do not fit config.json, whole, or are not finite; OSError where there
+        are none.
+        """
+        source = pretrained_model_name_or_path
+        with readable(source, kwargs):
+            if source is not None:
+                location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
+                own = isinstance(config, PreTrainedConfig)
+                content = config.to_dict() if own else cls.config_class.get_config_dict(config or source, **location)[0]
+                if content.get("transformers_weights") == SAFETENSORS_WEIGHTS_NAME:
+                    # What diffusers' face writes into config.json, whatever it then called the weights.
+                    name = _diffusers_weights(source, kwargs.get("variant"), location)
+                    if own:
+                        config = copy.deepcopy(config)
+                        config.transformers_weights = name
+                    else:
+                        kwargs["transformers_weights"] = name
+            return super().from_pretrained(source, *args, config=config, **kwargs)
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs) -> tuple:
+        # The one place that every way of loading passes, with the files found and the model without its weights.
+        check_weights(
+            model, state_dict, checkpoint_files or (), ignore_mismatched_sizes=load_config.ignore_mismatched_sizes
+        )
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
     def init_weights(self) -> None:
         """Leaves what the modules' constructors drew, so that both faces start from the same weights."""
         self.tie_weights(recompute_mapping=False)
@@ -143,3 +182,13 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
 
 def _call(layer: nn.Module, *args: torch.Tensor) -> torch.Tensor:
     return layer(*args)
+
+
+def _diffusers_weights(source: str | Path, variant: str | None, location: dict[str, Any]) -> str:
+    """The name of the weights that diffusers' face saved. Raises OSError unless transformers can read them."""
+    found = find_weights(source, SAFETENSORS_WEIGHTS_NAME, variant, **location)
+    if found is None and not Path(source).is_dir():
+        return SAFETENSORS_WEIGHTS_NAME  # transformers says better what is wrong with a repository or the connection
+    if found is None or not found.name.endswith((".safetensors", ".safetensors.index.json")):
+        raise OSError(missing_weights(source, location.get("subfolder"), variant))
+    return found.name

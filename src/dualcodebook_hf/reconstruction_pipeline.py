@@ -19,7 +19,7 @@ class ImageReconstructionPipeline(Pipeline):
     Args:
         image_processor_kwargs: options of `DualCodebookImageProcessor`.
 
-    Raises ValueError for any other option.
+    Raises ValueError for any other option, and for a batch of images of several sizes.
     """
 
     _load_processor = False
@@ -36,6 +36,24 @@ class ImageReconstructionPipeline(Pipeline):
     def preprocess(self, image: Any, **image_processor_kwargs: Any) -> dict[str, torch.Tensor]:
         inputs = self.image_processor(image, return_tensors="pt", **image_processor_kwargs)
         return inputs.to(self.dtype)
+
+    def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' iterator; a batch of images of several sizes is a ValueError instead of torch's error."""
+        iterator = super().get_iterator(*args, **kwargs)
+        loader = iterator.loader.loader
+        collate = loader.collate_fn
+
+        def collate_one_size(items: list[Any]) -> Any:
+            sizes = sorted({tuple(item["pixel_values"].shape[-2:]) for item in items})
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"the images of a batch must be of one size (H, W), got {', '.join(map(str, sizes))}: set "
+                    "`batch_size` to 1, or resize them"
+                )
+            return collate(items)
+
+        loader.collate_fn = collate_one_size
+        return iterator
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         output = self.model(**model_inputs)

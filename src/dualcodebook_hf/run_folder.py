@@ -19,11 +19,11 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 class RunFolder:
     """The `output_dir` of a training run.
 
-    checkpoint-N/        the state of the run after update N; its model/ is for `from_pretrained`
-    damaged-checkpoint-N/    one that `resume_from_checkpoint: latest` could not use
-    final/               the model at the end, for `from_pretrained`
-    samples/step-N.png   validation images above their reconstructions
-    logs/                TensorBoard's
+    - checkpoint-N/: the state of the run after update N; its model/ is for `from_pretrained`
+    - damaged-checkpoint-N/: one that `resume_from_checkpoint: latest` could not use
+    - final/: the model at the end, for `from_pretrained`
+    - samples/step-N.png: validation images above their reconstructions
+    - logs/: TensorBoard's
     """
 
     path: Path

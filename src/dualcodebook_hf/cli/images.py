@@ -118,9 +118,10 @@ def _title(name: str, result: Reconstruction) -> str:
 
 def _tokenize(arguments: argparse.Namespace) -> int:
     from ..reconstruction import tokenize_image
-    from ..tokens.file import TokenFile, TokenizedImage, save_tokens
+    from ..tokens.file import TokenFile, TokenizedImage, check_names, save_tokens
 
     paths = find_images(arguments)
+    check_names([path.name for path in paths])
     check_file(arguments.output, "--output", ".safetensors")
     model = load_model(arguments)
     table, images = _Table(model), []

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..autoencoder_dualcodebook import DualCodebookVQModel
 
 DTYPES = ("float32", "bfloat16", "float16")
+LONGEST_NAME = 255  # bytes, on common file systems
 SOFTWARE = "dualcodebook_hf"  # the PNG text that marks images written here, which alone may be overwritten
 
 
@@ -80,6 +81,7 @@ def check_file(path: Path, flag: str, suffix: str) -> None:
     """Raises ValueError unless a file of this suffix can be written there without losing somebody's own."""
     if path.suffix != suffix:
         raise ValueError(f"`{flag}` must be a file named *{suffix}, got '{path}'")
+    _check_length(path)
     if path.is_dir():
         raise ValueError(f"`{flag}` must be a file, '{path}' is a folder")
     check_folder(path.parent, flag)
@@ -99,8 +101,14 @@ def png_paths(folder: Path, names: Sequence[str], ending: str = "") -> list[Path
     check_folder(folder, "--output")
     paths = [folder / f"{stem}{ending}.png" for stem in _unique_stems(names)]
     for path in paths:
+        _check_length(path)
         _check_overwrite(path)
     return paths
+
+
+def _check_length(path: Path) -> None:
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(f"the name '{path.name}' is too long for a file: {LONGEST_NAME} bytes at most")
 
 
 def _check_overwrite(path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import html
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ from PIL import Image
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import error_map, token_map
-from ..loading import load_tokenizer, tokenizer_label
+from ..files import public_name
+from ..loading import EMBEDDED, load_tokenizer, tokenizer_label
 from ..reconstruction import Reconstruction, decode_tokens, reconstruct_image, tokenize_image
 from . import fragments, inspection
+from .reading import Rejected, Upload, UploadReader
 
 HINT = "Drop in a picture, or take an example."
 PROGRESS = gr.Progress()
@@ -31,7 +31,9 @@ def load_models(names: Sequence[str] | None) -> dict[str, DualCodebookVQModel]:
     """
     models: dict[str, DualCodebookVQModel] = {}
     for name in names or [None]:
-        model, label = load_tokenizer(name, argument="models"), tokenizer_label(name)
+        model = load_tokenizer(name, argument="models")
+        label = tokenizer_label(name)
+        label = label if label == EMBEDDED else public_name(name)  # of a folder no more than its name
         if (model.config.in_channels, model.config.out_channels) != (3, 3):
             raise ValueError(f"the model '{name}' must have 3 channels, got {model.config.in_channels}")
         models[label if label not in models else f"{label} ({len(models) + 1})"] = model
@@ -49,42 +51,28 @@ class Shown:
     """
 
     label: str
-    upload: inspection.Upload
+    upload: Upload
     result: Reconstruction
-
-
-def _explained(handler: Callable) -> Callable:
-    """Shows the text of a ValueError, which may name the visitor's file, as a message that is no HTML."""
-
-    @functools.wraps(handler)
-    def run(*arguments: Any, **options: Any) -> Any:
-        try:
-            return handler(*arguments, **options)
-        except ValueError as error:
-            text = html.escape(str(error), quote=False)
-            raise gr.Error(text, print_exception=False) from error
-
-    return run
 
 
 class Handlers:
     """The functions behind the components, over some models by label.
 
-    Uploads arrive as dicts with a `path`, or None. What a function returns is in the order of the outputs that
-    `demo` gives to its event.
+    Uploads arrive from the gate as dicts with a `path`, or None. What a visitor gave and cannot be used raises
+    Rejected. What a function returns is in the order of the outputs that the page gives to its event.
     """
 
     def __init__(self, models: dict[str, DualCodebookVQModel]) -> None:
         self.models = models
+        self._reader = UploadReader()
 
-    @_explained
     def show_image(self, file: dict | None, label: str, progress: gr.Progress = PROGRESS) -> list[Any]:
         """Everything on the first tab, what is known of the upload, and the token file."""
         if file is None:
             return self.nothing()
         model = self._model(label)
         progress(0.1, desc="Reading the picture")
-        upload = _read_upload(file)
+        upload = self._read(file)
         progress(0.25, desc="Picture to tokens and back")
         result = reconstruct_image(model, upload.image)
         progress(0.7, desc="JPEG and WebP of the same size")
@@ -104,11 +92,11 @@ class Handlers:
             *self._token_file(model, upload, result),
         ]
 
-    def _token_file(self, model: DualCodebookVQModel, upload: inspection.Upload, result: Reconstruction) -> list[Any]:
+    def _token_file(self, model: DualCodebookVQModel, upload: Upload, result: Reconstruction) -> list[Any]:
         """The button that downloads it, and a line about it."""
         try:
             path = inspection.save_image_tokens(model, upload, result.tokens, _new_folder())
-        except ValueError as error:  # a codebook of more codes than a token file can number
+        except Rejected as error:  # a codebook of more codes than a token file can number
             return [gr.DownloadButton("Download tokens", value=None, interactive=False), fragments.remark(str(error))]
         codebooks, rows, columns = result.tokens.shape
         button = gr.DownloadButton(f"Download {path.name}", value=str(path), interactive=True)
@@ -120,7 +108,6 @@ class Handlers:
         button = gr.DownloadButton("Download tokens", value=None, interactive=False)
         return [None, hint, None, "", None, gr.Image(None, label="JPEG"), gr.Image(None, label="WebP"), "", button, ""]
 
-    @_explained
     def look_inside(self, shown: Shown | None) -> list[Any]:
         """The second tab: [hint, page, 2 maps, half groups, 2 halves, usage, cell, 2 places]."""
         if shown is None:
@@ -142,7 +129,6 @@ class Handlers:
             *self._cell(shown, middle),
         ]
 
-    @_explained
     def look_up(self, shown: Shown | None, event: gr.SelectData) -> list[Any]:
         """The token at the point that was clicked: [cell, 2 places]."""
         if shown is None:
@@ -171,7 +157,6 @@ class Handlers:
         places = [inspection.same_code(model, result, index, cell) for index in range(len(codebooks))]
         return [text, *_pair(places, [f"Where else: {code}" for code in codes])]
 
-    @_explained
     def swap(self, shown: Shown | None, other: dict | None) -> list[Any]:
         """Both results of a swap."""
         if shown is None or other is None:
@@ -180,14 +165,13 @@ class Handlers:
         codebooks = list(model.codebook_sizes)
         if len(codebooks) != 2:
             return [None, None]
-        results = inspection.swap(model, shown.result, _read_upload(other).image)
+        results = inspection.swap(model, shown.result, self._read(other).image)
         labels = [
             f"{codebooks[0]}: yours, {codebooks[1]}: the other's",
             f"{codebooks[0]}: the other's, {codebooks[1]}: yours",
         ]
         return _pair(results, [label.capitalize() for label in labels])
 
-    @_explained
     def open_tokens(self, file: dict | None, label: str) -> list[Any]:
         """The images of a token file, and a line about them."""
         if file is None:
@@ -198,42 +182,38 @@ class Handlers:
         note = fragments.opened_note([(image.name, image.size[::-1]) for image in images])
         return [gr.Gallery(decoded, selected_index=0), note]
 
-    @_explained
     def reconstruct_endpoint(self, image: dict | None, model: str) -> tuple[Image.Image, list[list[object]]]:
         """A picture through tokens and back, and a table of bytes, bits per pixel, PSNR and SSIM."""
-        tokenizer, upload = self._model(model), _read_upload(image)
+        tokenizer, upload = self._model(model), self._read(image)
         result = reconstruct_image(tokenizer, upload.image)
         return result.image, inspection.table(upload, result, inspection.baselines(result))
 
-    @_explained
     def tokenize_endpoint(self, image: dict | None, model: str) -> str:
         """A picture to its token file (.safetensors)."""
-        tokenizer, upload = self._model(model), _read_upload(image)
+        tokenizer, upload = self._model(model), self._read(image)
         tokens = tokenize_image(tokenizer, upload.image)
         return str(inspection.save_image_tokens(tokenizer, upload, tokens, _new_folder()))
 
-    @_explained
     def detokenize_endpoint(self, file: dict | None, model: str, picture: float) -> Image.Image:
         """A token file to a picture; of several, the one of this number, counted from 1."""
         tokenizer = self._model(model)
         if file is None:
-            raise ValueError("`file` must be a token file, got nothing")
+            raise Rejected("`file` must be a token file, got nothing")
         images = inspection.read_image_tokens(tokenizer, file["path"])
         if picture not in range(1, len(images) + 1):
-            raise ValueError(f"`picture` must be a whole number from 1 to {len(images)}, got {picture}")
+            raise Rejected(f"`picture` must be a whole number from 1 to {len(images)}, got {picture}")
         chosen = images[int(picture) - 1]
         return decode_tokens(tokenizer, chosen.tokens, chosen.size)
 
+    def _read(self, file: dict | None) -> Upload:
+        if file is None:
+            raise Rejected("`image` must be a picture file, got nothing")
+        return self._reader.read(file["path"])
+
     def _model(self, label: str) -> DualCodebookVQModel:
         if label not in self.models:
-            raise ValueError(f"`model` must be one of {', '.join(self.models)}, got {label!r}")
+            raise Rejected(f"`model` must be one of {', '.join(self.models)}, got {label!r}")
         return self.models[label]
-
-
-def _read_upload(file: dict | None) -> inspection.Upload:
-    if file is None or not file.get("path"):
-        raise ValueError("`image` must be a picture file, got nothing")
-    return inspection.read_upload(file["path"])
 
 
 def _new_folder() -> Path:

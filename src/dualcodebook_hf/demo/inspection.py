@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,62 +11,20 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..evaluation.codecs import CODECS, EncodedImage, coded_within
-from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, read_image, resize_to_max_pixels, to_pixels
+from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, to_pixels
 from ..metrics.images import image_quality
 from ..metrics.tokens import TokenStatistics
 from ..reconstruction import Reconstruction, decode_tokens, tokenize_image
 from ..tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
+from .reading import Rejected, Upload, named_without_folder
 
-LARGEST_UPLOAD = 100_000_000  # pixels of an image file: what a modern camera makes, and 300 MB as RGB
-LONGEST_SIDE = 16_000  # pixels after shrinking: WebP ends at 16,383, and a line of pixels pads to f lines
 LARGEST_FILE = 4 * DEFAULT_MAX_PIXELS  # pixels of all images of a token file together
+MOST_IMAGES = 64  # of a token file: each is decoded alone
+LONGEST_STEM = 50  # characters of a file's name, of up to 4 bytes each: a name has at most 255
 SMALLEST_SHOWN = 256  # smaller images are enlarged by whole factors
 HIGHLIGHT, FADED = (255, 140, 0), 0.25
 BASELINES = ("JPEG", "WebP")
 TABLE_HEADERS = ["What", "Bytes", "Bits per pixel", "PSNR (dB)", "SSIM"]
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An image file that a visitor gave.
-
-    Attributes:
-        name: of the file, without its folder.
-        image: RGB, shrunk to one megapixel.
-        file_size: (W, H) of the file's image.
-        file_bytes: of the file.
-        notes: what was done to the file's image, in words.
-    """
-
-    name: str
-    image: Image.Image
-    file_size: tuple[int, int]
-    file_bytes: int
-    notes: list[str]
-
-
-def read_upload(path: str | Path) -> Upload:
-    """Reads an uploaded image file (see `read_image`) and shrinks it to one megapixel.
-
-    Raises ValueError, naming the file without its folder, when it cannot be read or is too large or too long.
-    """
-    path = Path(path)
-    with _named_without_folder(path):
-        frames, transparent = _peek(path)
-        file_image = read_image(path)
-    image, notes = resize_to_max_pixels(file_image), []
-    if max(image.size) > LONGEST_SIDE:
-        raise ValueError(
-            f"'{path.name}' of {_size_text(file_image.size)} pixels is too long for this app: "
-            f"at one megapixel its longer side must not exceed {LONGEST_SIDE:,} pixels"
-        )
-    if image.size != file_image.size:
-        notes.append(f"shrunk from {_size_text(file_image.size)} to {_size_text(image.size)} pixels, this app's limit")
-    if frames > 1:
-        notes.append(f"the first of {frames} frames")
-    if transparent:
-        notes.append("transparency laid over white")
-    return Upload(path.name, image, file_image.size, path.stat().st_size, notes)
 
 
 def baselines(result: Reconstruction) -> dict[str, EncodedImage]:
@@ -163,57 +118,36 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 
 def save_image_tokens(model: DualCodebookVQModel, upload: Upload, tokens: torch.Tensor, folder: Path) -> Path:
-    """Writes one image's tokens (codebooks, h, w) into a token file in `folder`, named after the image."""
-    path = folder / f"{Path(upload.name).stem}.safetensors"
+    """Writes one image's tokens (codebooks, h, w) into a token file in `folder`, named after the image.
+
+    Raises Rejected for a model whose tokens no file can hold.
+    """
+    path = folder / f"{Path(upload.name).stem[:LONGEST_STEM]}.safetensors"
     image = TokenizedImage(upload.name, upload.image.size[::-1], tokens)
-    save_tokens(path, TokenFile.of_model(model, [image]))
+    with named_without_folder(path):
+        save_tokens(path, TokenFile.of_model(model, [image]))
     return path
 
 
 def read_image_tokens(model: DualCodebookVQModel, path: str | Path) -> Sequence[TokenizedImage]:
     """The images of a token file that this model can decode.
 
-    Raises ValueError, naming the file without its folder, for any other file, and for more than four megapixels.
+    Raises Rejected, naming the file without its folder, for any other file, and for more than four megapixels or
+    `MOST_IMAGES` pictures.
     """
     path = Path(path)
-    with _named_without_folder(path):
+    with named_without_folder(path):
         content = load_tokens(path)
-    content.check_model(model, path.name)
+        content.check_model(model, path.name)
+    if len(content.images) > MOST_IMAGES:
+        raise Rejected(f"'{path.name}' holds {len(content.images):,} pictures; this app decodes at most {MOST_IMAGES}")
     pixels = sum(image.tokens[0].numel() for image in content.images) * content.downsample_factor**2
     if not 0 < pixels <= LARGEST_FILE:
-        raise ValueError(
+        raise Rejected(
             f"the pictures in '{path.name}' have {pixels:,} pixels together; "
             f"this app decodes between 1 and {LARGEST_FILE:,} at once"
         )
     return content.images
-
-
-def _peek(path: Path) -> tuple[int, bool]:
-    """Frames and transparency of an image file that `read_image` is about to read, or to refuse better.
-
-    Raises ValueError for more pixels than `LARGEST_UPLOAD`, before they are decoded.
-    """
-    pixels, frames, transparent = 0, 1, False
-    with suppress(Exception), warnings.catch_warnings():  # a broken file; reading it says what is wrong
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(path) as image:
-                pixels = image.width * image.height
-                frames, transparent = getattr(image, "n_frames", 1), image.has_transparency_data
-        except Image.DecompressionBombError:
-            pixels = LARGEST_UPLOAD + 1
-    if pixels > LARGEST_UPLOAD:
-        raise ValueError(f"'{path}' is too large for this app, which reads at most {LARGEST_UPLOAD:,} pixels")
-    return frames, transparent
-
-
-@contextmanager
-def _named_without_folder(path: Path) -> Iterator[None]:
-    """The folder is the server's own and says nothing to who uploaded the file."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(path), path.name)) from error
 
 
 def _row(what: str, num_bytes: int, rate: float, quality: tuple[float, float] | None = None) -> list[object]:
@@ -224,7 +158,3 @@ def _row(what: str, num_bytes: int, rate: float, quality: tuple[float, float] | 
 
 def _enlargement(size: tuple[int, int]) -> int:
     return max(1, SMALLEST_SHOWN // max(size))
-
-
-def _size_text(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

@@ -12,11 +12,14 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from ..figures import ERROR_SCALE
 from . import fragments
+from .gate import GatedBlocks
 from .handlers import HINT, Handlers, load_models
 from .inspection import TABLE_HEADERS
+from .limits import LARGEST_FILE, QUEUE, RETENTION, RequestLimits, use_own_folder
 
 TITLE = "Dual Codebook VQ"
 INTRODUCTION = (
@@ -30,8 +33,7 @@ LEGEND = (
 )
 # Gradio's own files; its semi-bold cut, which is the default, lacks most letters.
 FONTS = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
-RETENTION = 3600  # seconds that uploads and results are kept
-# Handlers get what the browser sent: gradio would open images itself, and fail on those that need our reader.
+# Handlers get the paths of files: gradio would open images itself, and fail on those that need our reader.
 LISTENER = {"concurrency_id": "model", "concurrency_limit": 2, "preprocess": False}
 PRIVATE = {**LISTENER, "api_visibility": "private"}
 
@@ -41,8 +43,9 @@ def build_demo(models: Sequence[str] | None = None) -> gr.Blocks:
 
     Raises ValueError, naming the model, for one that cannot be loaded.
     """
+    use_own_folder()
     handlers = Handlers(load_models(models))
-    with _OfflineBlocks(title=TITLE, analytics_enabled=False, delete_cache=(RETENTION, RETENTION)) as demo:
+    with GatedBlocks(title=TITLE, analytics_enabled=False, delete_cache=(RETENTION, RETENTION)) as demo:
         gr.HTML(fragments.heading(TITLE, INTRODUCTION, level=1))
         shown = gr.State(time_to_live=RETENTION)
         with gr.Row():
@@ -57,32 +60,25 @@ def build_demo(models: Sequence[str] | None = None) -> gr.Blocks:
                     files = _lay_out_tokens()
         _add_endpoints(handlers)
         _connect(handlers, shown, source, result, inside, files)
-    return demo.queue(max_size=64)
+    return demo.queue(max_size=QUEUE, api_open=False)  # open: every request would run at once, past the queue
 
 
 def launch_options() -> dict[str, Any]:
-    """What `demo.launch` needs for this app: its looks, the limit of an upload, and nothing that calls elsewhere."""
+    """What `demo.launch` needs for this app: its looks and limits, and nothing that calls elsewhere."""
     return {
         "theme": gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS),
         "css": fragments.CSS,
         "footer_links": ["api", "settings"],
-        "max_file_size": "40mb",
-        "state_session_capacity": 200,
+        "max_file_size": LARGEST_FILE,
+        "app_kwargs": {"middleware": [Middleware(RequestLimits)]},
+        "show_error": False,
+        "enable_monitoring": False,
+        "state_session_capacity": 100,  # about 10 MB each
         "run_history": False,
         "share": False,
         "ssr_mode": False,
         "pwa": False,
     }
-
-
-class _OfflineBlocks(gr.Blocks):
-    """Gradio fetches a file that a client names by an address on the internet; this app takes uploads only."""
-
-    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
-        for value in inputs:
-            if isinstance(value, dict) and "://" in str(value.get("path")):
-                raise gr.Error("Please upload the file itself: addresses are not followed.", print_exception=False)
-        super().validate_inputs(block_fn, inputs)
 
 
 def _lay_out_source(labels: list[str]) -> SimpleNamespace:

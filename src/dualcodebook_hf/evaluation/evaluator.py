@@ -145,11 +145,13 @@ def evaluate_linear_codec(
 
     Args:
         train_images: what the codec is fitted to.
-        images, metrics, options: as in `evaluate`.
+        images: as in `evaluate`.
+        metrics: as in `evaluate`.
         count: images that it is fitted to, drawn from `train_images`.
         sizes: codes of its stages; those of the model, so that both spend the same bits.
         components: see `PatchLinearCodec`.
         seed: of the drawn images and of k-means.
+        **options: further ones of `evaluate`.
     """
     codec = PatchLinearCodec(sizes, components).fit(train_images.shuffled(seed).first(count), seed=seed)
     result = evaluate(codec, images, metrics, **{"name": "patch-linear codec", **options})

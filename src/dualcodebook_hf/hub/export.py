@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..autoencoder_dualcodebook import AUTO_MAP, DualCodebookVQModel
+from ..autoencoder_dualcodebook import AUTO_MAP, is_saved_by_transformers
 from ..files import atomic_folder, read_json, write_json
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
-from ..run_folder import CONFIG, RECORDS, SavedModel
+from ..loading import load_tokenizer
+from ..run_folder import CONFIG, RECORDS, SavedModel, checkpoint_step
 from .card import model_card, pipeline_card
 from .records import Records, public_record
 
@@ -35,10 +36,12 @@ class TrainedModel:
 
     Attributes:
         saved: where it lies, and the run that it belongs to.
+        weights: its one file of weights, as diffusers' face or as transformers names it.
         records: the files of `RECORDS` that tell of it.
     """
 
     saved: SavedModel
+    weights: Path
     records: dict[str, Path]
 
     @classmethod
@@ -49,30 +52,31 @@ class TrainedModel:
             run: see `SavedModel.find`.
             metrics: a file written by `dualcodebook evaluate`, instead of the one that lies in `run`.
 
-        Raises ValueError where there is no model, no weights or no such file.
+        Raises ValueError where there is no model, no weights or no such file, and for a link that leads out of `run`.
         """
         saved = SavedModel.find(run)
-        if not (saved.folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        own = is_saved_by_transformers(read_json(_inside(saved, saved.folder / CONFIG)))
+        weights = saved.folder / (SAFE_WEIGHTS_NAME if own else SAFETENSORS_WEIGHTS_NAME)
+        if not weights.is_file():
             raise ValueError(
-                f"there is no {SAFETENSORS_WEIGHTS_NAME} in '{saved.folder}': save the model by "
-                "DualCodebookVQModel.save_pretrained"
+                f"there is no {weights.name} in '{saved.folder}': one whole file is published, without a variant; load "
+                "the model and save it by DualCodebookVQModel.save_pretrained"
             )
-        records = saved.records()
+        records = {key: _inside(saved, path) for key, path in saved.records().items()}
         if metrics is not None:
             records["metrics"] = Path(metrics).expanduser()
             if not records["metrics"].is_file():
                 raise ValueError(f"`metrics` must be a file written by `dualcodebook evaluate`, got '{metrics}'")
-        return cls(saved, records)
+        return cls(saved, _inside(saved, weights), records)
+
+    def sample(self) -> Path | None:
+        """The run's validation images. Raises ValueError for a link that leads out of the run."""
+        path = self.saved.sample()
+        return path and _inside(self.saved, path)
 
     def check_weights(self) -> None:
         """Raises ValueError unless the weights are those that config.json speaks of."""
-        try:
-            _, report = DualCodebookVQModel.from_pretrained(self.saved.folder, output_loading_info=True)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"the model in '{self.saved.folder}' cannot be loaded: {error}") from error
-        wrong = {kind: names for kind, names in report.items() if names}
-        if wrong:
-            raise ValueError(f"the weights in '{self.saved.folder}' do not fit {CONFIG}: {wrong}")
+        load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
 
     def card(self, repo_id: str | None = None, license: str | None = None, figure: str | None = None) -> str:
         """README.md; see `model_card`. Without a `repo_id` its examples say "you/..."."""
@@ -106,14 +110,19 @@ def prepare_folder(
     Raises ValueError before anything is written when something is missing, broken or of another model.
     """
     model, folder = TrainedModel.find(run, metrics), Path(folder).expanduser()
-    sample = model.saved.sample() if samples else None
+    sample = model.sample() if samples else None
+    processor = _inside(model.saved, model.saved.folder / PROCESSOR_CONFIG)
     card = model.card(repo_id, license, SAMPLES if sample else None)
     model.check_weights()
     with atomic_folder(folder) as partial:
         partial.mkdir()
-        for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG, PROCESSOR_CONFIG):
-            if (model.saved.folder / name).is_file():
-                shutil.copyfile(model.saved.folder / name, partial / name)
+        shutil.copyfile(model.weights, partial / SAFETENSORS_WEIGHTS_NAME)
+        if model.weights.name == SAFETENSORS_WEIGHTS_NAME:
+            shutil.copyfile(model.saved.folder / CONFIG, partial / CONFIG)
+        else:  # as diffusers' face writes it
+            Records.read(model.saved.folder).model().save_config(partial)
+        if processor.is_file():
+            shutil.copyfile(processor, partial / PROCESSOR_CONFIG)
         for key, path in model.records.items():
             content = read_json(path)
             write_json(partial / RECORDS[key], public_record(content) if key == "train" else content)
@@ -122,6 +131,14 @@ def prepare_folder(
         export_code(partial)
         (partial / CARD).write_text(card, encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
+
+
+def _inside(saved: SavedModel, path: Path) -> Path:
+    """`path` itself. Raises ValueError where it is a link to something outside the run: it would be published."""
+    run = saved.home if checkpoint_step(saved.home) is None else saved.home.parent
+    if path.exists() and not path.resolve().is_relative_to(run):
+        raise ValueError(f"'{path}' leads out of '{run}', to '{path.resolve()}': put the file itself there")
+    return path
 
 
 def export_code(folder: str | Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
-from packaging.requirements import Requirement
+
+from .. import packages
 
 PACKAGE = Path(__file__).parents[1]
-DISTRIBUTION = "dualcodebook-hf"
 EXTRA = "space"
 SDK = "gradio"
 SDK_VERSION = "6.31.0"
@@ -71,12 +70,8 @@ def readme(models: Sequence[str] = ()) -> str:
 
 def requirements() -> str:
     """requirements.txt: the base install and the extra `space`, without gradio, which the Space brings itself."""
-    needed = []
-    for requirement in map(Requirement, metadata.requires(DISTRIBUTION)):
-        marker, requirement.marker = requirement.marker, None
-        if requirement.name != SDK and (marker is None or marker.evaluate({"extra": EXTRA})):
-            needed.append(f"{requirement}\n")
-    return "".join(needed)
+    needed = [*packages.requirements(), *packages.requirements(EXTRA)]
+    return "".join(f"{requirement}\n" for requirement in needed if requirement.name != SDK)
 
 
 def write_space(folder: str | Path, models: Sequence[str] = ()) -> None:

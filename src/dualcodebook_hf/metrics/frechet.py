@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
+from ..packages import how_to_install
 from .images import checked_images
 
 # Images (B, 3, H, W) float32 in [0, 1] -> features (B, D).
@@ -136,8 +137,8 @@ def inception_extractor(device: str | torch.device | None = None) -> FeatureExtr
     missing = [name for name in ("torchmetrics", "torch_fidelity", "torchvision") if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"FID needs {', '.join(missing)}: pip install 'dualcodebook-hf[fid]' (torchvision must match your torch), "
-            "or give a feature extractor of your own"
+            f"FID needs {how_to_install('fid', *missing)}; torchvision must match your torch; or give a feature "
+            "extractor of your own"
         )
     from torchmetrics.image.fid import NoTrainInceptionV3
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 METADATA_KEY = "dualcodebook_tokens"
 LARGEST_CODEBOOK = 2**16  # tokens are stored as uint16
+LONGEST_NAME = 255  # bytes of a file name on common file systems
+# safetensors reads no header above 100 MB. It holds every name, and less than this for an image besides.
+LARGEST_HEADER, HEADER_PER_IMAGE = 100_000_000, 150
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class TokenFile:
                 raise ValueError(
                     f"`codebooks`: size of {name!r} must lie in [1, {LARGEST_CODEBOOK}] (uint16), got {size!r}"
                 )
+        check_names([image.name for image in self.images])
         for image in self.images:
             _check_image(image, self.downsample_factor, self.codebooks)
 
@@ -94,6 +99,19 @@ class TokenFile:
                 f"`{argument}` must be the model that made the tokens in '{source}', with config hash "
                 f"{self.config_hash} and codebooks {self.codebooks}; got one with config hash {own}"
             )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError, before any image is tokenized, where one file cannot hold the images of these names."""
+    for name in names:
+        _check_name(name)
+    needed = sum(HEADER_PER_IMAGE + len(json.dumps(json.dumps(name))) for name in names)
+    if needed > LARGEST_HEADER:
+        most = int(len(names) * LARGEST_HEADER / needed)
+        raise ValueError(
+            f"a token file can hold about {most} images with names such as {names[0]!r}, got {len(names)}: write "
+            "several files, for example one for each part of the images"
+        )
 
 
 def save_tokens(path: str | Path, content: TokenFile) -> None:
@@ -125,7 +143,9 @@ def load_tokens(path: str | Path) -> TokenFile:
     try:
         content = _load(Path(path))
         content.check()
-    except (OSError, SafetensorError, ValueError) as error:
+    except SafetensorError as error:
+        raise ValueError(f"cannot read token file '{path}': it is not a token file, or damaged ({error})") from error
+    except (OSError, RecursionError, ValueError) as error:  # the second: JSON lists in lists, thousands deep
         raise ValueError(f"cannot read token file '{path}': {error}") from error
     return content
 
@@ -177,11 +197,20 @@ def _header(metadata: dict[str, str]) -> dict:
     return header
 
 
-def _check_image(image: TokenizedImage, factor: int, codebooks: dict[str, int]) -> None:
-    name, tokens = image.name, image.tokens
+def _check_name(name: str) -> None:
     # A name with a folder in it could make a reader write outside the folder that it was told to write to.
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise ValueError(f"`name` must be a file name without folders, got {name!r}")
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`name` must be a file name, got {name!r}: {error.reason}") from error
+    if length > LONGEST_NAME:
+        raise ValueError(f"`name` must be at most {LONGEST_NAME} bytes long, got {length}: {name!r}")
+
+
+def _check_image(image: TokenizedImage, factor: int, codebooks: dict[str, int]) -> None:
+    name, tokens = image.name, image.tokens
     if len(image.size) != 2 or not all(_is_count(side) for side in image.size):
         raise ValueError(f"`size` of {name!r} must be a positive (H, W), got {image.size!r}")
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:

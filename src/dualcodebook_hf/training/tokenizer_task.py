@@ -21,6 +21,7 @@ from ..backbone import last_convolution
 from ..evaluation.evaluator import Evaluator
 from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
+from ..loading import load_tokenizer
 from ..metrics import image_metrics
 from ..perceptual.vgg import LPIPS
 from ..perceptual.weights import MissingWeightsError
@@ -223,15 +224,13 @@ def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
     """
     model = DualCodebookVQModel(**asdict(run.model))
     if run.training.init_from and fresh:
+        source = load_tokenizer(run.training.init_from, device="cpu", argument="init_from")
+        state = source.state_dict()
+        if source.config.quantizer != model.config.quantizer:
+            codebooks = {key: value for key, value in model.state_dict().items() if key.startswith("quantize.")}
+            state = {key: value for key, value in state.items() if not key.startswith("quantize.")} | codebooks
         try:
-            source = DualCodebookVQModel.from_pretrained(run.training.init_from)
-            state = source.state_dict()
-            if source.config.quantizer != model.config.quantizer:
-                codebooks = {key: value for key, value in model.state_dict().items() if key.startswith("quantize.")}
-                state = {key: value for key, value in state.items() if not key.startswith("quantize.")} | codebooks
             model.load_state_dict(state)
-        except OSError as error:
-            raise ValueError(f"`init_from` {run.training.init_from!r} cannot be loaded: {error}") from error
         except RuntimeError as error:
             raise ValueError(f"`init_from` {run.training.init_from!r} does not fit the model: {error}") from error
     return model

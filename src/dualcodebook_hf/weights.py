@@ -1,0 +1,198 @@
+"""Weights that are loaded whole and fitting, or not at all: what both faces' `from_pretrained` ask of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import WEIGHTS_NAME as DIFFUSERS_PICKLE_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+
+# What finds a file of a model; the other arguments of `from_pretrained` are for the weights.
+LOCATION_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+# Of diffusers and of transformers: whole files; the index of shards has another ending.
+WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_PICKLE_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
+SAVE_AGAIN = "config.json and weights must come from one call of `save_pretrained`"
+
+
+def check_weights(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor] | None,
+    files: Sequence[str | Path],
+    *,
+    ignore_mismatched_sizes: bool = False,
+) -> None:
+    """Raises ValueError, naming file and tensors, unless the weights fit `model`, all of them, and are finite.
+
+    Names, shapes and types are compared before any value is read, and nothing is allocated for them.
+
+    Args:
+        model: its parameters may lie on the meta device.
+        state: the content of the file, where it was read already.
+        files: where the weights lie; several when they are in shards.
+        ignore_mismatched_sizes: let tensors of another shape pass.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for part in [state] if state is not None else map(_read, files):
+        found.update(part)
+    expected = model.state_dict()
+    common = [name for name in found if name in expected]
+    shapes = [name for name in common if found[name].shape != expected[name].shape]
+    reshaped = [f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}" for name in shapes]
+    types = [
+        f"{name} {_kind(found[name])} instead of {_kind(expected[name])}"
+        for name in common
+        if not same_kind(found[name], expected[name])
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unknown": [name for name in found if name not in expected],
+        "of another shape": [] if ignore_mismatched_sizes else reshaped,
+        "of another type": types,
+    }
+    _refuse(problems, files, f"do not fit their config.json: {SAVE_AGAIN}")
+    if files:
+        check_size(found.values(), files)
+    infinite = [name for name in found if not is_finite(found[name])]
+    _refuse({"with NaN or infinity": infinite}, files, "are damaged, or their training diverged: take an earlier save")
+
+
+def _refuse(problems: Mapping[str, Sequence[str]], files: Sequence[str | Path], verdict: str) -> None:
+    told = [f"{len(names)} tensors {what} ({some(names)})" for what, names in problems.items() if names]
+    if told:
+        where = ", ".join(f"'{file}'" for file in files) or "the state dict"
+        raise ValueError(f"the weights in {where} {verdict}; {'; '.join(told)}")
+
+
+def some(names: Iterable[str], count: int = 5) -> str:
+    """The first names, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _read(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, mapped and not read; of a pickle nothing but weights."""
+    if str(path).endswith(".safetensors"):
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Both floating point, of any precision, or both of one integer type; with all values there."""
+    if one.layout is not torch.strided or one.is_meta:
+        return False
+    return one.is_floating_point() if other.is_floating_point() else one.dtype == other.dtype
+
+
+def check_size(tensors: Iterable[torch.Tensor], files: Sequence[str | Path]) -> None:
+    """Raises ValueError where tensors are larger than their files: a few numbers, repeated until memory is full."""
+    claimed, there = sum(tensor.nbytes for tensor in tensors), sum(Path(file).stat().st_size for file in files)
+    if claimed > there:
+        where = ", ".join(f"'{file}'" for file in files)
+        raise ValueError(f"{where} must hold all numbers of its tensors: they take {claimed} bytes, the file {there}")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype) if tensor.layout is torch.strided else f"{tensor.dtype} {tensor.layout}"
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Least and largest need no memory, unlike `isfinite`; float8 has neither.
+    return bool(torch.stack((tensor.float() if tensor.element_size() == 1 else tensor).aminmax()).isfinite().all())
+
+
+# --- files
+
+
+def find_weights(source: str | Path, name: str, variant: str | None = None, **location) -> Path | None:
+    """A weights file, or the index of its shards; None where there is neither.
+
+    Args:
+        source: folder or Hub id.
+        name: of the whole file, such as model.safetensors.
+        variant: "fp16" finds model.fp16.safetensors.
+        **location: those of `LOCATION_ARGUMENTS`.
+    """
+    for candidate in (name, f"{name}.index.json"):
+        stem, suffix = candidate.rsplit(".", 1)
+        candidate = f"{stem}.{variant}.{suffix}" if variant else candidate
+        if found := _find_file(source, candidate, **location):
+            return found
+    return None
+
+
+def find_shards(index: Path, source: str | Path, **location) -> list[Path]:
+    """The files that an index names. Raises ValueError for one that is not there or is not plainly named."""
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    shards = []
+    for name in sorted(names):
+        found = _find_file(source, name, **location) if Path(name).name == name else None
+        if found is None:
+            raise ValueError(f"'{index}' names the file '{name}', which does not lie beside it")
+        shards.append(found)
+    return shards
+
+
+def _find_file(source: str | Path, name: str, **location) -> Path | None:
+    found = cached_file(
+        str(source),
+        name,
+        **{**location, "subfolder": location.get("subfolder") or ""},
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def missing_weights(source: str | Path, subfolder: str | None = None, variant: str | None = None) -> str:
+    """The message where there are no weights that can be read: what is there instead, and what to do."""
+    folder = Path(source) / (subfolder or "")
+    stems = {Path(name).stem for name in WEIGHTS_NAMES}
+    there = sorted(path.name for stem in stems for path in folder.glob(f"{stem}*")) if folder.is_dir() else []
+    wanted = f"weights of the variant {variant!r}" if variant else "weights (safetensors)"
+    if there:
+        remedy = f"there is {some(there)}: name its `variant`, or load it where it was saved and save it again"
+    else:
+        remedy = f"save the model there; {SAVE_AGAIN}"
+    return f"there are no {wanted} in '{folder}'; {remedy}"
+
+
+@contextmanager
+def readable(source: str | Path | None, options: Mapping[str, Any]) -> Iterator[None]:
+    """What the libraries raise for damaged files and for none, as errors that name them and say what to do.
+
+    Args:
+        source: folder or Hub id.
+        options: the arguments of `from_pretrained`.
+    """
+    try:
+        yield
+    except (SafetensorError, RecursionError, zipfile.BadZipFile) as error:
+        raise ValueError(f"the files in '{source}' are damaged: {error}; download or save them again") from error
+    except OSError as error:
+        place = {"subfolder": options.get("subfolder"), "variant": options.get("variant")}
+        folder = Path(source or "") / (place["subfolder"] or "")
+        if (folder / "config.json").is_file() and not any(
+            find_weights(source, name, **place) for name in WEIGHTS_NAMES
+        ):
+            raise OSError(missing_weights(source, **place)) from error
+        raise
