@@ -280,6 +280,62 @@ def test_wrong_arguments_are_named_before_anything_is_built(tmp_path):
     assert not Path(arguments.output_dir).exists()
 
 
+@pytest.mark.parametrize("asked", [None, "bf16"])
+def test_precision_that_is_left_to_the_launcher_is_what_runs_and_is_recorded(tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = trainer_of(tmp_path, mixed_precision=asked, max_train_steps=1)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    trainer.train()
+    recorded = json.loads((tmp_path / "final" / "train_config.json").read_text())["training"]
+    assert (recorded["mixed_precision"], recorded["num_processes"]) == ("bf16", 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"mixed_precision": "no"}, "`mixed_precision` is 'no', .* 'bf16'"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, "`mixed_precision` must be one of no, bf16, fp16, .* 'fp8'"),
+        (
+            {"ACCELERATE_USE_CPU": "true"},
+            {"mixed_precision": "fp16"},
+            r"`mixed_precision` 'fp16' is not possible on this device \(cpu\)",
+        ),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {}, "`gradient_accumulation_steps` is 1, .* with 4"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {}, "`compile` is the argument that compiles, .* INDUCTOR"),
+        ({"WORLD_SIZE": "2"}, {}, r"WORLD_SIZE is 2, but accelerate trains with 1 process.*ACCELERATE_USE_CPU"),
+        ({}, {"num_processes": 2}, "`num_processes` is 2, but 1 were started"),
+    ],
+)
+def test_what_accelerate_would_run_instead_is_refused(tmp_path, monkeypatch, environment, arguments, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_said_on_the_command_line_of_a_silent_launcher_runs(tmp_path, monkeypatch):
+    """It passes "no" on where nobody asked for anything."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert trainer_of(tmp_path, mixed_precision="bf16").accelerator.mixed_precision == "bf16"
+
+
+def test_a_statistic_that_is_not_finite_is_a_reason_to_skip(tmp_path, capsys):
+    """Its loss and its gradients are finite: only what the forward pass tracked is not."""
+
+    class Overflowing(LineTask):
+        def forward_backward(self, batch, step):
+            if 4 in batch["index"]:
+                self.network.mean.fill_(torch.inf)
+            return super().forward_backward(batch, step)
+
+    arguments = arguments_of(tmp_path)
+    trainer = Trainer(Overflowing(arguments), arguments)
+    trainer.train()
+    assert "update 3 skipped: a running statistic = inf; batch: samples [4, 5]" in capsys.readouterr().err
+    assert trainer.network.mean.isfinite().all()
+
+
 def test_the_schedule_by_hand():
     arguments = RunArguments(lr_schedule="cosine", lr_warmup_steps=10, max_train_steps=110, lr_final=0.1)
     factors = {step: learning_rate_factor(arguments, step) for step in (0, 4, 9, 10, 60, 110)}

@@ -142,7 +142,7 @@ def _partial(path: Path) -> Path:
 
 
 def _removed(path: Path) -> Path:
-    return _partial(path.with_name(f"{path.name}.removed"))
+    return _partial(path).with_suffix(".removed.partial")
 
 
 def _sync(path: Path) -> None:

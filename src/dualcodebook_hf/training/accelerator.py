@@ -59,9 +59,8 @@ def _precision(arguments: RunArguments) -> str:
     """The argument, or what the launcher says where there is none."""
     said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if said not in PRECISIONS:
-        raise ValueError(
-            f"`mixed_precision` must be one of {', '.join(PRECISIONS)}, accelerate was started with {said}"
-        )
+        names = ", ".join(PRECISIONS)
+        raise ValueError(f"`mixed_precision` must be one of {names}, but accelerate was started with {said!r}")
     wanted = arguments.mixed_precision
     if wanted is not None and said not in ("no", wanted):  # "no" is also what it says where nobody asked
         raise ValueError(f"`mixed_precision` is {wanted!r}, but accelerate was started with {said!r}")
