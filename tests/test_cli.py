@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import math
 import os
@@ -205,6 +206,126 @@ def test_a_folder_stands_for_the_images_in_it(tmp_path, images, checkpoint) -> N
     output = tmp_path / "t.safetensors"
     assert main(["tokenize", str(tmp_path), "--model", checkpoint, "--output", str(output)]) == 0
     assert [item.name for item in load_tokens(output).images] == ["dot.png", "odd.jpg", "wide.png"]
+
+
+def token_names(path: Path) -> list[str]:
+    return [item.name for item in load_tokens(path).images]
+
+
+def test_what_is_no_image_is_left_out_of_a_folder_and_counted(
+    tmp_path, images, checkpoint, capsys, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for name in ("._wide.png", ".hidden.jpg", "a.h5", "a.mpg", "a.eps", "a.grib", "a.wmf", "a.pdf", "a.heic", "a.txt"):
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "sub").mkdir()
+    output = tmp_path / "sub" / "t.safetensors"
+    assert main(["tokenize", str(tmp_path), "--model", checkpoint, "--output", str(output)]) == 0
+    assert token_names(output) == ["dot.png", "odd.jpg", "wide.png"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out of '{tmp_path}': ")
+    assert set(line.partition("': ")[2].split(", ")) == {
+        "hidden: 2",
+        "no image format: 7",
+        "folders (see --recursive): 1",
+        "HEIC (needs the package pillow-heif): 1",
+    }
+
+
+def test_a_folder_without_a_readable_format_says_what_is_missing(tmp_path, checkpoint, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.HEIC").write_bytes(b"no image")
+    error = refused(capsys, tmp_path, "tokenize", str(tmp_path / "photos"), "--output", str(tmp_path / "t.safetensors"))
+    assert "no image in the folder" in error and "pillow-heif" in error
+
+
+def test_subfolders_are_read_where_asked_for(tmp_path, checkpoint) -> None:
+    for number, name in enumerate(("b.png", "x/a.png", "x/y/a.png", "x/.hidden/c.png")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        image(20, 20, number).save(tmp_path / "in" / name)
+    command = [str(tmp_path / "in"), "--recursive", "--model", checkpoint, "--output"]
+    assert main(["tokenize", *command, str(tmp_path / "t.safetensors")]) == 0
+    assert token_names(tmp_path / "t.safetensors") == ["b.png", "x-a.png", "x-y-a.png"]
+    assert main(["reconstruct", *command, str(tmp_path / "out")]) == 0
+    assert {f"{name}-reconstruction.png" for name in ("b", "x-a", "x-y-a")} < files(tmp_path / "out")
+
+
+def test_images_of_one_size_are_done_together_and_give_the_same(tmp_path, checkpoint) -> None:
+    sizes = [(48, 32)] * 3 + [(32, 48)] * 2 + [(48, 32)]
+    paths = [str(tmp_path / f"{number}.png") for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        image(*size, number).save(path)
+    for batch in ("1", "2", "8"):
+        options = ["--model", checkpoint, "--batch-size", batch, "--output"]
+        assert main(["tokenize", *paths, *options, str(tmp_path / f"{batch}.safetensors")]) == 0
+        assert main(["reconstruct", *paths, *options, str(tmp_path / batch)]) == 0
+    expected = load_tokens(tmp_path / "1.safetensors")
+    for batch in ("2", "8"):
+        found = load_tokens(tmp_path / f"{batch}.safetensors")
+        assert [item.name for item in found.images] == [item.name for item in expected.images]
+        for item, other in zip(found.images, expected.images, strict=True):
+            assert torch.equal(item.tokens, other.tokens)
+        for number in range(len(sizes)):
+            written = [tmp_path / folder / f"{number}-reconstruction.png" for folder in ("1", batch)]
+            pair = [np.asarray(Image.open(path), np.int16) for path in written]
+            assert np.abs(pair[0] - pair[1]).max() <= 1
+
+
+def test_tokens_have_a_file_by_default(tmp_path, images, checkpoint, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["tokenize", images[0], "--model", checkpoint]) == 0
+    assert token_names(tmp_path / "tokens.safetensors") == ["wide.png"]
+
+
+def test_bad_images_are_left_out_named_and_counted_where_asked_for(tmp_path, images, checkpoint, capsys) -> None:
+    broken = [str(tmp_path / name) for name in ("broken.jpg", "empty.png")]
+    Path(broken[0]).write_bytes(Path(images[1]).read_bytes()[:300])
+    Path(broken[1]).touch()
+    paths, skip = [broken[0], images[0], broken[1], *images[1:]], ["--on-bad-image", "skip"]
+    sheet = tmp_path / "sheet.png"
+    for command, output, options in (
+        ("tokenize", tmp_path / "t.safetensors", []),
+        ("reconstruct", tmp_path / "out", ["--sheet", str(sheet)]),
+    ):
+        assert main([command, *paths, "--model", checkpoint, "--output", str(output), *options, *skip]) == 0
+        *named, count = capsys.readouterr().err.splitlines()
+        assert [path in line for path, line in zip(broken, named, strict=True)] == [True, True]
+        assert count == "2 of 5 images were left out"
+    assert token_names(tmp_path / "t.safetensors") == ["wide.png", "odd.jpg", "dot.png"]
+    direct = tmp_path / "direct"
+    assert main(["reconstruct", *images, "--model", checkpoint, "--output", str(direct)]) == 0
+    assert files(direct) == files(tmp_path / "out")
+    for name in files(direct):
+        assert (direct / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert Image.open(sheet).height == sum(Image.open(path).height for path in direct.glob("*-comparison.png"))
+
+
+def test_where_no_image_can_be_read_skipping_is_an_error_too(tmp_path, checkpoint, capsys) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    command = [str(tmp_path / "broken.jpg"), "--model", checkpoint, "--on-bad-image", "skip", "--output"]
+    assert main(["tokenize", *command, str(tmp_path / "t.safetensors")]) == 2
+    assert "error: cannot read image" in capsys.readouterr().err
+    assert files(tmp_path) == {"broken.jpg"}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, images, checkpoint, monkeypatch, encoding) -> None:
+    names = ["\u732b.png", os.fsdecode(b"\xe9.png")]
+    for name in names:
+        (tmp_path / name).write_bytes(Path(images[0]).read_bytes())
+    (tmp_path / names[1]).write_bytes(b"no image")
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    paths = [str(tmp_path / name) for name in names]
+    command = ["tokenize", *paths, "--model", checkpoint, "--output", str(tmp_path / "t.safetensors")]
+    assert main([*command, "--on-bad-image", "skip"]) == 0
+    for stream in streams.values():
+        stream.flush()
+    out, err = (stream.buffer.getvalue() for stream in streams.values())
+    assert ("\u732b.png".encode() if encoding == "utf-8" else rb"\u732b.png") in out
+    assert rb"\udce9.png" in err
 
 
 def test_large_images_are_shrunk_as_asked_and_the_table_says_so(tmp_path, checkpoint, capsys) -> None:
@@ -421,6 +542,25 @@ def test_evaluate_measures_models_and_the_patch_linear_codec_side_by_side(tmp_pa
     for folder in folders:
         for kind in ("original", "reconstruction"):
             assert [path.name for path in sorted((saved / folder / kind).iterdir())] == ["00000.png", "00001.png"]
+
+
+def test_evaluate_lists_the_images_that_it_left_out(tmp_path, checkpoint, capsys) -> None:
+    pytest.importorskip("datasets")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for index in range(3):
+            image(64, 80, seed=index).save(tmp_path / "data" / split / f"{index}.png")
+        (tmp_path / "data" / split / "1b.png").write_bytes(b"no image")
+    command = ["evaluate", "--model", checkpoint, "--dataset", str(tmp_path / "data"), "--size", "64", "--patch-linear"]
+    message = refused(capsys, tmp_path, *command)
+    assert "row 2 of" in message and "1b.png" in message
+    output = ["--output", str(tmp_path / "result.json"), "--fit-pictures", "3"]
+    assert main([*command, *output, "--on-bad-image", "skip"]) == 0
+    report = capsys.readouterr().out
+    assert "images left out because they cannot be read: 1" in report and "row 2 (1b.png): not in an image" in report
+    for result in json.loads((tmp_path / "result.json").read_text())["results"]:
+        assert result["protocol"]["pictures"] == 3
+        assert [item["file"] for item in result["protocol"]["skipped"]] == ["1b.png"]
 
 
 def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 
@@ -10,10 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
+from dualcodebook_hf.image_processing_dualcodebook import LARGEST_ENLARGEMENT, BadImageError, center_crop
 from dualcodebook_hf.training.arguments import DataArguments
-from dualcodebook_hf.training.data import ImageTransform, TrainingBatches, TrainingImages, ValidationImages
+from dualcodebook_hf.training.data import (
+    ImageTransform,
+    TrainingBatches,
+    TrainingImages,
+    TrainingLoader,
+    ValidationImages,
+)
 
 COUNT = 11
 SIDE = 8
@@ -59,7 +66,7 @@ def batches(dataset, count: int, workers: int = 0, **arguments) -> list[dict[str
     transform = ImageTransform(SIDE, horizontal_flip=True, seed=3)
     defaults = {"batch_size": 4, "seed": 3, "shuffle_buffer": 5}
     stream = TrainingBatches(dataset, transform, **defaults | arguments)
-    return list(itertools.islice(DataLoader(stream, batch_size=None, num_workers=workers), count))
+    return list(itertools.islice(TrainingLoader(stream, num_workers=workers), count))
 
 
 def assert_equal(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> None:
@@ -221,16 +228,157 @@ def test_the_authors_celebahq_setting_squeezes_the_whole_image_into_the_crop():
     assert np.array_equal(((transform(draw(3)) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), expected)
 
 
-def test_an_unreadable_image_is_named_by_index_and_data_set():
-    rows = [encode(draw(0)), {"bytes": b"no image", "path": None}, {"bytes": None, "path": None}]
-    for broken in (1, 2):
-        with pytest.raises(ValueError, match="image 0 of birds cannot be read"):
-            batches([{"image": rows[broken]}], 1, name="birds")
+NO_IMAGES = {
+    "broken": {"bytes": b"no image", "path": None},
+    "empty": {"bytes": b"", "path": None},
+    "null": None,
+    "nothing": {"bytes": None, "path": None},
+    "missing file": {"bytes": None, "path": "nowhere.png"},
+    "address": {"bytes": None, "path": "http://example.invalid/a.png"},
+}
 
 
-def test_a_worker_reports_an_unreadable_image_as_the_main_process_does():
-    with pytest.raises(ValueError, match="image 0 of birds cannot be read"):
-        batches([{"image": {"bytes": b"no image", "path": None}}], 1, workers=1, name="birds")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("value", NO_IMAGES.values(), ids=NO_IMAGES)
+def test_an_unreadable_image_is_named_by_row_split_and_data_set_in_one_line(value, workers):
+    with pytest.raises(BadImageError, match=r"^cannot read row 0 of 'birds' \(train\).*: .*$") as caught:
+        batches([{"image": value}], 1, workers=workers, name="birds")
+    assert (caught.value.dataset, caught.value.split, caught.value.row) == ("birds", "train", 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_image_of_a_stream_is_named_by_its_file_or_the_hash_of_its_bytes(table):
+    broken = b"no image"
+    for path, name in ((None, hashlib.sha256(broken).hexdigest()), ("a.png", "'a.png'")):
+        rows = with_rows(table, {4: {"bytes": broken, "path": path}}).to_iterable_dataset()
+        with pytest.raises(BadImageError, match=name) as caught:
+            batches(rows, 3)
+        assert caught.value.row is None
+
+
+BAD = {3: NO_IMAGES["broken"], 7: NO_IMAGES["null"], 8: NO_IMAGES["empty"]}
+
+
+def with_rows(table: datasets.Dataset, rows: dict[int, object]) -> datasets.Dataset:
+    """The table with other values in some of its rows."""
+    values = [rows.get(index, row["image"]) for index, row in enumerate(table)]
+    return datasets.Dataset.from_dict({"image": values}, features=table.features)
+
+
+@pytest.fixture(params=["table", "stream"])
+def damaged(request, table) -> tuple[object, object]:
+    """A whole data set, and the same with three rows that cannot be read."""
+    pair = table, with_rows(table, BAD)
+    return pair if request.param == "table" else tuple(rows.to_iterable_dataset(num_shards=3) for rows in pair)
+
+
+def test_in_place_of_a_bad_image_comes_the_next_good_one_of_the_sequence(damaged):
+    whole, broken = damaged
+    sequence = numbers(joined(batches(whole, 15))["pixel_values"])
+    found = joined(batches(broken, 12, on_bad_image="skip"))
+    expected = [next(number for number in sequence[place:] if number not in BAD) for place in range(48)]
+    assert numbers(found["pixel_values"]) == expected
+
+
+def test_what_is_not_replaced_is_as_without_bad_images(damaged):
+    whole, broken = (joined(batches(data, 12, on_bad_image="skip")) for data in damaged)
+    kept = [number not in BAD for number in numbers(whole["pixel_values"])]
+    assert torch.equal(whole["pixel_values"][kept], broken["pixel_values"][kept])
+    assert_equal(batches(damaged[0], 5, on_bad_image="skip"), batches(damaged[0], 5))
+
+
+def test_the_index_of_a_replaced_sample_is_that_of_the_row_which_is_shown(table):
+    found = joined(batches(with_rows(table, BAD), 6, on_bad_image="skip"))
+    assert found["index"].tolist() == numbers(found["pixel_values"])
+
+
+def test_a_replaced_sample_has_a_crop_of_its_own(table):
+    """The same image twice in a row, cropped alike, would be no sample at all."""
+    wide = [encode(draw(number, width=90, height=80)) for number in range(COUNT)]
+    found = joined(batches(with_rows(table, {**dict(enumerate(wide)), **BAD}), 9, on_bad_image="skip"))
+    shown = numbers(found["pixel_values"])
+    pairs = [place for place in range(len(shown) - 1) if shown[place] == shown[place + 1]]
+    assert pairs
+    assert all(not torch.equal(*found["pixel_values"][place : place + 2]) for place in pairs)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_skipping_does_not_depend_on_workers(damaged, workers):
+    options = {"on_bad_image": "skip", "start": 5}
+    assert_equal(batches(damaged[1], 6, workers=workers, **options), batches(damaged[1], 6, **options))
+
+
+def test_skipping_does_not_depend_on_processes_nor_on_where_a_run_was_resumed(damaged):
+    broken, options = damaged[1], {"on_bad_image": "skip"}
+    whole = batches(broken, 9, **options)
+    halves = [batches(broken, 9, batch_size=2, rank=rank, world_size=2, **options) for rank in range(2)]
+    assert_equal([joined(list(pair)) for pair in zip(*halves, strict=True)], whole)
+    whole = joined(whole)["pixel_values"]
+    for start in range(0, 24):
+        tail = joined(batches(broken, 3, start=start, **options))["pixel_values"]
+        assert torch.equal(tail, whole[start : start + 12])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_bad_image_is_named_once_over_all_epochs(table, capsys, workers):
+    batches(with_rows(table, BAD), 12, workers=workers, on_bad_image="skip", name="birds")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(BAD)
+    for row in BAD:
+        assert sum(f"row {row} of 'birds' (train)" in line for line in lines) == 1
+
+
+def test_too_many_bad_images_end_the_run(table):
+    rows = [table[number % COUNT] if number % 4 else {"image": None} for number in range(100)]
+    with pytest.raises(BadImageError, match=r"row \d+ of 'birds' .* 11 of \d\d images cannot be read.* too many"):
+        batches(rows, 25, on_bad_image="skip", name="birds")
+    with pytest.raises(BadImageError, match="too many in a row"):
+        batches([{"image": None}] * 5, 1, on_bad_image="skip")
+
+
+def test_few_bad_images_do_not_add_up_over_the_epochs(table):
+    assert len(batches(with_rows(table, BAD), 40, on_bad_image="skip")) == 40
+
+
+def test_an_unknown_policy_is_refused(table):
+    with pytest.raises(ValueError, match="`on_bad_image` must be one of error, skip, got 'ignore'"):
+        batches(table, 1, on_bad_image="ignore")
+    with pytest.raises(ValueError, match="`on_bad_image` must be one of error, skip, got 'ignore'"):
+        DataArguments(dataset="x", on_bad_image="ignore").check()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_validation_images_are_left_out_and_named_once(table, tmp_path, streaming, capsys):
+    with_rows(table, BAD).to_parquet(tmp_path / "validation-00000-of-00001.parquet")
+    arguments = {"dataset": str(tmp_path), "resolution": SIDE, "streaming": streaming}
+    with pytest.raises(BadImageError, match=r"row 3 of '.*' \(validation\)"):
+        list(ValidationImages(DataArguments(**arguments)).batches(4))
+    images = ValidationImages(DataArguments(**arguments, on_bad_image="skip"))
+    capsys.readouterr()
+    for _ in range(2):
+        found = list(images.batches(3))
+        assert numbers(torch.cat(found)) == [number for number in range(COUNT) if number not in BAD]
+        assert [len(batch) for batch in found] == [3, 3, 2]
+        assert [error.row for error in images.skipped] == list(BAD)
+    assert capsys.readouterr().err.count("left out: cannot read row") == len(BAD)
+
+
+def test_a_validation_split_without_a_readable_image_is_an_error(table, tmp_path):
+    with_rows(table.select([0, 1]), {0: None, 1: NO_IMAGES["broken"]}).to_parquet(tmp_path / "validation.parquet")
+    images = ValidationImages(DataArguments(dataset=str(tmp_path), resolution=SIDE, on_bad_image="skip"))
+    with pytest.raises(BadImageError, match="row 1"):
+        list(images.batches(4))
+
+
+@pytest.mark.parametrize("size", [(1, 60000), (60000, 1)])
+def test_of_an_image_too_long_to_be_enlarged_the_middle_is_taken(size):
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    around = center_crop(image, tuple(min(side, 40) for side in size[::-1]))
+    for options in ({}, {"resize": 300}):
+        transform = ImageTransform(256, crop="center", **options)
+        assert transform.resize(image).nbytes <= 3 * LARGEST_ENLARGEMENT
+        assert (transform(image) - transform(around)).abs().max() <= 2 / 255
 
 
 def test_a_data_set_without_images_is_refused(table):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,12 @@ from dualcodebook_hf.evaluation.data import EvaluationData
 from dualcodebook_hf.evaluation.evaluator import Evaluator, evaluate, evaluate_linear_codec
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.evaluation.table import results_table
-from dualcodebook_hf.image_processing_dualcodebook import center_crop, resize_shorter_side, to_pixels
+from dualcodebook_hf.image_processing_dualcodebook import (
+    BadImageError,
+    center_crop,
+    resize_shorter_side,
+    to_pixels,
+)
 from dualcodebook_hf.metrics import DEFAULT_METRICS, image_metrics, load_metric_network
 from dualcodebook_hf.metrics import frechet as frechet_module
 from dualcodebook_hf.metrics.frechet import FrechetDistance
@@ -192,12 +198,74 @@ def test_another_kind_of_model_and_a_missing_folder_are_refused(folder, tmp_path
         opened(tmp_path / "nowhere")
 
 
+@pytest.fixture
+def damaged(tmp_path, folder):
+    """The drawn images with two files among them that cannot be read."""
+    target = tmp_path / "damaged"
+    shutil.copytree(folder, target)
+    for name in ("1b.png", "4b.png"):
+        (target / "test" / name).write_bytes(b"no image")
+        (target / "train" / name).write_bytes(b"no image")
+    return target
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_that_are_left_out_are_in_the_record_and_not_in_the_numbers(tiny_model, folder, damaged, streaming):
+    with pytest.raises(BadImageError, match=r"row 2 of '.*damaged' \(test\), '.*1b.png': not in an image format"):
+        evaluate(tiny_model, opened(damaged, streaming=streaming))
+    images = opened(damaged, streaming=streaming, on_bad_image="skip")
+    whole, result = evaluate(tiny_model, opened(folder)), evaluate(tiny_model, images)
+    assert result["metrics"] == whole["metrics"]
+    assert result["protocol"]["pictures"] == 5
+    assert [(item["row"], item["file"]) for item in result["protocol"]["skipped"]] == [(2, "1b.png"), (6, "4b.png")]
+    assert str(damaged.parent) not in json.dumps(result)
+    assert evaluate(tiny_model, images)["protocol"] == result["protocol"]
+    assert "skipped" not in whole["protocol"]
+
+
+def test_the_linear_codec_is_fitted_to_the_readable_images_alone(folder, damaged):
+    options = {"count": 6, "sizes": (8, 8), "components": 4}
+    results = [
+        evaluate_linear_codec(opened(path, split="train", on_bad_image="skip"), opened(folder), **options)
+        for path in (folder, damaged)
+    ]
+    assert results[1]["model"]["fitted_to"]["pictures"] == 6
+    assert results[1]["metrics"]["psnr"] == pytest.approx(results[0]["metrics"]["psnr"], abs=0.5)
+
+
+def test_a_split_without_a_readable_image_and_one_with_too_many_bad_ones_are_errors(tiny_model, tmp_path):
+    for good, bad, message in ((0, 3, "not in an image format"), (2, 12, "11 of 13 images cannot be read.*too many")):
+        (tmp_path / str(bad) / "test").mkdir(parents=True)
+        for index in range(good):
+            drawn(index).save(tmp_path / str(bad) / "test" / f"a{index}.png")
+        for index in range(bad):
+            (tmp_path / str(bad) / "test" / f"b{index:02}.png").write_bytes(b"no image")
+        with pytest.raises(BadImageError, match=message):
+            evaluate(tiny_model, opened(tmp_path / str(bad), on_bad_image="skip"))
+
+
+def test_an_unknown_policy_is_refused(folder):
+    with pytest.raises(ValueError, match="`on_bad_image` must be one of error, skip, got 'ignore'"):
+        opened(folder, on_bad_image="ignore")
+
+
+def test_a_long_image_of_few_bytes_is_measured_at_its_middle(tmp_path):
+    """Enlarged whole it would have 15 million rows."""
+    long = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60000, 1, 3), dtype=np.uint8))
+    (tmp_path / "test").mkdir()
+    for name, image in (("a", long), ("b", center_crop(long, (40, 1)))):
+        image.save(tmp_path / "test" / f"{name}.png")
+    first, second = opened(tmp_path, size=256)
+    assert first.shape == (3, 256, 256)
+    assert (first - second).abs().max() <= 2 / 255
+
+
 def test_an_unreadable_image_is_named_by_its_place(tmp_path, folder):
     broken = tmp_path / "broken"
     broken.mkdir()
     drawn(0).save(broken / "0.png")
     (broken / "1.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="image 1 of the data set"):
+    with pytest.raises(ValueError, match=r"row 1 of '.*' \(train\)"):
         evaluate(PatchLinearCodec(), opened(broken, split="train"))
 
 

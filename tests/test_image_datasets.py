@@ -1,13 +1,18 @@
 """Every kind of source that `load_images` opens, and what it says of those that it cannot open."""
 
+import io
+import os
+import pickle
 import shutil
+import socket
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dualcodebook_hf.image_datasets import image_source, load_images
-from dualcodebook_hf.image_processing_dualcodebook import read_image
+from dualcodebook_hf.image_datasets import image_source, load_images, read_row
+from dualcodebook_hf.image_processing_dualcodebook import BadImageError, read_image
 
 datasets = pytest.importorskip("datasets")
 
@@ -98,6 +103,53 @@ def test_an_unknown_configuration_is_refused(sources):
 
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}])
-def test_a_row_without_a_image_is_an_error(value):
-    with pytest.raises(ValueError, match="no image"):
+def test_a_row_without_an_image_is_an_error(value):
+    with pytest.raises(BadImageError, match="no image"):
         image_source(value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:{port}/a.png", "https://127.0.0.1:{port}/a.png", "zip://a.png::http://127.0.0.1:{port}/b.zip"],
+)
+def test_an_address_in_a_row_is_not_fetched(address):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = address.format(port=server.getsockname()[1])
+        with pytest.raises(BadImageError, match=r"row 5 of 'birds' .*an address .*http.*not fetched"):
+            read_row({"image": {"bytes": None, "path": address}}, dataset="birds", split="train", index=5)
+        server.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_file_that_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadImageError, match="not a regular file"):
+        read_row({"image": {"bytes": None, "path": str(tmp_path / "a.png")}}, dataset="birds", split="train", index=5)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_webdataset_rows_with_the_image_in_another_column_are_named_by_their_key(tmp_path, sources, streaming):
+    image = (sources["folder"] / "train" / "0.png").read_bytes()
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "train-000.tar", "w") as tar:
+        for number in range(8):
+            for suffix, data in (("png" if number < 6 else "jpg", image), ("cls", b"0")):
+                info = tarfile.TarInfo(f"{number:03}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    rows = load_images(tmp_path / "tars", image_column="png", streaming=streaming)
+    bad = []
+    for row in rows:
+        try:
+            read_row(row, "png", dataset="tars", split="train")
+        except BadImageError as error:
+            bad.append(error)
+    assert [error.file for error in bad] == ["006", "007"]
+    assert "an image of 'tars' (train), '006': its column `png` holds no image" in str(bad[0])
+
+
+def test_the_error_keeps_its_place_on_the_way_between_processes():
+    error = BadImageError("it is empty", "a.png", dataset="birds", split="train", row=7)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is BadImageError and vars(copy) == vars(error) and str(copy) == str(error)

@@ -69,6 +69,9 @@ class LineTask:
             yield {"x": torch.tensor(x, dtype=torch.float32), "nan": y, "index": torch.tensor(index)}
             start += size
 
+    def remarks(self):
+        return ["all of it was drawn"]
+
     def set_learning_rates(self, factor):
         rate = self.arguments.learning_rate * factor
         self.optimizer.param_groups[0]["lr"] = rate
@@ -125,7 +128,7 @@ def weight(trainer):
     return trainer.network.weight.detach().clone()
 
 
-def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path):
+def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path, capsys):
     shared = {"max_train_steps": 200, "train_batch_size": 8, "validation_steps": 100, "ema_decay": 0.9}
     trainer = trainer_of(tmp_path, report_to="tensorboard", **shared)
     before = (weight(trainer) - SLOPES).norm()
@@ -138,6 +141,7 @@ def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path):
         assert json.loads((tmp_path / folder / "train_config.json").read_text()) == trainer.settings
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-0000100.png", "step-0000200.png"]
     assert list((tmp_path / "logs").rglob("events*"))
+    assert capsys.readouterr().err.endswith("all of it was drawn\n")
 
 
 def test_six_steps_equal_three_then_a_sudden_end_then_three(tmp_path):

@@ -281,7 +281,7 @@ def test_an_image_that_cannot_be_read_is_named_after_saving(dataset, tmp_path):
     broken = shutil.copytree(dataset, tmp_path / "broken")
     (Path(broken) / "train" / "5.png").write_bytes(b"no image")
     trainer = trainer_of(run_config(str(broken), tmp_path / "run", max_train_steps=100))
-    with pytest.raises(ValueError, match=r"image 5 of .* cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot read row 5 of"):
         trainer.train()
     assert checkpoint_names(tmp_path / "run") == [f"checkpoint-{trainer.progress.step}"]
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .image_processing_dualcodebook import BadImageError, read_image
+
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
+    from PIL import Image
+
+KEY_COLUMN = "__key__"  # of a webdataset: what its row is found by
+# What a path of a row may be made of: a file, one in the streamed repository, one in an archive.
+PROTOCOLS = {"file", "hf", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"}
+ON_BAD_IMAGE = ("error", "skip")
+SKIPPED_COUNT, SKIPPED_SHARE = 10, 0.01
 
 
 class DatasetError(ValueError):
@@ -29,7 +39,7 @@ def load_images(
     image_column: str = "image",
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """Opens one split of a data set of images, not decoded: `read_image(image_source(row[image_column]))` decodes.
+    """Opens one split of a data set of images, not decoded: `read_row` decodes.
 
     `dataset` is a Hub id, a folder of parquet files, a folder of images (with or without subfolders named as the
     splits), one parquet file (its split is "train") or a folder written by `save_to_disk`. `config` names one of the
@@ -63,22 +73,103 @@ def load_images(
     return images.cast_column(image_column, datasets.Image(decode=False))
 
 
-def image_source(value: dict[str, Any]) -> bytes | str:
+def read_row(
+    row: dict[str, Any], image_column: str = "image", *, dataset: str | Path, split: str, index: int | None = None
+) -> Image.Image:
+    """The RGB image of one row of what `load_images` opened, see `read_image`.
+
+    Args:
+        row: as it came.
+        image_column: its column with the image.
+        dataset: for messages.
+        split: for messages.
+        index: of the row in the split; None in a shuffled stream, where the file's name, or the hash of its bytes,
+            tells which image it is.
+
+    Raises BadImageError that says which row holds no image, or one that cannot be read.
+    """
+    value = row[image_column]
+    try:
+        if value is None:  # in a webdataset: the image may be another column's
+            raise BadImageError(f"its column `{image_column}` holds no image")
+        return read_image(image_source(value))
+    except BadImageError as error:
+        file = (value or {}).get("path") or row.get(KEY_COLUMN)
+        if file is None and index is None and value and value["bytes"]:
+            file = f"sha256 {hashlib.sha256(value['bytes']).hexdigest()}"
+        raise BadImageError(error.reason, file, dataset=str(dataset), split=split, row=index) from error
+
+
+def image_source(value: dict[str, Any] | None) -> bytes | str:
     """The encoded bytes, or the local path, of one entry of the image column that `load_images` opened.
 
-    Raises ValueError when the row holds no image.
+    Raises BadImageError when the entry is empty, or names a file that cannot be opened or lies on another machine: no
+    row makes this one ask an address.
     """
-    data, path = value["bytes"] if value else None, value["path"] if value else None
+    data, path = (value["bytes"], value["path"]) if value else (None, None)
     if data is not None:
         return data
     if path is None:
-        raise ValueError("a row of the data set holds no image: its `bytes` and `path` are both empty")
-    if "://" in path:  # streamed from the Hub, or out of an archive
-        import fsspec
+        raise BadImageError("there is no image in it")
+    if "://" not in path:
+        return path
+    foreign = {part.partition("://")[0] for part in path.split("::") if "://" in part} - PROTOCOLS
+    if foreign:
+        raise BadImageError(f"it names an address ({', '.join(sorted(foreign))}), which is not fetched", path)
+    import fsspec
 
-        with fsspec.open(path, "rb") as file:
+    try:
+        with fsspec.open(path, "rb") as file:  # streamed from the Hub, or out of an archive
             return file.read()
-    return path
+    except OSError as error:
+        raise BadImageError(error.strerror or str(error), path) from error
+
+
+def check_skipped(last: BadImageError, skipped: int, read: int) -> None:
+    """Raises BadImageError where so many images were left out that the data is wrong, rather than an image or two.
+
+    Args:
+        last: the latest of them.
+        skipped: images left out; 10 and 1% of `read` are allowed.
+        read: images read, those included.
+    """
+    if skipped > SKIPPED_COUNT + SKIPPED_SHARE * read:
+        raise last.because(f"{last.reason}; {skipped} of {read} images cannot be read, which is too many to skip")
+
+
+class ImageReader:
+    """Reads rows one after the other, and leaves out what cannot be read where that is asked for.
+
+    Args:
+        on_bad_image: "error", or "skip" to leave it out.
+        image_column: see `read_row`.
+        dataset: see `read_row`.
+        split: see `read_row`.
+
+    Attributes:
+        skipped: what was left out so far.
+    """
+
+    def __init__(self, on_bad_image: str, image_column: str, *, dataset: str | Path, split: str) -> None:
+        self.on_bad_image, self.image_column = on_bad_image, image_column
+        self.dataset, self.split = dataset, split
+        self.skipped: list[BadImageError] = []
+        self._read = 0
+
+    def read(self, row: dict[str, Any], index: int | None = None) -> Image.Image | None:
+        """A row's image; None for one that is left out.
+
+        Raises BadImageError for one that is not, and where too many are left out (see `check_skipped`).
+        """
+        self._read += 1
+        try:
+            return read_row(row, self.image_column, dataset=self.dataset, split=self.split, index=index)
+        except BadImageError as error:
+            if self.on_bad_image == "error":
+                raise
+            self.skipped.append(error)
+            check_skipped(error, len(self.skipped), self._read)
+        return None
 
 
 def _source(dataset: str | Path, path: Path) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from ..files import is_free_folder, write_json
 from ..loading import check_device, check_tokenizer_name, tokenizer_label
 from ..metrics import DEFAULT_METRICS, IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..packages import require_package
-from .inputs import add_model, check_file, check_folder, load_model, positive
+from .inputs import add_model, add_on_bad_image, check_file, check_folder, load_model, positive
 
 if TYPE_CHECKING:
     from ..evaluation.data import EvaluationData, EvaluationImages
 
 # What a flag of the data that was not given stands for without --protocol.
 DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "lanczos", "streaming": False}
-DATA_FLAGS = ("dataset", "config", *DEFAULTS, "limit")
+DATA_FLAGS = ("dataset", "config", *DEFAULTS, "limit", "on_bad_image")
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -76,6 +76,7 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         help=f"filter that resizes the shorter side (default: {DEFAULTS['resample']})",
     )
     data.add_argument("--limit", type=positive, help="measure the first N images only")
+    add_on_bad_image(data, "measure the others and list it in the results (more than 10 and 1%% end the command)")
     data.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
 
 
@@ -119,7 +120,7 @@ def _data(arguments: argparse.Namespace) -> EvaluationData:
 def _train_data(arguments: argparse.Namespace, data: EvaluationData) -> EvaluationData:
     """What the linear codec is fitted to."""
     train = get_protocol(arguments.protocol).train_data() if arguments.protocol else replace(data, split="train")
-    train = replace(train, limit=None, streaming=data.streaming)
+    train = replace(train, limit=None, streaming=data.streaming, on_bad_image=data.on_bad_image)
     if arguments.fit_dataset:
         # A configuration belongs to a data set; another data set is fitted in its own default one.
         train = replace(train, dataset=arguments.fit_dataset, config=None, split="train")
@@ -185,6 +186,11 @@ def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], not_me
     if not protocol.get("complete", True):
         measured, expected = protocol["pictures"], protocol["expected_pictures"]
         print(f"{measured} of the {expected} images of {arguments.protocol}: not comparable with the whole split")
+    skipped = protocol.get("skipped", [])
+    if skipped:
+        print(f"images left out because they cannot be read: {len(skipped)}")
+    for image in skipped:
+        print(f"  row {image['row']}" + (f" ({image['file']})" if image["file"] else "") + f": {image['reason']}")
     for reason in not_measured.values():
         print(reason)
     if arguments.output:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import staged_files
-from .inputs import add_model, check_file, find_images, load_model, png_paths, save_png
+from .inputs import (
+    ImageFile,
+    add_model,
+    add_on_bad_image,
+    check_file,
+    find_images,
+    load_model,
+    png_paths,
+    positive,
+    save_png,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +41,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser("tokenize", help="images -> token file")
     _add_images(command)
-    command.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors", help="the token file")
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("tokens.safetensors"),
+        metavar="FILE.safetensors",
+        help="the token file (default: %(default)s)",
+    )
     add_model(command)
     command.set_defaults(run=_tokenize)
 
@@ -44,7 +61,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def _add_images(command: argparse.ArgumentParser) -> None:
     from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS
 
-    command.add_argument("images", nargs="+", type=Path, help="images, or folders of images (not their subfolders)")
+    command.add_argument("images", nargs="+", type=Path, help="images, or folders of images")
+    command.add_argument("--recursive", action="store_true", help="read the folders' subfolders too")
     command.add_argument(
         "--max-pixels",
         type=int,
@@ -52,6 +70,15 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="shrink larger images to N pixels, keeping their shape; 0: never (default: %(default)s)",
     )
+    command.add_argument(
+        "--batch-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="up to N images that follow each other and are of one size at a time: faster on a GPU; in rare places "
+        "another token, by rounding (default: %(default)s)",
+    )
+    add_on_bad_image(command, "name it on stderr, do the others, and exit with 0 unless none is left")
 
 
 @dataclass(frozen=True)
@@ -59,51 +86,83 @@ class _Source:
     """An image of the command line.
 
     Attributes:
+        number: its place among those that were named.
         name: of its file.
         file_size: (W, H) of the file's image.
         image: RGB, after any resize.
     """
 
+    number: int
     name: str
     file_size: tuple[int, int]
     image: Image.Image
 
 
-def _read_images(paths: Sequence[Path], max_pixels: int) -> Iterator[_Source]:
-    from ..image_processing_dualcodebook import read_image, resize_to_max_pixels
+def _read_batches(files: Sequence[ImageFile], arguments: argparse.Namespace) -> Iterator[list[_Source]]:
+    """Images that follow each other and are of one size, `--batch-size` at the most. A bar on a terminal counts them.
 
-    for path in paths:
-        image = read_image(path)
-        yield _Source(path.name, image.size, resize_to_max_pixels(image, max_pixels or None))
+    Raises BadImageError for an image that cannot be read; under `--on-bad-image skip`, where none can.
+    """
+    from tqdm import tqdm
+
+    batch: list[_Source] = []
+    with tqdm(files, desc="images", unit="", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for source in _read_images(bar, arguments):
+            if batch and (len(batch) == arguments.batch_size or source.image.size != batch[0].image.size):
+                yield batch
+                batch = []
+            batch.append(source)
+        if batch:
+            yield batch
+
+
+def _read_images(files: Iterable[ImageFile], arguments: argparse.Namespace) -> Iterator[_Source]:
+    from ..image_processing_dualcodebook import BadImageError, read_image, resize_to_max_pixels
+
+    skipped, number = [], -1
+    for number, file in enumerate(files):
+        try:
+            image = read_image(file.path)
+        except BadImageError as error:
+            if arguments.on_bad_image == "error":
+                raise
+            skipped.append(error)
+        else:
+            yield _Source(number, file.name, image.size, resize_to_max_pixels(image, arguments.max_pixels or None))
+    for error in skipped:
+        print(f"left out: {error}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} of {number + 1} images were left out", file=sys.stderr)
+        if len(skipped) == number + 1:
+            raise skipped[-1]
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
     from ..figures import comparison, comparison_sheet
-    from ..reconstruction import reconstruct_image
+    from ..reconstruction import reconstruct_images
 
-    paths = find_images(arguments)
-    names = [path.name for path in paths]
+    files = find_images(arguments)
+    names = [file.name for file in files]
     figure_paths = png_paths(arguments.output, names, "-comparison")
     image_paths = png_paths(arguments.output, names, "-reconstruction")
     if arguments.sheet:
         check_file(arguments.sheet, "--sheet", ".png")
     model = load_model(arguments)
-    table, figure_sizes = _Table(model), []
+    table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
-        sources = _read_images(paths, arguments.max_pixels)
-        for source, figure_path, image_path in zip(sources, figure_paths, image_paths, strict=True):
-            result = reconstruct_image(model, source.image)
-            table.add(source, result.tokens, (result.psnr, result.ssim))
-            title = _title(source.name, result)
-            figure = comparison(result.original, result.image, result.tokens, model.codebook_sizes, title)
-            figure_sizes.append(figure.size)
-            save_png(figure, folder / figure_path.name)
-            save_png(result.image, folder / image_path.name)
+        for batch in _read_batches(files, arguments):
+            for source, result in zip(batch, reconstruct_images(model, [s.image for s in batch]), strict=True):
+                table.add(source, result.tokens, (result.psnr, result.ssim))
+                title = _title(source.name, result)
+                figure = comparison(result.original, result.image, result.tokens, model.codebook_sizes, title)
+                figures[figure_paths[source.number]] = figure.size
+                save_png(figure, folder / figure_paths[source.number].name)
+                save_png(result.image, folder / image_paths[source.number].name)
     if arguments.sheet:
         with staged_files(arguments.sheet.parent) as folder:
-            sheet = comparison_sheet(map(Image.open, figure_paths), figure_sizes)
+            sheet = comparison_sheet(map(Image.open, figures), list(figures.values()))
             save_png(sheet, folder / arguments.sheet.name)
     print(table)
     print(f"images written to {arguments.output}")
@@ -117,18 +176,18 @@ def _title(name: str, result: Reconstruction) -> str:
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:
-    from ..reconstruction import tokenize_image
+    from ..reconstruction import tokenize_images
     from ..tokens.file import TokenFile, TokenizedImage, check_names, save_tokens
 
-    paths = find_images(arguments)
-    check_names([path.name for path in paths])
+    files = find_images(arguments)
+    check_names([file.name for file in files])
     check_file(arguments.output, "--output", ".safetensors")
     model = load_model(arguments)
     table, images = _Table(model), []
-    for source in _read_images(paths, arguments.max_pixels):
-        tokens = tokenize_image(model, source.image)
-        table.add(source, tokens)
-        images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
+    for batch in _read_batches(files, arguments):
+        for source, tokens in zip(batch, tokenize_images(model, [s.image for s in batch]), strict=True):
+            table.add(source, tokens)
+            images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
     with staged_files(arguments.output.parent) as folder:
         save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images))
     print(table)

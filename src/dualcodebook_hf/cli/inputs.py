@@ -6,7 +6,11 @@ import argparse
 import itertools
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_NAME = 255  # bytes, on common file systems
+# What Pillow knows by name and cannot decode, or only by a program of the system.
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 SOFTWARE = "dualcodebook_hf"  # the PNG text that marks images written here, which alone may be overwritten
 
 
@@ -44,28 +50,95 @@ def load_model(arguments: argparse.Namespace) -> DualCodebookVQModel:
     return load_tokenizer(arguments.model, device=device, dtype=arguments.dtype, argument="--model")
 
 
-def find_images(arguments: argparse.Namespace) -> list[Path]:
+def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:
+    """Adds `--on-bad-image`; `skip` says what happens then."""
+    command.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help=f"an image that cannot be read: end the command (error), or {skip} (default: %(default)s)",
+    )
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of the command line, not opened yet.
+
+    Attributes:
+        path: of the file.
+        name: of the file; of one in a subfolder "subfolder-file".
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(arguments: argparse.Namespace) -> list[ImageFile]:
     """The image files that were named, folders replaced by the images in them; none is decoded yet.
 
-    Raises ValueError for a file that is missing and for a folder without images.
+    Says on stderr how many files of a folder are left out, and why. Raises ValueError for a file that is missing and
+    for a folder without images.
     """
-    from PIL import Image
-
     if arguments.max_pixels < 0:
         raise ValueError(f"`--max-pixels` must be 0 (no limit) or above, got {arguments.max_pixels}")
-    Image.init()
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - {".pdf"}
-    paths = []
+    files = []
     for path in arguments.images:
-        inside = [path]
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
-            if not inside:
-                raise ValueError(f"there is no image in the folder '{path}'")
+            files += _images_in(path, arguments.recursive)
         elif not path.exists():
             raise ValueError(f"cannot read image '{path}': no such file")
-        paths += inside
-    return paths
+        else:
+            files.append(ImageFile(path, path.name))
+    return files
+
+
+def _images_in(folder: Path, recursive: bool) -> list[ImageFile]:
+    found, left_out = [], Counter()
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            reason = "hidden"
+        elif path.is_dir():
+            reason = None if recursive else "folders (see --recursive)"
+        else:
+            reason = _why_no_image(path)
+            if reason is None:
+                found.append(ImageFile(path, "-".join(inside.parts)))
+        if reason is not None:
+            left_out[reason] += 1
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+    if not found:
+        raise ValueError(f"there is no image in the folder '{folder}'" + (f" ({reasons})" if reasons else ""))
+    if left_out:
+        print(f"left out of '{folder}': {reasons}", file=sys.stderr)
+    return found
+
+
+def _why_no_image(path: Path) -> str | None:
+    """Why a file is not read as an image, by its suffix; None: it is read."""
+    from ..image_processing_dualcodebook import PLUGINS
+
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        return "no regular file"
+    if suffix in _decodable_suffixes():
+        return None
+    plugin = next((plugin for plugin in PLUGINS if suffix in plugin.suffixes), None)
+    return f"{plugin.format} (needs the package {plugin.package})" if plugin else "no image format"
+
+
+@cache
+def _decodable_suffixes() -> set[str]:
+    """Suffixes that PIL and its installed plugins decode, in lower case."""
+    from PIL import Image
+
+    from ..image_processing_dualcodebook import PLUGINS
+
+    Image.init()
+    for plugin in PLUGINS:
+        plugin.load()
+    kinds = Image.registered_extensions()
+    return {suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in NOT_DECODED}
 
 
 def check_folder(path: Path, flag: str) -> None:

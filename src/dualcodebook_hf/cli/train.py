@@ -33,8 +33,8 @@ def train(argv: Sequence[str]) -> int:
     launch_flags, flags = _split_at_dashes(argv)
     run = parse_run_config(flags)
     launch_flags = complete_launch_flags(launch_flags)
-    data = run.data
-    for name, split in (("train_split", data.train_split), ("validation_split", data.validation_split)):
+    data, validated = run.data, run.data.validation_split if run.training.validation_steps else None
+    for name, split in (("train_split", data.train_split), ("validation_split", validated)):
         if split is not None:
             with naming_arguments(name):
                 load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)

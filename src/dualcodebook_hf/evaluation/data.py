@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..files import public_name
-from ..image_datasets import image_source, load_images
+from ..image_datasets import ON_BAD_IMAGE, ImageReader, load_images
 from ..image_processing_dualcodebook import (
+    BadImageError,
     center_crop,
-    read_image,
+    cut_for_enlargement,
     resampling_filter,
     resize_shorter_side,
     to_pixels,
@@ -38,8 +40,9 @@ class EvaluationData:
         size: side of the crop in pixels; the shorter side is resized to it, up or down.
         resample: PIL's filter of that resize, by name.
         limit: measure the first N images only; None: all.
+        on_bad_image: what an image that cannot be read does: "error", or "skip" to measure the others and record it.
 
-    Raises ValueError for a `size` or `limit` below 1 and an unknown `resample`.
+    Raises ValueError for a `size` or `limit` below 1 and an unknown `resample` or `on_bad_image`.
     """
 
     dataset: str
@@ -50,9 +53,12 @@ class EvaluationData:
     size: int = 256
     resample: str = "lanczos"
     limit: int | None = None
+    on_bad_image: str = "error"
 
     def __post_init__(self) -> None:
         resampling_filter(self.resample)
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}, got {self.on_bad_image!r}")
         for name in ("size", "limit"):
             value = getattr(self, name)
             if not (value is None and name == "limit") and (not isinstance(value, int) or value < 1):
@@ -85,20 +91,37 @@ class EvaluationData:
 class EvaluationImages:
     """The opened split: iterating gives its crops (3, size, size) float32 in [-1, 1], as often as it is asked.
 
-    Raises ValueError, while iterating, that tells the place of an image that cannot be read.
+    Attributes:
+        data: what was opened.
+        rows: of the split, not decoded.
+        in_order: whether they come as in the split, so that a message can give a row's index.
+        skipped: images that cannot be read, as the latest iteration left them out where `on_bad_image` is "skip".
+
+    Raises BadImageError, while iterating, that says which image cannot be read; where these are skipped, for more than
+    10 and 1% of the images read.
     """
 
     data: EvaluationData
     rows: Dataset | IterableDataset
+    in_order: bool = True
+    skipped: list[BadImageError] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for index, row in enumerate(islice(self.rows, self.data.limit)):
-            try:
-                image = read_image(image_source(row[self.data.image_column]))
-            except ValueError as error:
-                raise ValueError(f"image {index} of the data set: {error}") from error
-            resized = resize_shorter_side(image, self.data.size, self.data.resample)
-            yield to_pixels(center_crop(resized, self.data.size))
+        data = self.data
+        reader = ImageReader(data.on_bad_image, data.image_column, dataset=data.dataset, split=data.split)
+        for index, row in enumerate(islice(self.rows, data.limit)):
+            image = reader.read(row, index if self.in_order else None)
+            self.skipped[:] = reader.skipped
+            if image is not None:
+                resized = resize_shorter_side(cut_for_enlargement(image, data.size), data.size, data.resample)
+                yield to_pixels(center_crop(resized, data.size))
+
+    def skipped_record(self) -> list[dict[str, Any]]:
+        """For metrics.json: row, file's name and reason of each image that was left out."""
+        return [
+            {"row": error.row, "file": error.file and Path(error.file).name, "reason": error.reason}
+            for error in self.skipped
+        ]
 
     @property
     def count(self) -> int | None:
@@ -121,4 +144,4 @@ class EvaluationImages:
 
     def shuffled(self, seed: int) -> EvaluationImages:
         """The same images in a random order; of a stream, as far as its buffer reaches."""
-        return EvaluationImages(self.data, self.rows.shuffle(seed=seed))
+        return EvaluationImages(self.data, self.rows.shuffle(seed=seed), in_order=False)

@@ -109,8 +109,9 @@ def evaluate(
             on, for other tools. The metrics see the values before they are rounded to these 8 bits.
 
     Returns {"protocol": what was measured, how and where; "model": what the tokenizer is; "metrics": see
-    `Evaluator.compute`}. Raises ValueError for wrong arguments, before any work, for a split without images, and for an
-    image that cannot be read.
+    `Evaluator.compute`}. Images that were left out (see `EvaluationData.on_bad_image`) are listed in the protocol as
+    "skipped"; "pictures" counts the others. Raises ValueError for wrong arguments, before any work, for a split without
+    images, and BadImageError for an image that cannot be read.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}")
@@ -122,10 +123,14 @@ def evaluate(
         for batch in _with_bar(images, batch_size) if progress else images.batches(batch_size):
             output = evaluator.update(batch)
             save(original=batch, reconstruction=output.sample)
+    if not evaluator.count and images.skipped:
+        raise images.skipped[-1]
     if not evaluator.count:
         raise ValueError(f"`split` must hold images, got none in {images.data.split!r} of {images.data.dataset!r}")
     definitions = DEFINITIONS | {metric.name: metric.definition for metric in evaluator.metrics} | TOKEN_DEFINITIONS
     protocol = images.data.record(evaluator.count) | {"batch_size": batch_size, "definitions": definitions}
+    if images.data.on_bad_image == "skip":
+        protocol["skipped"] = images.skipped_record()
     protocol |= {"versions": _versions(), "hardware": hardware(tokenizer.device)}
     return {"protocol": protocol, "model": _describe(tokenizer, name), "metrics": evaluator.compute()}
 

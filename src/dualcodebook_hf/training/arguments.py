@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..configuration_dualcodebook import DualCodebookFields
-from ..image_datasets import DatasetError
+from ..image_datasets import ON_BAD_IMAGE, DatasetError
 from .parsing import parse_sections
 from .run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
 
@@ -56,6 +56,13 @@ class DataArguments(Arguments):
         default=2, metadata=described("processes that read and crop images; the batches do not depend on it")
     )
     cache_images: bool = field(default=False, metadata=described("keep decoded images in memory (3 bytes per pixel)"))
+    on_bad_image: str = field(
+        default="error",
+        metadata=described(
+            "an image that cannot be read: end the run (error), or name it and train on the next one in its place "
+            "(skip; in validation it is left out; more than 10 and a hundredth of the images are an error)"
+        ),
+    )
 
     def check(self) -> None:
         """Raises ValueError for a field that is wrong, by name."""
@@ -64,6 +71,7 @@ class DataArguments(Arguments):
         one_of("resize_mode", self.resize_mode, RESIZE_MODES)
         one_of("resample", self.resample, RESAMPLES)
         one_of("crop", self.crop, CROPS)
+        one_of("on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
         at_least(self, 1, "resolution", "shuffle_buffer")
         at_least(self, 0, "resize", "num_workers", "max_train_samples")
         if self.resize and self.resize < self.resolution:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,23 +12,34 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm.auto import tqdm
 
-from ..image_datasets import image_source, load_images
-from ..image_processing_dualcodebook import read_image, resampling_filter, resize_shorter_side, to_pixels
+from ..image_datasets import KEY_COLUMN, ON_BAD_IMAGE, ImageReader, check_skipped, load_images, read_row
+from ..image_processing_dualcodebook import (
+    BadImageError,
+    cut_for_enlargement,
+    resampling_filter,
+    resize_shorter_side,
+    to_pixels,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import datasets
 
     from .arguments import DataArguments
 
 PREFETCHED_BATCHES = 4  # of each worker process
+BAD_IN_A_ROW = 10  # samples after a bad one that are tried in its place
 
 
 class ImageTransform:
     """RGB image -> square crop, a pure function of (image, seed, epoch, index): nothing else is random.
 
     First the resize that is asked for. Then an image whose shorter side is still below `resolution` is enlarged until
-    it fits. Then the crop, and a mirror image in half of the cases where asked for.
+    it fits. Then the crop, and a mirror image in half of the cases where asked for. Of an image that is too long to be
+    enlarged the middle is taken, see `cut_for_enlargement`.
 
     Args:
         resolution: side R of the crop, in pixels.
@@ -76,8 +88,9 @@ class ImageTransform:
         if self.size and self.resize_mode == "exact":
             image = image.resize((self.size, self.size), self.filter)
         elif self.size:
-            image = resize_shorter_side(image, self.size, self.filter)
+            image = resize_shorter_side(cut_for_enlargement(image, self.size), self.size, self.filter)
         if min(image.size) < self.resolution:
+            image = cut_for_enlargement(image, self.resolution)
             image = resize_shorter_side(image, self.resolution, self.filter)
         return np.asarray(image)
 
@@ -106,6 +119,18 @@ class Sample(NamedTuple):
     row: dict[str, Any] | None
 
 
+class Skipped(NamedTuple):
+    """An image that was left out.
+
+    Attributes:
+        epoch: of its sample.
+        error: which image, and why.
+    """
+
+    epoch: int
+    error: BadImageError
+
+
 class TrainingBatches(IterableDataset):
     """The endless stream of one process's batches, from any sample on. Give it to `DataLoader(batch_size=None)`.
 
@@ -120,7 +145,11 @@ class TrainingBatches(IterableDataset):
       in the epoch's order. To start at k it is replayed without decoding, whole epochs skipped once the first has told
       their length. Each process and each worker reads all of the stream and decodes its own part.
 
-    A batch is {"pixel_values": (B, 3, R, R) float32 in [-1, 1], "index": (B,) int64}.
+    With `on_bad_image` "skip", a sample that cannot be read shows the next one of the sequence that can, with its own
+    crop and mirroring. This too depends on (seed, position) alone.
+
+    A batch is {"pixel_values": (B, 3, R, R) float32 in [-1, 1], "index": (B,) int64, of what is shown, "skipped": list
+    of `Skipped`}.
 
     Args:
         dataset: what `load_images` gives, or any sequence of such rows.
@@ -135,9 +164,11 @@ class TrainingBatches(IterableDataset):
         cache: keep images decoded and resized, as uint8 in memory: 3 bytes per pixel, once for each worker process
             (256 x 256: 0.2 MB per image). Not for a stream.
         name: of the data set in messages.
+        split: of the data set in messages.
+        on_bad_image: "error" or "skip".
 
-    Raises ValueError for arguments out of range, and while iterating for a data set without rows and for an image that
-    cannot be read (its message names index and data set).
+    Raises ValueError for arguments out of range, and while iterating for a data set without rows; BadImageError for an
+    image that cannot be read and, where these are skipped, for more than 10 in a row.
     """
 
     def __init__(
@@ -154,6 +185,8 @@ class TrainingBatches(IterableDataset):
         shuffle_buffer: int = 1000,
         cache: bool = False,
         name: str = "the data set",
+        split: str = "train",
+        on_bad_image: str = "error",
     ) -> None:
         for argument, value, low in (
             ("batch_size", batch_size, 1),
@@ -169,20 +202,29 @@ class TrainingBatches(IterableDataset):
         self.streaming = not hasattr(dataset, "__len__")
         if cache and self.streaming:
             raise ValueError("`cache` must be off for a streamed data set: its images have no fixed index")
-        self.dataset, self.transform, self.image_column, self.name = dataset, transform, image_column, name
+        if on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}, got {on_bad_image!r}")
+        self.dataset, self.transform, self.image_column = dataset, transform, image_column
+        self.name, self.split, self.on_bad_image = name, split, on_bad_image
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.shuffle_buffer = start, shuffle_buffer
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        samples = self._streamed() if self.streaming else self._permuted()
-        own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        sequence = self._streamed() if self.streaming else self._permuted()
+        window: list[Sample] = []  # of the sequence, from the global batch's first sample on
+
+        def sample(place: int) -> Sample:
+            window.extend(itertools.islice(sequence, max(0, place + 1 - len(window))))
+            return window[place]
+
         for number in itertools.count():
-            together = list(itertools.islice(samples, self.batch_size * self.world_size))
+            sample(self.batch_size * self.world_size - 1)
             if number % step == first:
-                yield self._batch(together[own])
+                yield self._batch(sample)
+            del window[: self.batch_size * self.world_size]
 
     def _permuted(self) -> Iterator[Sample]:
         length = len(self.dataset)
@@ -209,20 +251,86 @@ class TrainingBatches(IterableDataset):
             whole_epochs, skip = divmod(max(0, skip - length), length)
             epoch += 1 + whole_epochs
 
-    def _batch(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    def _batch(self, sample: Callable[[int], Sample]) -> dict[str, Any]:
+        skipped: list[Skipped] = []
+        places = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        shown = [self._shown(sample, place, skipped) for place in places]
         return {
-            "pixel_values": torch.stack([self._pixels(sample) for sample in samples]),
-            "index": torch.tensor([sample.index for sample in samples]),
+            "pixel_values": torch.stack([pixels for pixels, _ in shown]),
+            "index": torch.tensor([index for _, index in shown]),
+            "skipped": skipped,
         }
 
-    def _pixels(self, sample: Sample) -> torch.Tensor:
+    def _shown(self, sample: Callable[[int], Sample], place: int, skipped: list[Skipped]) -> tuple[torch.Tensor, int]:
+        """The crop at a place and the index of its image: the first from there on that can be read."""
+        own = sample(place)
+        for other in range(place, place + BAD_IN_A_ROW + 1):
+            candidate = sample(other)
+            try:
+                pixels = self._pixels(candidate)
+            except BadImageError as error:
+                if self.on_bad_image == "error":
+                    raise
+                last = error
+                if other == place:
+                    skipped.append(Skipped(own.epoch, error))
+            else:
+                return self.transform.crop(pixels, own.epoch, own.index), candidate.index
+        raise last.because(f"{last.reason}, nor can the {BAD_IN_A_ROW} samples before it, too many in a row to skip")
+
+    def _pixels(self, sample: Sample) -> np.ndarray:
+        """An image after the resize, from the cache where there is one."""
         pixels = self._cache.get(sample.index) if self._cache is not None else None
         if pixels is None:
-            row = self.dataset[sample.index] if sample.row is None else sample.row
-            pixels = self.transform.resize(_decode(row[self.image_column], sample.index, self.name))
+            row, index = (self.dataset[sample.index], sample.index) if sample.row is None else (sample.row, None)
+            image = read_row(row, self.image_column, dataset=self.name, split=self.split, index=index)
+            pixels = self.transform.resize(image)
             if self._cache is not None:
                 self._cache[sample.index] = pixels
-        return self.transform.crop(pixels, sample.epoch, sample.index)
+        return pixels
+
+
+class TrainingLoader(DataLoader):
+    """Loads `TrainingBatches`, and says which images are left out: each once, on stderr.
+
+    Its batches come without "skipped". Raises BadImageError as `TrainingBatches` does, in the same words from a worker
+    process, and where in one epoch more are left out than 10 and 1% of all images read.
+
+    Attributes:
+        left_out: what it said, in this process.
+    """
+
+    def __init__(self, batches: TrainingBatches, **options: Any) -> None:
+        super().__init__(_ErrorsAsBatches(batches), batch_size=None, **options)
+        self.batches = batches
+        self.left_out: set[str] = set()
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        read, epoch, count = self.batches.start // self.batches.world_size, 0, 0
+        for batch in super().__iter__():
+            if isinstance(batch, BadImageError):
+                raise batch
+            read += len(batch["index"])
+            for skipped in batch.pop("skipped"):
+                epoch, count = skipped.epoch, count + 1 if skipped.epoch == epoch else 1
+                if str(skipped.error) not in self.left_out:
+                    self.left_out.add(str(skipped.error))
+                    tqdm.write(f"left out: {skipped.error}", file=sys.stderr)
+                check_skipped(skipped.error, count, read)
+            yield batch
+
+
+class _ErrorsAsBatches(IterableDataset):
+    """An error that ends the batches is the last of them: raised in a worker, it would come with its traceback."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, Any] | BadImageError]:
+        try:
+            yield from self.batches
+        except BadImageError as error:
+            yield error
 
 
 class TrainingImages:
@@ -233,7 +341,6 @@ class TrainingImages:
 
     def __init__(self, args: DataArguments, seed: int = 0) -> None:
         self.args, self.seed = args, seed
-        self.name = f"{args.dataset} ({args.train_split})"
         self.transform = _transform(args, args.crop, args.horizontal_flip, seed)
         images = _open(args, args.train_split)
         if args.max_train_samples and args.streaming:
@@ -245,7 +352,7 @@ class TrainingImages:
 
     def loader(
         self, batch_size: int, *, start: int = 0, rank: int = 0, world_size: int = 1, pin_memory: bool = False
-    ) -> DataLoader:
+    ) -> TrainingLoader:
         """An endless loader of `TrainingBatches` with `num_workers` processes; draws from no global generator.
 
         It is sharded already: accelerate must not prepare it.
@@ -257,9 +364,8 @@ class TrainingImages:
             world_size: number of processes.
             pin_memory: for copies to a GPU.
         """
-        return DataLoader(
+        return TrainingLoader(
             self._batches(batch_size=batch_size, start=start, rank=rank, world_size=world_size),
-            batch_size=None,
             num_workers=self.args.num_workers,
             prefetch_factor=PREFETCHED_BATCHES if self.args.num_workers else None,
             pin_memory=pin_memory,
@@ -280,7 +386,9 @@ class TrainingImages:
             seed=self.seed,
             shuffle_buffer=self.args.shuffle_buffer,
             cache=self.args.cache_images,
-            name=self.name,
+            name=self.args.dataset,
+            split=self.args.train_split,
+            on_bad_image=self.args.on_bad_image,
             **place,
         )
 
@@ -302,21 +410,44 @@ class ValidationImages:
             first ones. 0: all.
         seed: of the mirrored ones.
 
-    Raises ValueError as `TrainingImages` does, and in `batches` for an image that cannot be read.
+    Attributes:
+        skipped: images that cannot be read, as the latest `batches` left them out where `on_bad_image` is "skip".
+
+    Raises ValueError as `TrainingImages` does, and in `batches` BadImageError for an image that cannot be read or,
+    where these are skipped, for more than 10 and 1% of all images, or all of them.
     """
 
     def __init__(self, args: DataArguments, samples: int = 0, seed: int = 0) -> None:
-        self.image_column, self.samples = args.image_column, samples
-        self.name = f"{args.dataset} ({args.validation_split})"
+        self.args, self.samples = args, samples
         self.transform = _transform(args, "center", args.validation_horizontal_flip, seed)
         self.dataset = _open(args, args.validation_split)
+        self.skipped: list[BadImageError] = []
+        self._named: set[str] = set()
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """(b, 3, R, R) float32 in [-1, 1], in the split's order; b is `batch_size`, for the last batch the rest."""
-        rows = self._streamed() if not hasattr(self.dataset, "__len__") else self._spread()
-        while chunk := list(itertools.islice(rows, batch_size)):
-            images = [(_decode(row[self.image_column], index, self.name), index) for index, row in chunk]
-            yield torch.stack([self.transform(image, 0, index) for image, index in images])
+        """(b, 3, R, R) float32 in [-1, 1], in the split's order; b is `batch_size`, for the last batch the rest.
+
+        Says on stderr, once, which images are left out.
+        """
+        crops = self._crops()
+        while chunk := list(itertools.islice(crops, batch_size)):
+            yield torch.stack(chunk)
+
+    def _crops(self) -> Iterator[torch.Tensor]:
+        args = self.args
+        reader = ImageReader(args.on_bad_image, args.image_column, dataset=args.dataset, split=args.validation_split)
+        self.skipped, count = reader.skipped, 0
+        for index, row in self._streamed() if not hasattr(self.dataset, "__len__") else self._spread():
+            image = reader.read(row, index)
+            if image is not None:
+                count += 1
+                yield self.transform(image, 0, index)
+        if self.skipped and not count:
+            raise self.skipped[-1]
+        for error in self.skipped:
+            if str(error) not in self._named:
+                self._named.add(str(error))
+                tqdm.write(f"left out: {error}", file=sys.stderr)
 
     def _spread(self) -> Iterator[tuple[int, dict[str, Any]]]:
         length = len(self.dataset)
@@ -335,16 +466,9 @@ def _streamed_rows(dataset: datasets.IterableDataset) -> Iterator[dict[str, Any]
         yield {column: values[0] for column, values in rows.items()}
 
 
-def _decode(value: dict[str, Any], index: int, name: str) -> Image.Image:
-    try:
-        return read_image(image_source(value))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"image {index} of {name} cannot be read: {error}") from error
-
-
 def _open(args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:
     images = load_images(args.dataset, args.dataset_config, split, args.image_column, args.streaming)
-    return images.select_columns([args.image_column])
+    return images.select_columns([name for name in (args.image_column, KEY_COLUMN) if name in images.features])
 
 
 def _transform(args: DataArguments, crop: str, horizontal_flip: bool, seed: int) -> ImageTransform:

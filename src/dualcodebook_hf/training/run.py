@@ -115,7 +115,11 @@ class Trainer:
         In processes other than the main one they come as ElsewhereError.
         """
         with self._held:
-            self._run()
+            try:
+                self._run()
+            finally:
+                for line in self.task.remarks():
+                    tqdm.write(line, file=sys.stderr)
             # A run that was stopped will be resumed: it is published when it is done.
             if self.arguments.push_to_hub and self.accelerator.is_main_process and not self.stop.requested:
                 self._publish()

@@ -67,6 +67,9 @@ class Task(Protocol):
             no reading on; it draws no global random numbers.
         """
 
+    def remarks(self) -> list[str]:
+        """What there is to say at the end about the data that this process read, a line each."""
+
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """Sets the rates of every optimizer for the next update.
 

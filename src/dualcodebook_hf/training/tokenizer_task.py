@@ -110,19 +110,24 @@ class TokenizerTask:
 
     def batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
         """This process's crops, from sample `start` on."""
-        loader = self.training_images.loader(
+        self.loader = self.training_images.loader(
             self.arguments.train_batch_size,
             start=start,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        for batch in loader:
+        for batch in self.loader:
             if threading.current_thread() is threading.main_thread():
                 # DataLoader's handler raises wherever the trainer is when a worker dies. `next` says it, too, and
                 # there nothing is half done.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield batch
+
+    def remarks(self) -> list[str]:
+        """How many images were left out; each was named when it was."""
+        count = len(self.loader.left_out)
+        return [f"{count} images that cannot be read were left out (`on_bad_image: skip`)"] if count else []
 
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """The groups' own rates, annealed where they are to be; returns those of the model's groups."""
