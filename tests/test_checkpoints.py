@@ -70,7 +70,7 @@ class Command:
 def test_a_replaced_file_is_named_and_nothing_in_it_runs(run, tmp_path, name, how):
     executed, checkpoint = tmp_path / "executed", run / "checkpoint-6"
     if how == "pickle":
-        (checkpoint / name).write_bytes(pickle.dumps(Command(executed)))
+        (checkpoint / name).write_bytes(pickle.dumps(Command(executed), protocol=2))
     else:
         torch.save({"state": Command(executed)}, checkpoint / name)
     sign(checkpoint)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .checkpoints import Checkpoint
+    from .data import TrainingLoader
 
 VALIDATION_METRICS = ("psnr", "ssim")
 IMAGES_SHOWN = 8
@@ -117,12 +118,7 @@ class TokenizerTask:
             world_size=self.accelerator.num_processes,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        for batch in self.loader:
-            if threading.current_thread() is threading.main_thread():
-                # DataLoader's handler raises wherever the trainer is when a worker dies. `next` says it, too, and
-                # there nothing is half done.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            yield batch
+        return _read_undisturbed(self.loader)
 
     def remarks(self) -> list[str]:
         """How many images were left out; each was named when it was."""
@@ -219,6 +215,17 @@ class TokenizerTask:
         from ..hub import push_model
 
         return push_model(folder, repo_id, private=private)
+
+
+def _read_undisturbed(loader: TrainingLoader) -> Iterator[dict[str, torch.Tensor]]:
+    """DataLoader's handler of signals raises wherever the trainer is when a worker dies.
+
+    Its `next` says that, too, and there nothing is half done.
+    """
+    for batch in loader:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield batch
 
 
 def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
