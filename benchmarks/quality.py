@@ -435,7 +435,7 @@ def _conditions(run: RunConfig) -> dict[str, Any]:
     """What decides the numbers beside model, recipe and seed. Defaults are left out: a later field changes nothing."""
     sections, result = _public_run(run), {}
     for section, kind in (("data", DataArguments), ("training", TrainArguments)):
-        defaults, values = asdict(kind()), sections[section]
+        defaults, values = {**asdict(kind()), "mixed_precision": "no"}, sections[section]
         kept = [key for key in values if key not in ("seed", *RECIPE_FIELDS) and values[key] != defaults[key]]
         result[section] = {key: values[key] for key in kept}
     return result

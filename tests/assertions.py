@@ -1,5 +1,6 @@
 """Assertions that several test files share."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,10 @@ def contents(folder):
         name = str(path.relative_to(folder))
         if path.suffix == ".safetensors":
             found |= dict(flatten(name, load_file(path)))
-        elif path.suffix in (".bin", ".pkl"):
-            found |= dict(flatten(name, torch.load(path, weights_only=False)))
+        elif path.suffix == ".bin":
+            found |= dict(flatten(name, torch.load(path, weights_only=True)))
+        elif path.name == "progress.json" or path.name.startswith("random_states_"):
+            found |= dict(flatten(name, json.loads(path.read_text())))
     return found
 
 

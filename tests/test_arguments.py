@@ -154,10 +154,12 @@ def test_the_saved_configuration_reads_back(tmp_path):
         ),
         (["--dataset", "x", "--local_dim", "7", "--vq_embed_dim", "3"], "`vq_embed_dim` must equal"),
         (["--dataset", "x", "--adam_beta1", "1"], r"`adam_beta1` must lie in \[0, 1\), got 1.0"),
-        (["--dataset", "x", "--transformer_heads", "0"], "`transformer_heads` must lie in \[1, \d+\], got 0"),
+        (["--dataset", "x", "--transformer_heads", "0"], r"`transformer_heads` must lie in \[1, \d+\], got 0"),
         (["--dataset", "x", "--seed", "-1"], "`seed` must be at least 0, got -1"),
         (["--dataset", "x", "--report_to", "paper"], "`report_to` must be one of tensorboard, .*, got 'paper'"),
         (["--dataset", "x", "--learning_rate", "nan"], "`learning_rate` must be at least 0, got nan"),
+        (["--dataset", "x", "--resolution", "big"], "`resolution` must be a whole number, got 'big'"),
+        (["--dataset", "x", "--in_channels", "1"], "`in_channels` must be 3, as images are read as RGB, got 1"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_read(flags, message):
@@ -172,8 +174,90 @@ def test_a_wrong_key_in_a_file_is_named_with_a_suggestion(tmp_path):
         parse_run_config(["--config", str(path), "--dataset", "x"])
 
 
-def test_a_value_of_the_wrong_type_ends_with_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse_run_config(["--dataset", "x", "--resolution", "big"])
-    assert stop.value.code == 2
-    assert "--resolution" in capsys.readouterr().err
+def parse(tmp_path, text, *flags):
+    (tmp_path / "run.yaml").write_text(text)
+    return parse_run_config(["--config", str(tmp_path / "run.yaml"), "--dataset", "x", *flags])
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "value"),
+    [
+        ("training", "max_train_steps: 1e5", 100_000),
+        ("training", "max_train_steps: 010", 10),
+        ("training", "max_train_steps: 10_000", 10_000),
+        ("training", "learning_rate: 1e-3", 1e-3),
+        ("training", "learning_rate: 1", 1.0),
+        ("training", "mixed_precision: no", "no"),
+        ("training", "report_to: [tensorboard, none]", "tensorboard,none"),
+        ("training", "push_to_hub: no", False),
+        ("training", "hub_model_id: 2020-01-01", "2020-01-01"),
+        ("data", "train_split: 2020", "2020"),
+        ("data", "train_split: on", "on"),
+        ("data", "horizontal_flip: off", False),
+        ("data", "validation_split: ~", None),
+        ("model", "block_out_channels: [32, 6.4e1]", [32, 64]),
+    ],
+)
+def test_values_of_yaml_are_what_they_look_like(tmp_path, section, text, value):
+    run = parse(tmp_path, f"{section}: {{{text}}}")
+    name = text.split(":")[0]
+    found = getattr(getattr(run, section), name)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {horizontal_flip: []}", r"`horizontal_flip` must be true or false, got \[\]"),
+        ("data: {horizontal_flip: 2}", "`horizontal_flip` must be true or false, got 2"),
+        ("data: {train_split: true}", "`train_split` must be text, got True"),
+        ("data: {resolution: 12.5}", "`resolution` must be a whole number, got 12.5"),
+        ("data: {resolution: true}", "`resolution` must be a whole number, got True"),
+        ("data: {resolution: [64]}", r"`resolution` must be a whole number, got \[64\]"),
+        ("data: {resolution: {a: 1}}", "`resolution` must be a whole number, got {'a': 1}"),
+        ("data: {resolution: 1e400}", "`resolution` must be a whole number, got inf"),
+        ("training: {learning_rate: fast}", "`learning_rate` must be a number, got 'fast'"),
+        ("training: {learning_rate: 1" + 400 * "0" + "}", "`learning_rate` must be a number"),
+        ("model: {block_out_channels: [8, wide]}", "`block_out_channels` must be a whole number, got 'wide'"),
+        ("model: []", "section 'model' must be a mapping"),
+        ("data: {crop: center}\ntraining: {seed: 1}\ndata: {}", "'data' stands in line 1 and again in line 3"),
+        ("data:\n  crop: center\n  crop: random", "'crop' stands in line 2 and again in line 3"),
+    ],
+)
+def test_a_value_that_is_wrong_is_named_in_one_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["validation_split", "resume_from_checkpoint", "mixed_precision", "layers_per_level"])
+def test_null_on_the_command_line_is_none(name):
+    parts = parse_sections([f"--{name}", "null"], CLASSES, "train")
+    assert [getattr(part, name) for part in parts if hasattr(part, name)] == [None]
+
+
+def test_several_words_are_one_list_of_trackers(tmp_path):
+    for flags in (["--report_to", "tensorboard", "none"], ["--report_to=tensorboard, none"]):
+        assert parse_run_config(["--dataset", "x", *flags]).training.trackers == ["tensorboard"]
+
+
+def test_a_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "over.yaml").write_text("training: {seed: 3}")
+    (tmp_path / "run.yaml").write_text("include: ~/over.yaml\ntraining: {output_dir: ~/runs}\ndata: {dataset: ~/d}")
+    flags = ["--init_from=~/w", "--resume_from_checkpoint=~/c", "--vgg_weights", "~/v"]
+    run = parse_run_config(["--config=~/run.yaml", *flags])
+    assert run.training.seed == 3
+    found = [run.data.dataset, run.training.output_dir, run.training.init_from]
+    found += [run.training.resume_from_checkpoint, run.training.vgg_weights]
+    assert found == [str(tmp_path / name) for name in ("d", "runs", "w", "c", "v")]
+
+
+def test_the_help_states_the_defaults_of_the_config_beside_it(capsys):
+    """Without one that is `tiny`, whose values are not the fields'."""
+    for flags, rate, steps in (([], "0.0005", "14500"), (["--config", "paper"], "0.000144", "500000")):
+        with pytest.raises(SystemExit):
+            parse_run_config([*flags, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"of encoder and decoder (the paper's authors: 4.5e-6 x 32) (default: {rate})" in text
+        assert f"updates in all (default: {steps})" in text

@@ -24,7 +24,7 @@ from dualcodebook_hf.cli import main
 from dualcodebook_hf.cli.inputs import _unique_stems
 from dualcodebook_hf.cli.main import _build_parser
 from dualcodebook_hf.cli.parser import Parser
-from dualcodebook_hf.cli.train import _environment, _run_forwarding_signals
+from dualcodebook_hf.cli.train import _run_forwarding_signals, complete_launch_flags
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr, ssim
 from dualcodebook_hf.tokens.file import load_tokens, save_tokens
@@ -652,17 +652,61 @@ def test_a_second_interrupt_kills_what_does_not_end(tmp_path) -> None:
     pytest.importorskip("psutil")
     stubborn = RANK.replace("sys.exit(0)", "time.sleep(60)")
     signal_when(tmp_path / "ready", signal.SIGINT, signal.SIGINT)
-    assert _run_forwarding_signals([sys.executable, "-c", LAUNCHER, stubborn, str(tmp_path)]) == 128 + signal.SIGKILL
+    assert _run_forwarding_signals([sys.executable, "-c", LAUNCHER, stubborn, str(tmp_path)]) == 128 + signal.SIGINT
 
 
 def test_the_launchers_exit_code_is_returned() -> None:
     assert _run_forwarding_signals([sys.executable, "-c", "raise SystemExit(7)"]) == 7
 
 
-def test_a_cpu_trains_with_all_its_threads_unless_told_otherwise(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.fixture
+def launcher(monkeypatch):
+    """accelerate's launcher on a CPU, and what it says about flags."""
+    commands = pytest.importorskip("accelerate.commands.launch")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert _environment([])["OMP_NUM_THREADS"] == str(torch.get_num_threads())
-    assert "OMP_NUM_THREADS" not in _environment(["--num_cpu_threads_per_process", "4"])
+    said = []
+    monkeypatch.setattr(commands.logger, "warning", said.append)
+
+    def validate(flags):
+        args = commands.launch_command_parser().parse_args([*flags, "trainer.py"])
+        return commands._validate_launch_command(args)[0], said
+
+    return validate
+
+
+@pytest.mark.parametrize("flags", [[], ["--cpu"], ["--mixed_precision", "bf16"]])
+def test_accelerates_launcher_has_nothing_to_announce(launcher, flags) -> None:
+    args, said = launcher(complete_launch_flags(flags))
+    assert said == []
+    assert (args.num_processes, args.num_machines, args.multi_gpu) == (1, 1, False)
+    assert args.mixed_precision == (flags[1] if len(flags) > 1 else "no")
+
+
+def test_a_cpu_trains_with_all_its_threads_unless_told_otherwise(launcher, monkeypatch) -> None:
+    def threads(flags):
+        return launcher(complete_launch_flags(flags))[0].num_cpu_threads_per_process
+
+    assert threads([]) == torch.get_num_threads()
+    assert threads(["--num_cpu_threads_per_process", "4"]) == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert _environment([])["OMP_NUM_THREADS"] == "3"
+    assert threads([]) == 3
+
+
+def test_what_the_launcher_would_not_do_is_refused(launcher, tmp_path) -> None:
+    """Of two processes on a CPU it starts one, whether a flag or its own file asks for them."""
+    (tmp_path / "accelerate.yaml").write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: 'NO', num_processes: 2, mixed_precision: 'no'}"
+    )
+    for flags in (["--cpu", "--num_processes", "2"], ["--config_file", str(tmp_path / "accelerate.yaml")]):
+        with pytest.raises(ValueError, match=r"`--num_processes 2`: on a CPU .* starts one process.*torchrun"):
+            complete_launch_flags(flags)
+    with pytest.raises(ValueError, match=r"--mixed_precision.*flags of `accelerate launch`"):
+        complete_launch_flags(["--mixed_precision", "half"])
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    parser = Parser()
+    parser.add_argument("--output-file")
+    assert parser.parse_args(["--output_file=~/a_b.png"]).output_file == "/home/somebody/a_b.png"

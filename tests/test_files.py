@@ -1,5 +1,8 @@
 """Files and folders appear whole or not at all, and names that are published hold no folder of this machine."""
 
+import os
+import shutil
+
 import pytest
 
 from dualcodebook_hf.files import (
@@ -8,6 +11,8 @@ from dualcodebook_hf.files import (
     is_free_folder,
     public_name,
     read_json,
+    remove_folder,
+    remove_leftovers,
     staged_files,
     write_json,
 )
@@ -92,3 +97,37 @@ def test_only_nothing_and_an_empty_folder_are_free(tmp_path):
     assert is_free_folder(tmp_path / "none") and is_free_folder(tmp_path)
     (tmp_path / "file").touch()
     assert not is_free_folder(tmp_path) and not is_free_folder(tmp_path / "file")
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else the power goes, and a file of the right name holds nothing."""
+    synced = set()
+    sync = os.fsync
+
+    def record(handle):
+        synced.add(os.fstat(handle).st_ino)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with atomic_file(tmp_path / "a") as partial:
+        partial.write_text("1")
+    with atomic_folder(tmp_path / "folder") as partial:
+        (partial / "deep").mkdir(parents=True)
+        (partial / "deep" / "b").write_text("2")
+    for name in ("a", "folder", "folder/deep", "folder/deep/b", "."):
+        assert (tmp_path / name).stat().st_ino in synced, name
+
+
+def test_a_folder_that_goes_has_lost_its_name_before_its_files(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").touch()
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # it is killed here
+    remove_folder(folder)
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(".") and (left / "a").exists()
+    monkeypatch.undo()
+    (tmp_path / "mine").touch()
+    (tmp_path / ".a.1.partial").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -29,6 +29,19 @@ class LineArguments(RunArguments):
     spoiled: list[int] = field(default_factory=list)  # samples whose target is NaN
 
 
+class Line(nn.Linear):
+    """Keeps the mean of what it saw in training, like BatchNorm."""
+
+    def __init__(self, width):
+        super().__init__(width, 1, bias=False)
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return super().forward(x)
+
+
 class LineTask:
     """Linear regression with noise from the global generator, which a resume must restore, too."""
 
@@ -37,14 +50,13 @@ class LineTask:
     def __init__(self, arguments, width=3, dies_at=None):
         self.arguments, self.width, self.dies_at = arguments, width, dies_at
         self.settings = {"model": {"width": width}, "training": asdict(arguments)}
-        self.cleaned = 0
 
     def check_resumable(self, checkpoint):
         checkpoint.require_equal("model", self.settings["model"])
 
     def prepare(self, accelerator, fresh):
         self.accelerator, self.fresh = accelerator, fresh
-        self.network = nn.Linear(self.width, 1, bias=False)
+        self.network = Line(self.width)
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.arguments.learning_rate)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
 
@@ -56,6 +68,9 @@ class LineTask:
             y = torch.tensor([[torch.nan] if i in self.arguments.spoiled else [0.0] for i in index])
             yield {"x": torch.tensor(x, dtype=torch.float32), "nan": y, "index": torch.tensor(index)}
             start += size
+
+    def remarks(self):
+        return ["all of it was drawn"]
 
     def set_learning_rates(self, factor):
         rate = self.arguments.learning_rate * factor
@@ -71,11 +86,14 @@ class LineTask:
         self.accelerator.backward(loss)
         return {"square": loss.detach()}
 
-    def trained(self, step):
+    def parts(self):
         return [Trained(self.model, self.optimizer)]
 
-    def on_skipped_update(self):
-        self.cleaned += 1
+    def trained(self, step):
+        return self.parts()
+
+    def statistics(self):
+        return [self.network.mean]
 
     def validate(self):
         assert not self.network.training
@@ -110,7 +128,7 @@ def weight(trainer):
     return trainer.network.weight.detach().clone()
 
 
-def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path):
+def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path, capsys):
     shared = {"max_train_steps": 200, "train_batch_size": 8, "validation_steps": 100, "ema_decay": 0.9}
     trainer = trainer_of(tmp_path, report_to="tensorboard", **shared)
     before = (weight(trainer) - SLOPES).norm()
@@ -120,9 +138,10 @@ def test_it_learns_and_validates_and_exports_with_its_settings(tmp_path):
     assert (averaged - SLOPES).norm() < before / 20
     assert torch.equal(load_file(tmp_path / "final" / "line.safetensors")["weight"], averaged)
     for folder in ("final", "checkpoint-200"):
-        assert json.loads((tmp_path / folder / "train_config.json").read_text()) == trainer.task.settings
+        assert json.loads((tmp_path / folder / "train_config.json").read_text()) == trainer.settings
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-0000100.png", "step-0000200.png"]
     assert list((tmp_path / "logs").rglob("events*"))
+    assert capsys.readouterr().err.endswith("all of it was drawn\n")
 
 
 def test_six_steps_equal_three_then_a_sudden_end_then_three(tmp_path):
@@ -159,13 +178,12 @@ def test_an_update_with_a_nan_is_skipped_and_the_run_continues(tmp_path, capsys)
     trainer = trainer_of(tmp_path, spoiled=[5], ema_decay=0.5)
     trainer.train()
     assert (trainer.progress.step, trainer.progress.samples, trainer.progress.skipped) == (6, 14, 0)
-    assert trainer.task.cleaned == 1
     assert weight(trainer).isfinite().all()
     assert "update 3 skipped: square = nan; batch: samples [4, 5]" in capsys.readouterr().err
 
 
 def test_a_skipped_update_changes_nothing(tmp_path):
-    """Its batch is as if it had not been there: weights, their average and Adam's moments."""
+    """Its batch is as if it had not been there: weights, their average, Adam's moments, what forward passes track."""
     stopped = trainer_of(tmp_path / "stopped", spoiled=[4, 6], ema_decay=0.5, non_finite_limit=2)
     with pytest.raises(
         NonFiniteError, match=r"update 3 skipped: .*samples \[6, 7\].*2 in a row \(`non_finite_limit`\)"
@@ -175,9 +193,10 @@ def test_a_skipped_update_changes_nothing(tmp_path):
     clean = trainer_of(tmp_path / "clean", ema_decay=0.5)
     batches = clean.task.batches(0)
     for _ in range(2):
-        clean._update(batches)
+        clean._update([next(batches)])
     assert stopped.progress.step == 2
     assert torch.equal(weight(stopped), weight(clean))
+    assert torch.equal(stopped.network.mean, clean.network.mean)
     assert torch.equal(stopped.ema.shadow_params[0], clean.ema.shadow_params[0])
     moments = [trainer.task.optimizer.state_dict()["state"][0]["exp_avg"] for trainer in (stopped, clean)]
     assert torch.equal(*moments)
@@ -217,9 +236,9 @@ def test_the_time_limit_stops_and_saves(tmp_path):
 
 
 def test_only_the_last_checkpoints_are_kept_and_leftovers_of_a_kill_go(tmp_path):
-    left = tmp_path / ".checkpoint-5.1.partial"
-    left.mkdir()
-    (left / "model.safetensors").touch()
+    for name in (".checkpoint-5.1.partial", ".checkpoint-7.1.partial", ".checkpoint-1.removed.9.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
     trainer_of(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2).train()
     assert checkpoint_names(tmp_path) == ["checkpoint-5", "checkpoint-6"]
     assert not list(tmp_path.glob(".*"))
@@ -263,6 +282,63 @@ def test_wrong_arguments_are_named_before_anything_is_built(tmp_path):
         Trainer(task, arguments)
     assert not hasattr(task, "network")
     assert not Path(arguments.output_dir).exists()
+
+
+@pytest.mark.parametrize("asked", [None, "bf16"])
+def test_precision_that_is_left_to_the_launcher_is_what_runs_and_is_recorded(tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = trainer_of(tmp_path, mixed_precision=asked, max_train_steps=1)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    trainer.train()
+    recorded = json.loads((tmp_path / "final" / "train_config.json").read_text())["training"]
+    assert (recorded["mixed_precision"], recorded["num_processes"]) == ("bf16", 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"mixed_precision": "no"}, "`mixed_precision` is 'no', .* 'bf16'"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, "`mixed_precision` must be one of no, bf16, fp16, .* 'fp8'"),
+        (
+            {"ACCELERATE_USE_CPU": "true"},
+            {"mixed_precision": "fp16"},
+            r"`mixed_precision` 'fp16' is not possible on this device \(cpu\)",
+        ),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {}, "`gradient_accumulation_steps` is 1, .* with 4"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {}, "`compile` is the argument that compiles, .* INDUCTOR"),
+        ({"WORLD_SIZE": "2"}, {}, r"WORLD_SIZE is 2, but accelerate trains with 1 process.*ACCELERATE_USE_CPU"),
+        ({}, {"num_processes": 2}, "`num_processes` is 2, but 1 were started"),
+    ],
+)
+def test_what_accelerate_would_run_instead_is_refused(tmp_path, monkeypatch, environment, arguments, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_said_on_the_command_line_of_a_silent_launcher_runs(tmp_path, monkeypatch):
+    """It passes "no" on where nobody asked for anything."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert trainer_of(tmp_path, mixed_precision="bf16").accelerator.mixed_precision == "bf16"
+
+
+def test_a_statistic_that_is_not_finite_is_a_reason_to_skip(tmp_path, capsys):
+    """Its loss and its gradients are finite: only what the forward pass tracked is not."""
+
+    class Overflowing(LineTask):
+        def forward_backward(self, batch, step):
+            terms = super().forward_backward(batch, step)
+            if 4 in batch["index"]:
+                self.network.mean.fill_(torch.inf)
+            return terms
+
+    arguments = arguments_of(tmp_path)
+    trainer = Trainer(Overflowing(arguments), arguments)
+    trainer.train()
+    assert "update 3 skipped: a running statistic = inf; batch: samples [4, 5]" in capsys.readouterr().err
+    assert trainer.network.mean.isfinite().all()
 
 
 def test_the_schedule_by_hand():

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf.cli.train import train
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields
 from dualcodebook_hf.metrics import IMAGE_METRICS
 from dualcodebook_hf.metrics.efficientnet import EfficientNetFeatures
@@ -266,7 +267,9 @@ def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_pat
         for name, value in network.state_dict().items():
             expected = value if name.startswith("quantize.") else value.bfloat16().float()
             assert torch.equal(saved.state_dict()[name], expected), name
-    assert json.loads((tmp_path / "final" / "train_config.json").read_text()) == run.to_dict()
+    recorded, asked = json.loads((tmp_path / "final" / "train_config.json").read_text()), run.to_dict()
+    asked["training"] |= {"mixed_precision": "no", "num_processes": 1}  # as the launcher left them
+    assert recorded == asked
     assert Image.open(tmp_path / "samples" / "step-0000060.png").width > 24
     assert list((tmp_path / "logs").rglob("events*"))
 
@@ -317,7 +320,7 @@ def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
     assert process.returncode == 0, errors
     newest = RunFolder(tmp_path).checkpoints()[-1]
     assert (tmp_path / "final" / "config.json").is_file()
-    assert torch.load(newest / "custom_checkpoint_0.pkl")["step"] == int(newest.name.split("-")[1])
+    assert json.loads((newest / "progress.json").read_text())["step"] == int(newest.name.split("-")[1])
 
 
 def test_a_skipped_update_leaves_the_weights_and_names_term_and_batch(dataset, tmp_path, capsys):
@@ -409,6 +412,56 @@ def test_a_skipped_update_leaves_no_trace_in_the_discriminator(dataset, tmp_path
         trainer.train()
     state = trainer.accelerator.unwrap_model(trainer.task.adversary.discriminator).state_dict()
     assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize("pixel", [1e30, float("nan")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {**EMA_CODEBOOKS, "backbone": "dcae", "linear_shortcut": True},
+        {"scale_codes_to_latents": True, "backbone": "dcae", "linear_shortcut": True},
+        {"quantizer": "residual", "global_dim": 6, "local_dim": 6, "backbone": "dcae", "linear_shortcut": True},
+    ],
+    ids=["ema", "scaled", "residual"],
+)
+def test_a_skipped_update_moves_nothing_at_all(dataset, tmp_path, model, pixel):
+    """Not the moving averages of the codebooks, nor those of D, by the good batch of the update or by the bad one."""
+    shared = {"adversarial_weight": 0.8, "adversarial_start": 0, "gradient_accumulation_steps": 2, "l2_weight": 1.0}
+    trainer = trainer_of(run_config(dataset, tmp_path, model=model, **shared))
+    batches = trainer.task.batches(0)
+    assert trainer._update([next(batches), next(batches)])[0]
+    networks = [trainer.network, trainer.accelerator.unwrap_model(trainer.task.adversary.discriminator)]
+    before = [{name: value.clone() for name, value in network.state_dict().items()} for network in networks]
+    good, bad = next(batches), next(batches)
+    bad["pixel_values"][0, 0, 0, 0] = pixel
+    assert not trainer._update([good, bad])[0]
+    for network, values in zip(networks, before, strict=True):
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, values[name]), name
+    assert trainer._update([next(batches), next(batches)])[0]
+    moved = networks[0].state_dict()
+    assert any(not torch.equal(moved[name], value) for name, value in before[0].items() if "quantize" in name)
+
+
+def test_an_image_for_validation_that_cannot_be_read_is_found_at_the_start(dataset, tmp_path):
+    broken = shutil.copytree(dataset, tmp_path / "broken")
+    (Path(broken) / "validation" / "5.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"cannot read row 5 of .*\(validation\)"):
+        trainer_of(run_config(str(broken), tmp_path / "run", validation_steps=2))
+    trainer_of(run_config(str(broken), tmp_path / "run", validation_steps=0))
+
+
+def test_data_without_a_split_for_validation_is_told_how_to_train(dataset, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(Path(dataset) / "train", alone / "train")
+    remedy = r"`validation_split` must be one of \['train'\] in .*, got 'validation'; `--validation_split null`"
+    with pytest.raises(ValueError, match=remedy):
+        trainer_of(run_config(str(alone), tmp_path / "run", validation_steps=2))
+    with pytest.raises(ValueError, match=r"`train_split` must be one of .*, got 'other'$"):
+        trainer_of(run_config(str(alone), tmp_path / "run", data={"train_split": "other"}))
+    with pytest.raises(ValueError, match=remedy):  # the command, before it starts anything
+        train(["--dataset", str(alone)])
+    trainer_of(run_config(str(alone), tmp_path / "run", data={"validation_split": None}, validation_steps=2))
 
 
 def test_init_from_starts_with_the_weights_and_nothing_else(dataset, tmp_path):

@@ -18,8 +18,8 @@ from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 class KilledTrainer(Trainer):
     """Dies without warning in the middle of training."""
 
-    def _update(self, batches):
-        result = super()._update(batches)
+    def _update(self, group):
+        result = super()._update(group)
         if self.progress.step == int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
         return result

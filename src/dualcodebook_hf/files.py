@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, JSON, and names that may be published."""
+"""Files and folders that appear whole or not at all, even if the power goes; JSON; names that may be published."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import Any
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name to write to; at the end the file gets its own name, or nothing is left behind."""
+    """Yields a temporary name to write to; at the end the file gets its own name, or nothing is left behind.
+
+    Its bytes are on the disk before it has its name.
+    """
     path = Path(path)
     partial = _partial(path)
     try:
         yield partial
+        _sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -26,6 +30,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yields the name of a folder to make and fill; at the end it becomes `path`, or nothing is left behind.
+
+    Its files are on the disk before it has its name.
 
     Args:
         path: the folder's own name. It must be new or empty, unless `replace`.
@@ -37,13 +43,17 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     if not (replace or is_free_folder(path)):
         raise ValueError(f"`folder` must be new or empty, got '{path}'")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
+    partial, old = _partial(path), _removed(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         yield partial
+        for entry in (partial, *partial.rglob("*")):
+            _sync(entry)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(partial, path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -70,6 +80,22 @@ def staged_files(folder: str | Path) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):  # somebody put something there meanwhile
                 parent.rmdir()
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes a folder that must not be found half deleted: it loses its name first."""
+    removed = _removed(path)
+    os.replace(path, removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left in `folder` under temporary names; nobody else may be writing there."""
+    for path in folder.glob(".*.partial"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_free_folder(path: str | Path) -> bool:
@@ -113,3 +139,18 @@ def _partial(path: Path) -> Path:
     # A name may have 255 bytes: of a long one the beginning, whose characters may have four.
     name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:50]
     return path.with_name(f".{name}.{os.getpid()}.partial")
+
+
+def _removed(path: Path) -> Path:
+    return _partial(path).with_suffix(".removed.partial")
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    if os.name != "posix" and path.is_dir():  # Windows has no such thing
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -19,6 +19,19 @@ ON_BAD_IMAGE = ("error", "skip")
 SKIPPED_COUNT, SKIPPED_SHARE = 10, 0.01
 
 
+class DatasetError(ValueError):
+    """An argument that does not fit the data set.
+
+    Attributes:
+        argument: of `load_images`.
+        detail: what it must be, and what came; callers with arguments of other names say it in theirs.
+    """
+
+    def __init__(self, argument: str, detail: str) -> None:
+        super().__init__(f"`{argument}` {detail}")
+        self.argument, self.detail = argument, detail
+
+
 def load_images(
     dataset: str | Path,
     config: str | None = None,
@@ -41,14 +54,14 @@ def load_images(
     saved = path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
     if saved:
         if config is not None:
-            raise ValueError(f"`config` must be None for a folder written by save_to_disk, got {config!r}")
+            raise DatasetError("config", f"must be None for a folder written by save_to_disk, got {config!r}")
         opened = datasets.load_from_disk(str(path))
         splits = opened if isinstance(opened, datasets.DatasetDict) else {str(opened.split or "train"): opened}
     else:
         source = {**_source(dataset, path), "name": config}
         splits = _open_splits(dataset, source, streaming)
     if split not in splits:
-        raise ValueError(f"`split` must be one of {list(splits)} in {str(dataset)!r}, got {split!r}")
+        raise DatasetError("split", f"must be one of {list(splits)} in {str(dataset)!r}, got {split!r}")
     images = splits[split]
     if images.features is None:  # a stream of JSON or CSV: known after the first row
         images = images._resolve_features()

@@ -20,6 +20,7 @@ class RunFolder:
     """The `output_dir` of a training run.
 
     - checkpoint-N/: the state of the run after update N; its model/ is for `from_pretrained`
+    - damaged-checkpoint-N/: one that `resume_from_checkpoint: latest` could not use
     - final/: the model at the end, for `from_pretrained`
     - samples/step-N.png: validation images above their reconstructions
     - logs/: TensorBoard's
@@ -37,11 +38,9 @@ class RunFolder:
         return self.path / f"checkpoint-{step}"
 
     def checkpoints(self) -> list[Path]:
-        """The complete checkpoints, oldest first."""
-        folders = [
-            path for path in self.path.glob("checkpoint-*") if path.is_dir() and checkpoint_step(path) is not None
-        ]
-        return sorted(folders, key=checkpoint_step)
+        """The checkpoints, oldest first; an empty folder is none."""
+        folders = [path for path in self.path.glob("checkpoint-*") if checkpoint_step(path) is not None]
+        return sorted((path for path in folders if path.is_dir() and any(path.iterdir())), key=checkpoint_step)
 
     def sample(self, step: int) -> Path:
         """The validation images after `step` updates, whether they exist or not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -40,8 +41,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _with_hyphens(word: str) -> str:
-    """`--a_b=c_d` -> `--a-b=c_d`; a word that is not a flag stays."""
+    """`--a_b=c_d` -> `--a-b=c_d`, with a `~` in front of the value expanded; a word that is not a flag stays."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
+    return flag.replace("_", "-") + equals + os.path.expanduser(value)  # `--output=~/x`: no shell expands that

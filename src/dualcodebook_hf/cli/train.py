@@ -7,10 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
 from ..packages import require_package
 
@@ -23,23 +22,25 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def train(argv: Sequence[str]) -> int:
     """`accelerate launch` of the trainer, with the launcher's flags before a `--`; returns the exit code.
 
-    The trainer's flags and data are checked here first: the launcher takes long, and turns every exit code into 1.
+    What can be wrong with the flags of both, and with the data, is found here first: the launcher takes long.
     """
     require_package("accelerate", "train")
     require_package("datasets", "train")
     from ..image_datasets import load_images
-    from ..training.arguments import EXIT_CODE_FILE, parse_run_config
+    from ..training.arguments import naming_arguments, parse_run_config
+    from ..training.processes import LAUNCHED
 
     launch_flags, flags = _split_at_dashes(argv)
-    data = parse_run_config(flags).data
-    for split in filter(None, (data.train_split, data.validation_split)):
-        load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launch_flags]
+    run = parse_run_config(flags)
+    launch_flags = complete_launch_flags(launch_flags)
+    data, validated = run.data, run.data.validation_split if run.training.validation_steps else None
+    for name, split in (("train_split", data.train_split), ("validation_split", validated)):
+        if split is not None:
+            with naming_arguments(name):
+                load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
+    command = [sys.executable, "-m", "dualcodebook_hf.training.launch", *launch_flags]
     command += ["-m", "dualcodebook_hf.training.train", *flags]
-    with tempfile.TemporaryDirectory() as folder:
-        code_file = Path(folder) / "exit-code"
-        code = _run_forwarding_signals(command, {**_environment(launch_flags), EXIT_CODE_FILE: str(code_file)})
-        return int(code_file.read_text()) if code and code_file.exists() else code
+    return _run_forwarding_signals(command, {**os.environ, LAUNCHED: str(os.getpid())})
 
 
 def _split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -50,23 +51,49 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]
     return argv[:place], argv[place + 1 :]
 
 
-def _environment(launch_flags: Sequence[str]) -> dict[str, str]:
-    """The launcher's environment, with torch's number of threads where OMP_NUM_THREADS is not set.
+def complete_launch_flags(flags: Sequence[str]) -> list[str]:
+    """The launcher's flags with the defaults that it would announce, line by line, if it were left to choose them.
 
-    Without flags, on a CPU, the launcher starts one process, and would give it one thread.
+    A file of `accelerate config` makes its own choices. On a CPU the process gets torch's number of threads.
+
+    Raises ValueError for flags that it does not know, and for several processes on a CPU: it would start one.
     """
     import torch
+    from accelerate.commands.config import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
 
-    environment = dict(os.environ)
-    if not launch_flags and not torch.cuda.is_available():
-        environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    return environment
+    parser = launch_command_parser()
+    parser.error = _raise_value_error
+    args = parser.parse_args([*flags, "-m", "trainer"])
+    on_cpu = args.cpu or not torch.accelerator.is_available()
+    several = args.num_processes
+    from_file = args.config_file is not None or (os.path.isfile(default_config_file) and not args.cpu)
+    if from_file and several is None:
+        several = load_config_from_file(args.config_file).num_processes
+    if on_cpu and (several or 1) > 1 and not (args.multi_gpu or args.mpirun_hostfile):
+        raise ValueError(
+            f"`--num_processes {several}`: on a CPU accelerate's launcher starts one process; several are started by "
+            f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node {several} scripts/train.py ...`"
+        )
+    count = several or (1 if on_cpu else torch.accelerator.device_count())
+    missing: dict[str, Any] = {}
+    if not from_file:
+        missing = {"num_processes": count, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:  # it would be one thread
+        missing["num_cpu_threads_per_process"] = max(1, torch.get_num_threads() // count)
+    added = [f"--{name}={value}" for name, value in missing.items() if getattr(args, name) is None]
+    kind = from_file or args.cpu or args.multi_gpu or args.tpu or args.use_deepspeed or args.use_fsdp
+    return [*flags, *added, *(["--multi_gpu"] if count > 1 and not kind else [])]
+
+
+def _raise_value_error(message: str) -> None:
+    raise ValueError(f"{message} (before the `--`: flags of `accelerate launch`)")
 
 
 def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
     """Runs the launcher and returns its exit code, 128 + n if signal n ended it.
 
-    SIGTERM, SIGINT and SIGHUP go to the training processes, which save and end; a second SIGINT kills everything.
+    SIGTERM, SIGINT and SIGHUP go to the training processes, which save and end; a second SIGINT kills everything (130).
     They do not go to the launcher, which would die and leave the processes, nor to data workers, whose death is an
     error.
     """
@@ -78,8 +105,7 @@ def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] 
         if launcher is None:
             return
         if received.count(signal.SIGINT) > 1:
-            with suppress(ProcessLookupError):
-                os.killpg(launcher.pid, signal.SIGKILL)
+            _kill_all(launcher.pid)
         else:
             _signal_ranks(launcher.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
@@ -94,6 +120,9 @@ def _run_forwarding_signals(command: Sequence[str], environment: dict[str, str] 
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if received.count(signal.SIGINT) > 1:
+        print("dualcodebook: error: killed by a second Ctrl-C; the last checkpoint is what is left", file=sys.stderr)
+        return 128 + signal.SIGINT
     return code if code >= 0 else 128 - code
 
 
@@ -105,3 +134,14 @@ def _signal_ranks(launcher: int, number: int) -> None:
         process = psutil.Process(launcher)
         for child in process.children() or [process]:
             child.send_signal(number)
+
+
+def _kill_all(launcher: int) -> None:
+    """Kills the launcher and all that it started, in whatever session."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(launcher)
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()

@@ -138,12 +138,6 @@ class Adversary:
         for buffer, mean in zip(buffers, packed.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(mean.view_as(buffer))
 
-    def forget_non_finite_statistics(self) -> None:
-        """Resets BatchNorm's running statistics where a batch with a NaN or an infinity has spoiled them."""
-        for layer in self._network.modules():
-            if isinstance(layer, nn.BatchNorm2d) and not torch.isfinite(layer.running_mean + layer.running_var).all():
-                layer.reset_running_stats()
-
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:

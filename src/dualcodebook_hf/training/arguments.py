@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..configuration_dualcodebook import DualCodebookFields
-from ..image_datasets import ON_BAD_IMAGE
+from ..image_datasets import ON_BAD_IMAGE, DatasetError
 from ..metrics import IMAGE_METRICS
 from ..perceptual.distances import FORMS
 from .discriminators.augment import AUGMENTATIONS
 from .discriminators.norms import NORMS
 from .parsing import parse_sections
-from .run_arguments import RunArguments, at_least, below_one, described, one_of
+from .run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
 
-# `dualcodebook train` learns the exit code from the file that this names: accelerate's launcher turns any into 1.
-EXIT_CODE_FILE = "DUALCODEBOOK_EXIT_CODE_FILE"
 RESIZE_MODES = ("shorter", "exact")
 RESAMPLES = ("bilinear", "bicubic", "lanczos")
 CROPS = ("random", "center")
@@ -28,18 +27,18 @@ SMALLEST_ADVERSARIAL_CROPS = {"patch": 24, "projected": 128}
 
 
 @dataclass(kw_only=True)
-class DataArguments:
+class DataArguments(Arguments):
     """The images that are trained on, and how one becomes a crop."""
 
     dataset: str | None = field(
-        default=None, metadata=described("Hub id, image folder, parquet file or folder of parquet files")
+        default=None, metadata=described("Hub id, image folder, parquet file or folder of parquet files", path=True)
     )
     dataset_config: str | None = field(
         default=None, metadata=described("configuration of a Hub dataset that has several")
     )
     train_split: str = field(default="train", metadata=described("split that is trained on"))
     validation_split: str | None = field(
-        default="validation", metadata=described("split that is validated on; null in a YAML file: none")
+        default="validation", metadata=described("split that is validated on; null: none")
     )
     image_column: str = field(default="image", metadata=described("column that holds the images"))
     streaming: bool = field(default=False, metadata=described("read the data set as it arrives, without storing it"))
@@ -92,7 +91,7 @@ class TrainArguments(RunArguments):
     init_from: str | None = field(
         default=None,
         metadata=described(
-            "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only"
+            "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only", path=True
         ),
     )
     train: str = field(
@@ -119,7 +118,8 @@ class TrainArguments(RunArguments):
     perceptual: str = field(default="lpips", metadata=described(f"perceptual loss, one of {', '.join(PERCEPTUALS)}"))
     perceptual_weight: float = field(default=1.25, metadata=described("weight of the perceptual loss"))
     vgg_weights: str = field(
-        default="timm/vgg16.tv_in1k", metadata=described("lpips: Hub id, folder or file of VGG16's weights")
+        default="timm/vgg16.tv_in1k",
+        metadata=described("lpips: Hub id, folder or file of VGG16's weights", path=True),
     )
     perceptual_form: str = field(
         default=FORMS[0], metadata=described(f"efficientnet: what is compared, one of {', '.join(FORMS)}")
@@ -128,7 +128,8 @@ class TrainArguments(RunArguments):
         default=None,
         metadata=described(
             "efficientnet, projected: file, folder or Hub id of EfficientNet-Lite0's weights; default: the installed "
-            "package of them, else the Hub's"
+            "package of them, else the Hub's",
+            path=True,
         ),
     )
     codebook_weight: float = field(default=1.0, metadata=described("weight of L_global + L_local"))
@@ -224,6 +225,9 @@ class RunConfig:
         self.model.check()
         self.data.check()
         self.training.check()
+        for name in ("in_channels", "out_channels"):
+            if getattr(self.model, name) != 3:
+                raise ValueError(f"`{name}` must be 3, as images are read as RGB, got {getattr(self.model, name)}")
         smallest = SMALLEST_ADVERSARIAL_CROPS[self.training.discriminator]
         if self.training.adversarial_weight and self.data.resolution < smallest:
             raise ValueError(
@@ -243,13 +247,29 @@ class RunConfig:
         return {name: dataclasses.asdict(getattr(self, name)) for name in CLASSES}
 
 
+@contextmanager
+def naming_arguments(split: str) -> Iterator[None]:
+    """What `load_images` says of its arguments, as a ValueError about ours.
+
+    Args:
+        split: the argument that names the split, "train_split" or "validation_split".
+    """
+    try:
+        yield
+    except DatasetError as error:
+        name = {"split": split, "config": "dataset_config"}.get(error.argument, error.argument)
+        none = "; `--validation_split null`, or `validation_split: null` in a YAML file, trains without validation"
+        hint = none if name == "validation_split" else ""
+        raise ValueError(f"`{name}` {error.detail}{hint}") from error
+
+
 CLASSES = {"model": DualCodebookFields, "data": DataArguments, "training": TrainArguments}
 
 
 def parse_run_config(argv: Sequence[str]) -> RunConfig:
     """`--config NAME|FILE` (tiny where it is left out) and flags, which win over the file -> a checked RunConfig.
 
-    Ends the process with exit code 2 for a flag that argparse refuses. Raises ValueError for every other mistake.
+    Ends the process with 0 for `--help`. Raises ValueError for every mistake.
     """
     run = RunConfig(*parse_sections(argv, CLASSES, prog="dualcodebook train"))
     run.check()

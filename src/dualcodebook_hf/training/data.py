@@ -295,23 +295,26 @@ class TrainingLoader(DataLoader):
 
     Its batches come without "skipped". Raises BadImageError as `TrainingBatches` does, in the same words from a worker
     process, and where in one epoch more are left out than 10 and 1% of all images read.
+
+    Attributes:
+        left_out: what it said, in this process.
     """
 
     def __init__(self, batches: TrainingBatches, **options: Any) -> None:
         super().__init__(_ErrorsAsBatches(batches), batch_size=None, **options)
         self.batches = batches
+        self.left_out: set[str] = set()
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         read, epoch, count = self.batches.start // self.batches.world_size, 0, 0
-        named: set[str] = set()
         for batch in super().__iter__():
             if isinstance(batch, BadImageError):
                 raise batch
             read += len(batch["index"])
             for skipped in batch.pop("skipped"):
                 epoch, count = skipped.epoch, count + 1 if skipped.epoch == epoch else 1
-                if str(skipped.error) not in named:
-                    named.add(str(skipped.error))
+                if str(skipped.error) not in self.left_out:
+                    self.left_out.add(str(skipped.error))
                     tqdm.write(f"left out: {skipped.error}", file=sys.stderr)
                 check_skipped(skipped.error, count, read)
             yield batch

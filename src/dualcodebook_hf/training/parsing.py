@@ -7,68 +7,163 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import HfArgumentParser
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from ..presets import load_preset, preset_names
+
+BOOLEANS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def parse_sections(argv: Sequence[str], classes: Mapping[str, type], prog: str) -> list[Any]:
     """`--config NAME|FILE` and flags -> an instance of each class, in order. Nothing is checked but the types.
 
-    Every field is a flag, spelled with underscores or with dashes. A YAML null sets a field to None, unless a flag sets
-    it to something else.
+    Every field is a flag, spelled with underscores or with dashes; `null` sets one to None that may be None. What
+    `--help` calls the default is the value under the `--config` beside it.
 
     Args:
         argv: the command line, without the program's name.
         classes: {section of the YAML file: dataclass}, without a field name that two of them have.
         prog: the program's name in help and usage.
 
-    Ends the process with exit code 2 for a flag that argparse refuses, and with 0 for `--help`. Raises ValueError for
-    an unknown flag or key, with the nearest known one, and for a null where a value is needed.
+    Ends the process with 0 for `--help`. Raises ValueError for an unknown flag or key, with the nearest known one, and
+    for a value of the wrong type.
     """
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     chooser.add_argument("--config", default="tiny")
-    chosen, flags = chooser.parse_known_args(list(argv))
+    chosen, _ = chooser.parse_known_args(list(argv))
     sections = load_preset(chosen.config)
-    parser = HfArgumentParser(tuple(classes.values()), prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter)
-    names = ", ".join(preset_names())
-    parser.add_argument("--config", default="tiny", help=f"one of {names}, or a YAML file")
-    file_flags, nulls = _read_sections(sections, classes)
-    # argparse leaves alone what is there already, unless a flag sets it.
-    values, unknown = parser.parse_known_args([*file_flags, *flags], argparse.Namespace(**dict.fromkeys(nulls)))
+    for section, content in sections.items():
+        known = list(_fields(classes[section]))
+        unknown = [name for name in content if name not in known]
+        if unknown:
+            raise ValueError(_unknown(f"{section}.{unknown[0]}", known, str(unknown[0])))
+    given, unknown = _build_parser(classes, sections, prog).parse_known_args(list(argv))
     if unknown:
         known = [f"--{name}" for name in ("config", *(name for kind in classes.values() for name in _fields(kind)))]
         raise ValueError(_unknown(unknown[0], known))
-    for kind in classes.values():
-        hints = typing.get_type_hints(kind)
-        for name in _fields(kind):
-            if getattr(values, name) is None and type(None) not in typing.get_args(hints[name]):
-                raise ValueError(f"`{name}` must have a value, got null")
-    return [kind(**{name: getattr(values, name) for name in _fields(kind)}) for kind in classes.values()]
+    parts = []
+    for section, kind in classes.items():
+        fields = _fields(kind)
+        of_flags = {name: _of_flag(field, getattr(given, name)) for name, field in fields.items() if name in given}
+        values = sections[section] | of_flags
+        parts.append(kind(**{name: read_value(fields[name], value) for name, value in values.items()}))
+    return parts
 
 
-def _read_sections(sections: Mapping[str, dict], classes: Mapping[str, type]) -> tuple[list[str], list[str]]:
-    """YAML values as flags, so that types are checked in one place, and the names of the fields that are null."""
-    flags: list[str] = []
-    nulls: list[str] = []
-    for section, values in sections.items():
-        known = _fields(classes[section])
-        for name, value in values.items():
-            if name not in known:
-                raise ValueError(_unknown(f"{section}.{name}", known, name))
-            if isinstance(value, dict):
-                raise ValueError(f"`{section}.{name}` must be a plain value or a list, got {value!r}")
-            if value is None:
-                nulls.append(name)
-            else:
-                flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags, nulls
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a section.
+
+    Attributes:
+        name: also of its flag.
+        kind: bool, int, float, str or list[int].
+        optional: whether it may be None.
+        default: None where there is none.
+        help: one line.
+        separator: of several words in one text; "": one word.
+    """
+
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    help: str
+    separator: str
 
 
-def _fields(kind: type) -> list[str]:
-    return [spec.name for spec in dataclasses.fields(kind)]
+def read_value(field: Field, value: Any) -> Any:
+    """A value of YAML, or text, as the field's type. Raises ValueError, with the field's name, for one that is not."""
+    if value is None:
+        if not field.optional:
+            raise ValueError(f"`{field.name}` must have a value, got null")
+        return None
+    if field.kind == list[int]:
+        return [_scalar(field.name, int, item) for item in (value if isinstance(value, list) else [value])]
+    if field.separator and isinstance(value, list):
+        return field.separator.join(_scalar(field.name, str, item) for item in value)
+    return _scalar(field.name, field.kind, value)
+
+
+def _scalar(name: str, kind: type, value: Any) -> Any:
+    """1e5 is a whole number; text is read as what is wanted; true and false are no numbers and no text."""
+    found = None
+    if kind is bool:
+        found = value if isinstance(value, bool) else BOOLEANS.get(str(value).lower())
+    elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            found = str(value) if kind is str else float(value) if kind is float else _whole(value)
+    if not isinstance(found, kind):
+        raise ValueError(f"`{name}` must be {EXPECTED[kind]}, got {value!r}")
+    return found
+
+
+def _whole(value: float | str) -> int | None:
+    """None for a fraction. Raises ValueError for text that is no number."""
+    with suppress(ValueError):
+        return value if isinstance(value, int) else int(str(value))  # not by float, which rounds
+    return int(float(value)) if float(value).is_integer() else None
+
+
+def _of_flag(field: Field, words: str | list[str]) -> Any:
+    """A flag's words as a file would have them."""
+    alone = words[0] if isinstance(words, list) and len(words) == 1 else words
+    return None if field.optional and alone in ("null", "none", "None") else alone
+
+
+def _fields(kind: type) -> dict[str, Field]:
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for spec in dataclasses.fields(kind):
+        hint, parts = hints[spec.name], typing.get_args(hints[spec.name])
+        optional = type(None) in parts
+        if optional:
+            [hint] = (part for part in parts if part is not type(None))
+        factory, default = spec.default_factory, spec.default
+        default = factory() if factory is not dataclasses.MISSING else default
+        extra = (spec.metadata.get("help", ""), spec.metadata.get("separator", ""))
+        found[spec.name] = Field(spec.name, hint, optional, default, *extra)
+    return found
+
+
+def _build_parser(classes: Mapping[str, type], sections: Mapping[str, dict[str, Any]], prog: str) -> _Parser:
+    """All flags, as text, in a group for each section."""
+    usage = f"{prog} [--config NAME|FILE] [--FLAG VALUE ...]"
+    parser = _Parser(prog=prog, usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    names = ", ".join(preset_names())
+    parser.add_argument("--config", metavar="NAME|FILE", help=f"one of {names}, or a YAML file (default: tiny)")
+    for section, kind in classes.items():
+        group = parser.add_argument_group(f"{section} (or in a YAML file under `{section}:`)")
+        for name, field in _fields(kind).items():
+            default = _text(sections[section].get(name, field.default))
+            text = field.help.replace("%", "%%") + (f" (default: {default.replace('%', '%%')})" if default else "")
+            shape: dict[str, Any] = {"metavar": _metavar(field)}
+            if field.kind is bool:
+                shape |= {"nargs": "?", "const": "true"}
+            elif field.kind == list[int] or field.separator:
+                shape |= {"nargs": "+"}
+            group.add_argument(f"--{name}", help=text, **shape)
+            if "_" in name:
+                group.add_argument(f"--{name.replace('_', '-')}", dest=name, help=argparse.SUPPRESS, **shape)
+            if field.kind is bool:
+                off = [f"--no_{name}", f"--no-{name.replace('_', '-')}"]
+                group.add_argument(*off, dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
+    return parser
+
+
+def _metavar(field: Field) -> str:
+    if field.kind is bool:
+        return "true|false"
+    return {int: "N", float: "X", list[int]: "N"}.get(field.kind, "TEXT")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _unknown(what: str, known: Sequence[str], name: str | None = None) -> str:
@@ -79,8 +174,9 @@ def _unknown(what: str, known: Sequence[str], name: str | None = None) -> str:
     return f"unknown argument `{what}`" + (f"; did you mean `{close[0]}`?" if close else "")
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds a default to each help text, where there is one."""
+class _Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake is one line."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError with argparse's message and where to read more."""
+        raise ValueError(f"{message} (see `{self.prog} --help`)")

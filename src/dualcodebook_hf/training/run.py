@@ -3,87 +3,54 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..files import atomic_folder, write_json
+from ..files import atomic_file, atomic_folder, remove_leftovers, write_json
 from ..run_folder import TRAIN_CONFIG, RunFolder
+from .accelerator import build_accelerator, what_ran
 from .checkpoints import find_checkpoint, save_checkpoint
+from .ends import (
+    BadDataError,
+    ElsewhereError,
+    LostDataError,
+    NonFiniteError,
+    SavingError,
+    StopRequest,
+    read_next,
+    saving,
+)
+from .processes import announce, is_main_process, sole_run
 from .run_arguments import RunArguments
+from .state import Progress, RunState
 from .task import Task, Trained
-
-
-class NonFiniteError(RuntimeError):
-    """`non_finite_limit` updates in a row were skipped because of a NaN or an infinity."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint.
-
-    Attributes:
-        step: updates taken.
-        samples: samples consumed by all processes, which is the position in the data.
-        skipped: updates skipped in a row because of a NaN or an infinity.
-    """
-
-    step: int = 0
-    samples: int = 0
-    skipped: int = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step, self.samples = state["step"], state["samples"]
-        self.skipped = state.get("skipped", 0)  # older checkpoints have another word for it
-
-
-class StopRequest:
-    """Set by SIGTERM or SIGINT while inside `watching()`: the run saves after the current update and returns."""
-
-    requested = False
-
-    def _set(self, *_) -> None:
-        self.requested = True
-
-    @contextmanager
-    def watching(self) -> Iterator[StopRequest]:
-        """Takes the two signals over for the length of the block."""
-        previous = {number: signal.signal(number, self._set) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 class Trainer:
     """A training run: a task, its progress and its EMA weights under one accelerator.
+
+    It holds the lock of `output_dir` until `train` has ended.
 
     Args:
         task: what is trained.
         arguments: of the loop.
         stop: asks the run to save and return; None: nothing does.
 
-    Raises ValueError for bad arguments, and for a checkpoint that the run cannot continue from, before any weights are
-    built.
+    Raises ValueError for bad arguments, for an `output_dir` that is in use, and for a checkpoint that the run cannot
+    continue from, before any weights are built.
     """
 
     def __init__(self, task: Task, arguments: RunArguments, stop: StopRequest | None = None) -> None:
@@ -91,14 +58,24 @@ class Trainer:
         self.task, self.arguments = task, arguments
         self.stop = stop or StopRequest()
         self.folder = RunFolder(Path(arguments.output_dir))
+        with ExitStack() as stack:
+            if is_main_process():
+                stack.enter_context(sole_run(self.folder.path))
+            self._set_up()
+            self._held = stack.pop_all()
+
+    def _set_up(self) -> None:
+        task, arguments = self.task, self.arguments
         checkpoint = find_checkpoint(arguments)
         if checkpoint is not None:
             task.check_resumable(checkpoint)
-        if arguments.push_to_hub and os.environ.get("RANK", "0") == "0":
+        if arguments.push_to_hub and is_main_process():
             from ..hub import check_access
 
             check_access(arguments.hub_model_id)
         self.accelerator = build_accelerator(arguments)
+        sections = task.settings
+        self.settings = {**sections, "training": {**sections["training"], **what_ran(self.accelerator)}}
         if arguments.num_threads:
             torch.set_num_threads(arguments.num_threads)
         set_seed(arguments.seed)
@@ -107,73 +84,121 @@ class Trainer:
         if arguments.ema_decay:
             self.ema = EMAModel(task.network.parameters(), decay=arguments.ema_decay, foreach=True)
             self.ema.to(self.accelerator.device)
-            self.accelerator.register_for_checkpointing(self.ema)
+        self.state = RunState(self.accelerator, task.parts(), task.network, self.ema)
         self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.progress)
         if checkpoint is not None:
-            self.accelerator.load_state(str(checkpoint.path))
+            self.progress = self.state.read(checkpoint.path)
+            for path, damage in checkpoint.damaged.items():
+                announce(f"{path.name} is set aside: {damage}; the run goes on from {checkpoint.path.name}")
+        self.accelerator.wait_for_everyone()  # no process looks for checkpoints any more
+        if self.accelerator.is_main_process:
+            if checkpoint is not None:
+                checkpoint.set_damaged_aside()
+            for folder in (self.folder.path, self.folder.sample(0).parent):
+                remove_leftovers(folder)
+        here = checkpoint is not None and checkpoint.path.resolve().parent == self.folder.path.resolve()
+        self._saved = self._place() if here else None
 
     @property
     def network(self) -> nn.Module:
         """The task's network, without its distributed wrapper."""
         return self.task.network
 
-    def train(self) -> None:
+    def train(self) -> str:
         """Runs until `max_train_steps`, `max_train_minutes` or a signal; then saves a checkpoint and `final/`.
 
-        Raises ValueError for a sample that cannot be read (after saving), and NonFiniteError when `non_finite_limit`
-        updates in a row were skipped.
+        Returns:
+            How it ended, in a line.
+
+        Raises, in every process, after saving: BadDataError or LostDataError for a batch that cannot be read,
+        NonFiniteError when `non_finite_limit` updates in a row were skipped. SavingError where that is not possible.
+        In processes other than the main one they come as ElsewhereError.
         """
+        with self._held:
+            try:
+                self._run()
+            finally:
+                for line in self.task.remarks():
+                    tqdm.write(line, file=sys.stderr)
+            # A run that was stopped will be resumed: it is published when it is done.
+            if self.arguments.push_to_hub and self.accelerator.is_main_process and not self.stop.requested:
+                self._publish()
+        final, step = self.folder.final, self.progress.step
+        if step >= self.arguments.max_train_steps:
+            return f"finished after {step} updates: {final}"
+        reason = (self.stop.reason or "a request") if self.stop.requested else "max_train_minutes"
+        return f"stopped by {reason} after {step} updates: {final}; `resume_from_checkpoint: latest` goes on"
+
+    def _run(self) -> None:
         arguments = self.arguments
-        deadline = time.monotonic() + arguments.max_train_minutes * 60 if arguments.max_train_minutes else math.inf
+        minutes = arguments.max_train_minutes
+        deadline = time.monotonic() + minutes * 60 if minutes else math.inf
         batches = self.task.batches(self.progress.samples)
         self.network.train()
         with self._tracking(), self._progress_bar() as bar:
-            while self.progress.step < arguments.max_train_steps and not self._should_stop(deadline):
-                try:
-                    taken, terms, rates = self._update(batches)
-                except ValueError:  # a sample that cannot be read: what was learned so far is kept
-                    if self.accelerator.num_processes == 1:
-                        self._save()
-                    raise
+            while self.progress.step < arguments.max_train_steps:
+                group = self._next_group(batches, deadline)
+                if group is None:
+                    break
+                taken, terms, rates = self._update(group)
                 if not taken:
                     continue
                 bar.update()
                 if self._is_due(arguments.logging_steps):
                     bar.set_postfix(self._log(terms, rates), refresh=False)
-                if self.task.validates and self._is_due(arguments.validation_steps):
-                    self._validate()
                 if self._is_due(arguments.checkpointing_steps):
                     self._save()
+                if self.task.validates and self._is_due(arguments.validation_steps):
+                    self._on_main(self._validate, "what was validated")
             self._save()
-            self._export_final()
-        # A run that was stopped will be resumed: it is published when it is done.
-        if arguments.push_to_hub and self.accelerator.is_main_process and not self.stop.requested:
-            self._publish()
+            self._on_main(self._export_final, self.folder.final)
 
-    def _update(
-        self, batches: Iterator[dict[str, torch.Tensor]]
-    ) -> tuple[bool, dict[str, torch.Tensor], dict[str, float]]:
+    def _next_group(
+        self, batches: Iterator[dict[str, torch.Tensor]], deadline: float
+    ) -> list[dict[str, torch.Tensor]] | None:
+        """The batches of one update; None when it is time to stop.
+
+        They are all read before the first is used: where one cannot be, there is nothing half done, and it is saved.
+        """
+        group, error = [], None
+        try:
+            group = [read_next(batches) for _ in range(self.arguments.gradient_accumulation_steps)]
+        except (BadDataError, LostDataError) as raised:
+            error = raised
+        stop = self.stop.requested or time.monotonic() > deadline
+        stop, failed = self._any(stop, error is not None)
+        if failed:
+            self._save()
+            self._raise_together(error)
+        return None if stop else group
+
+    def _update(self, group: list[dict[str, torch.Tensor]]) -> tuple[bool, dict[str, torch.Tensor], dict[str, float]]:
         """One update: was it taken, the terms of its loss (means of its batches), and its learning rates."""
-        arguments, step = self.arguments, self.progress.step
-        rates = self.task.set_learning_rates(learning_rate_factor(arguments, step))
-        trained = self.task.trained(step)
+        step = self.progress.step
+        rates = self.task.set_learning_rates(learning_rate_factor(self.arguments, step))
+        trained, before = self.task.trained(step), [tensor.clone() for tensor in self.task.statistics()]
         done, index = [], []
-        for _ in range(arguments.gradient_accumulation_steps):
-            batch = next(batches)
+        for batch in group:
             with self.accelerator.accumulate(*(part.module for part in trained)):
                 done.append(self.task.forward_backward(batch, step))
             index += batch["index"].tolist()
         self.progress.samples += len(index) * self.accelerator.num_processes
         norms = self._clip(trained)
-        taken = self._finite([*norms, *(term for terms in done for term in terms.values())])
+        tracked = [tensor for tensor in self.task.statistics() if tensor.is_floating_point() and tensor.numel()]
+        values = [(name, value) for terms in done for name, value in terms.items()]
+        values += [("gradient norm", norm) for norm in norms]
+        values += [("a running statistic", tensor.abs().max()) for tensor in tracked]
+        taken = self._finite([value for _, value in values])
         self._step([part.optimizer for part in trained], taken)
         if taken:
             self.progress.step, self.progress.skipped = step + 1, 0
             if self.ema is not None:
                 self.ema.step(self.network.parameters())
         else:
-            self._skip(done, norms, index)
+            with torch.no_grad():
+                for tensor, value in zip(self.task.statistics(), before, strict=True):
+                    tensor.copy_(value)
+            self._skip(values, index)
         return taken, {name: torch.stack([terms[name] for terms in done]).mean() for name in done[0]}, rates
 
     def _clip(self, trained: list[Trained]) -> list[torch.Tensor]:
@@ -204,17 +229,18 @@ class Trainer:
         for optimizer in optimizers:
             optimizer.zero_grad()
 
-    def _skip(self, done: list[dict[str, torch.Tensor]], norms: list[torch.Tensor], index: list[int]) -> None:
-        """Counts an update that was not taken, and says which term of which samples was not finite."""
+    def _skip(self, values: list[tuple[str, torch.Tensor]], index: list[int]) -> None:
+        """Counts an update that was not taken, and says which of the values of which samples was not finite."""
         self.progress.skipped += 1
-        self.task.on_skipped_update()
-        terms = {name: float(value) for term in done for name, value in term.items() if not value.isfinite()}
-        named = ", ".join(f"{name} = {value}" for name, value in terms.items())
-        named = named or "gradient norm = " + ", ".join(str(float(norm)) for norm in norms)
+        wrong = {name: float(value) for name, value in values if not value.isfinite()}
+        terms = [name for name in wrong if name not in ("gradient norm", "a running statistic")]
+        named = ", ".join(f"{name} = {wrong[name]}" for name in terms or wrong) or "in another process"
         samples = sorted(set(index))
         message = f"update {self.progress.step + 1} skipped: {named}; batch: samples {samples} of the training split"
         if self.progress.skipped >= self.arguments.non_finite_limit:
-            raise NonFiniteError(f"{message}; {self.progress.skipped} in a row (`non_finite_limit`), training stops")
+            self._save(keep_all=True)  # the weights of old may be better
+            message = f"{message}; {self.progress.skipped} in a row (`non_finite_limit`), training stops"
+            self._raise_together(NonFiniteError(message))
         tqdm.write(message, file=sys.stderr)
 
     @contextmanager
@@ -233,19 +259,27 @@ class Trainer:
             network.train()
 
     def _validate(self) -> None:
-        if self.accelerator.is_main_process:
-            step = self.progress.step
-            with self.averaged_weights():
+        """An image that cannot be read costs this validation and nothing else."""
+        try:
+            # A run that goes on from the checkpoint of this step does not validate first.
+            with self.state.unchanged_random_numbers(), self.averaged_weights():
                 metrics, image = self.task.validate()
-            self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step)
-            if image is not None:
-                path = self.folder.sample(step)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                image.save(path)
-                self._log_image(image)
-            line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            tqdm.write(f"step {step}: {line}", file=sys.stderr)
-        self.accelerator.wait_for_everyone()
+        except (BadDataError, LostDataError) as error:
+            tqdm.write(f"step {self.progress.step}: no validation: {error}", file=sys.stderr)
+        else:
+            self._record_validation(metrics, image)
+
+    def _record_validation(self, metrics: dict[str, float], image: Image.Image | None) -> None:
+        step = self.progress.step
+        self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step)
+        if image is not None:
+            path = self.folder.sample(step)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as partial:
+                image.save(partial, format="PNG")
+            self._log_image(image)
+        line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        tqdm.write(f"step {step}: {line}", file=sys.stderr)
 
     def _log_image(self, image: Image.Image) -> None:
         for tracker in self.accelerator.trackers:
@@ -262,26 +296,33 @@ class Trainer:
         self.accelerator.log({f"train/{name}": value for name, value in logged.items()} | rates, self.progress.step)
         return {name: f"{value:.3g}" for name, value in logged.items()}
 
-    def _save(self) -> None:
-        save_checkpoint(
-            self.accelerator,
-            self.folder,
-            self.progress.step,
-            export=self._export,
-            settings=self.task.settings,
-            keep=self.arguments.checkpoints_total_limit,
-        )
+    def _place(self) -> tuple[int, int]:
+        return self.progress.step, self.progress.samples
+
+    def _save(self, keep_all: bool = False) -> None:
+        """Saves the state, on every process together, unless it is saved already or nothing has been learned yet."""
+        if self.progress.step == 0 or self._saved == self._place():
+            return
+        random_states = self.state.random_states()
+        keep = 0 if keep_all else self.arguments.checkpoints_total_limit
+
+        def write(folder: Path) -> None:
+            self.state.write(folder, self.progress, random_states)
+            self._export(folder / "model")
+            write_json(folder / TRAIN_CONFIG, self.settings)
+
+        target = self.folder.checkpoint(self.progress.step)
+        self._on_main(lambda: save_checkpoint(self.folder, self.progress.step, write, keep=keep), target)
+        self._saved = self._place()
 
     def _export(self, folder: Path) -> None:
         with self.averaged_weights():
             self.task.export(folder)
-        write_json(folder / TRAIN_CONFIG, self.task.settings)
+        write_json(folder / TRAIN_CONFIG, self.settings)
 
     def _export_final(self) -> None:
-        if self.accelerator.is_main_process:
-            with atomic_folder(self.folder.final, replace=True) as partial:
-                self._export(partial)
-        self.accelerator.wait_for_everyone()
+        with atomic_folder(self.folder.final, replace=True) as partial:
+            self._export(partial)
 
     def _publish(self) -> None:
         folder, repo_id = self.folder.path, self.arguments.hub_model_id
@@ -296,12 +337,31 @@ class Trainer:
         """Whether the update just taken is one of every N; never for 0."""
         return every > 0 and self.progress.step % every == 0
 
-    def _should_stop(self, deadline: float) -> bool:
-        stop = self.stop.requested or time.monotonic() > deadline
-        if self.accelerator.num_processes > 1:  # all processes stop at the same update
-            flag = torch.tensor(float(stop), device=self.accelerator.device)
-            stop = bool(self.accelerator.reduce(flag, "sum") > 0)
-        return stop
+    def _on_main(self, work: Callable[[], None], what: Any) -> None:
+        """Runs `work` on the main process while the others wait; SavingError in all where `what` cannot be written."""
+        error = None
+        if self.accelerator.is_main_process:
+            try:
+                with saving(what):
+                    work()
+            except SavingError as raised:
+                error = raised
+        if self._any(error is not None)[0]:
+            self._raise_together(error)
+
+    def _any(self, *flags: bool) -> list[bool]:
+        """Each flag: whether it is set in any process."""
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        packed = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return (self.accelerator.reduce(packed, "sum") > 0).tolist()
+
+    def _raise_together(self, error: Exception | None) -> NoReturn:
+        """Raises the first process's error that has one, in all of them: in the main one itself, for it to report."""
+        if self.accelerator.num_processes == 1:
+            raise error
+        first = next(found for found in gather_object([error]) if found is not None)
+        raise first if self.accelerator.is_main_process else ElsewhereError(first)
 
     def _progress_bar(self) -> tqdm:
         return tqdm(
@@ -314,7 +374,7 @@ class Trainer:
 
     @contextmanager
     def _tracking(self) -> Iterator[None]:
-        flat = {name: value for section in self.task.settings.values() for name, value in section.items()}
+        flat = {name: value for section in self.settings.values() for name, value in section.items()}
         simple = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in flat.items()}
         # TensorBoard's folder in output_dir; the project's name elsewhere.
         name = "logs" if self.arguments.trackers == ["tensorboard"] else "dualcodebook"
@@ -323,18 +383,6 @@ class Trainer:
             yield
         finally:
             self.accelerator.end_training()
-
-
-def build_accelerator(arguments: RunArguments) -> Accelerator:
-    """accelerate's Accelerator for these arguments; a task keeps its buffers equal between processes, not DDP."""
-    return Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=arguments.trackers or None,
-        project_dir=arguments.output_dir,
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
 
 
 def learning_rate_factor(arguments: RunArguments, step: int) -> float:

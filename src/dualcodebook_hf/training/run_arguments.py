@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 PRECISIONS = ("no", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 
 
-def described(text: str) -> dict[str, str]:
-    """A field's metadata: what `--help` says about it."""
-    return {"help": text}
+def described(text: str, **more: Any) -> dict[str, Any]:
+    """A field's metadata.
+
+    Args:
+        text: what `--help` says about it.
+        more: path=True where it may name a file or folder; separator="," where a YAML list becomes one text.
+    """
+    return {"help": text, **more}
 
 
 @dataclass(kw_only=True)
-class RunArguments:
+class Arguments:
+    """A section of a run file."""
+
+    def __post_init__(self) -> None:
+        """Expands `~` in every field that may name a file or folder."""
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if spec.metadata.get("path") and value is not None:
+                setattr(self, spec.name, os.path.expanduser(value))
+
+
+@dataclass(kw_only=True)
+class RunArguments(Arguments):
     """What `run.Trainer` reads: length, batches, precision, schedule, logs, validation, checkpoints, publishing."""
 
-    output_dir: str = field(default="runs/default", metadata=described("where checkpoints, logs and samples go"))
+    output_dir: str = field(
+        default="runs/default", metadata=described("where checkpoints, logs and samples go", path=True)
+    )
     seed: int = field(default=0, metadata=described("of initialisation, data order, augmentation and dropout"))
     resume_from_checkpoint: str | None = field(
-        default=None, metadata=described("a checkpoint folder, or `latest` (a fresh start where there is none)")
+        default=None,
+        metadata=described("a checkpoint folder, or `latest` (a fresh start where there is none)", path=True),
     )
     max_train_steps: int = field(default=10_000, metadata=described("updates in all"))
     max_train_minutes: float = field(
@@ -31,7 +54,13 @@ class RunArguments:
     )
     train_batch_size: int = field(default=16, metadata=described("samples of one process in one forward pass"))
     gradient_accumulation_steps: int = field(default=1, metadata=described("forward passes per update"))
-    mixed_precision: str = field(default="no", metadata=described(f"one of {', '.join(PRECISIONS)}"))
+    mixed_precision: str | None = field(
+        default=None, metadata=described(f"one of {', '.join(PRECISIONS)}; null: what the launcher says, or no")
+    )
+    num_processes: int | None = field(
+        default=None,
+        metadata=described("processes that train together; null: as many as are started, otherwise so many must be"),
+    )
     num_threads: int = field(default=0, metadata=described("CPU threads of torch; 0: its default"))
     max_grad_norm: float = field(default=0.0, metadata=described("clip the gradient to this norm; 0: do not"))
     lr_schedule: str = field(default="constant", metadata=described(f"after warm-up, one of {', '.join(SCHEDULES)}"))
@@ -45,7 +74,8 @@ class RunArguments:
     validation_steps: int = field(default=1000, metadata=described("validate every N updates; 0: never"))
     logging_steps: int = field(default=10, metadata=described("log the losses every N updates"))
     report_to: str = field(
-        default="tensorboard", metadata=described("accelerate's trackers, separated by commas: tensorboard, wandb, ...")
+        default="tensorboard",
+        metadata=described("accelerate's trackers, separated by commas: tensorboard, wandb, ...", separator=","),
     )
     checkpointing_steps: int = field(default=1000, metadata=described("save every N updates; 0: only at the end"))
     checkpoints_total_limit: int = field(default=2, metadata=described("keep the newest N checkpoints; 0: all"))
@@ -59,11 +89,18 @@ class RunArguments:
     @property
     def trackers(self) -> list[str]:
         """Names of the trackers in `report_to`."""
-        return [name for name in self.report_to.split(",") if name != "none"]
+        return [name for name in map(str.strip, self.report_to.split(",")) if name != "none"]
 
     def check(self) -> None:
         """Raises ValueError for a field that is wrong, by name."""
-        one_of("mixed_precision", self.mixed_precision, PRECISIONS)
+        if self.mixed_precision is not None:
+            one_of("mixed_precision", self.mixed_precision, PRECISIONS)
+        if self.num_processes is not None:
+            at_least(self, 1, "num_processes")
+        place = Path(self.output_dir).absolute()
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f"`output_dir` must be a folder or a new name, got {self.output_dir!r}: {there} is a file")
         one_of("lr_schedule", self.lr_schedule, SCHEDULES)
         at_least(self, 1, "max_train_steps", "train_batch_size", "gradient_accumulation_steps")
         at_least(self, 1, "logging_steps", "non_finite_limit")

@@ -28,7 +28,7 @@ class Task(Protocol):
     """What is trained. The constructor checks its arguments and opens the data, before any weights are built.
 
     The loop calls `prepare` once. For every update it calls `set_learning_rates`, then `forward_backward` for each of
-    the batches whose gradients are accumulated, and then steps what `trained` names, or calls `on_skipped_update`.
+    the batches whose gradients are accumulated, and then steps what `trained` names, or sets `statistics` back.
     It owns everything else: processes, precision, EMA weights, logs, checkpoints, and when to validate, save and stop.
 
     Attributes:
@@ -46,12 +46,12 @@ class Task(Protocol):
         """Raises ValueError when this task cannot continue from `checkpoint`; called before `prepare`."""
 
     def prepare(self, accelerator: Accelerator, fresh: bool) -> None:
-        """Builds networks and optimizers and hands them to `accelerator.prepare`, in an order that never changes.
+        """Builds networks and optimizers and hands them to `accelerator.prepare`.
 
-        Checkpoints hold what was prepared, by this order. The random numbers are seeded just before.
+        The random numbers are seeded just before.
 
         Args:
-            accelerator: moves, wraps and saves what it is given.
+            accelerator: moves and wraps what it is given.
             fresh: False when the weights of a checkpoint are loaded next, so that other initial ones need no work.
         """
 
@@ -63,8 +63,12 @@ class Task(Protocol):
 
         Returns:
             Dicts of tensors with `train_batch_size` samples each. "index", int64 (B,), names the samples in messages.
-            Its `next` raises ValueError for a sample that cannot be read.
+            Its `next` raises ValueError for a sample that cannot be trained on, OSError or RuntimeError where there is
+            no reading on; it draws no global random numbers.
         """
+
+    def remarks(self) -> list[str]:
+        """What there is to say at the end about the data that this process read, a line each."""
 
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """Sets the rates of every optimizer for the next update.
@@ -87,16 +91,20 @@ class Task(Protocol):
             The terms of the loss by name: scalars, float32, detached, of the same names at every call of a step.
         """
 
-    def trained(self, step: int) -> list[Trained]:
-        """The networks that take part in the update after `step` updates: all of them are stepped, or none is."""
+    def parts(self) -> list[Trained]:
+        """All networks with their optimizers, in an order that never changes: checkpoints hold them by it."""
 
-    def on_skipped_update(self) -> None:
-        """Cleans up what a batch with a NaN or an infinity left behind outside of gradients."""
+    def trained(self, step: int) -> list[Trained]:
+        """Those of the parts that take part in the update after `step` updates: all of them are stepped, or none is."""
+
+    def statistics(self) -> list[torch.Tensor]:
+        """What forward passes of training move by themselves, such as running means: always the same, in one order."""
 
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         """Metrics by name and an image to look at (None: none), on the main process.
 
-        `network` is in eval mode and holds the averaged weights.
+        `network` is in eval mode and holds the averaged weights. Raises BadDataError or LostDataError where the images
+        cannot be read.
         """
 
     def export(self, folder: Path) -> None:

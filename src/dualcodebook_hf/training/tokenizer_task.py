@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,19 +29,22 @@ from ..perceptual.vgg import LPIPS
 from ..perceptual.weights import MissingWeightsError
 from ..run_folder import CONVERSION
 from .adversary import Adversary
-from .arguments import RunConfig, TrainArguments
+from .arguments import RunConfig, TrainArguments, naming_arguments
 from .data import TrainingImages, ValidationImages
 from .discriminators.augment import Augmentation
 from .discriminators.patch import PatchDiscriminator
 from .discriminators.projected import ProjectedDiscriminator
+from .ends import read_next
 from .initialization import initialize_from_images
 from .losses import MSSSIMLoss, ReconstructionLoss, weighted_sum
+from .processes import is_main_process
 from .task import Trained
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .checkpoints import Checkpoint
+    from .data import TrainingLoader
 
 IMAGES_SHOWN = 8
 # The children that turn an image into tokens; `train: decoder` leaves them as they are.
@@ -60,17 +66,22 @@ class TokenizerTask:
         adversary: None where `adversarial_weight` is 0.
 
     Raises ValueError for settings that are wrong, for weights of EfficientNet-Lite0 that are asked for and not
-    available, and for data that cannot be opened.
+    available, for data that cannot be opened and for an image among the first `validation_samples` that cannot be read.
     """
 
     def __init__(self, run: RunConfig) -> None:
         run.check()
         self.run, self.arguments = run, run.training
         self.features = load_features(run.training)
-        self.training_images = TrainingImages(run.data, run.training.seed)
+        with naming_arguments("train_split"):
+            self.training_images = TrainingImages(run.data, run.training.seed)
         self.validates = bool(run.training.validation_steps and run.data.validation_split)
         if self.validates:
-            self.validation_images = ValidationImages(run.data, run.training.validation_samples, run.training.seed)
+            with naming_arguments("validation_split"):
+                self.validation_images = ValidationImages(run.data, run.training.validation_samples, run.training.seed)
+            if run.training.validation_samples and is_main_process():  # better now than at the first validation
+                for _ in self._validation_batches():
+                    pass
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -115,14 +126,19 @@ class TokenizerTask:
 
     def batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
         """This process's crops, from sample `start` on."""
-        loader = self.training_images.loader(
+        self.loader = self.training_images.loader(
             self.arguments.train_batch_size,
             start=start,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return iter(loader)
+        return _read_undisturbed(self.loader)
+
+    def remarks(self) -> list[str]:
+        """How many images were left out; each was named when it was."""
+        count = len(self.loader.left_out)
+        return [f"{count} images that cannot be read were left out (`on_bad_image: skip`)"] if count else []
 
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """The groups' own rates, annealed where they are to be; returns those of the model's groups."""
@@ -159,24 +175,33 @@ class TokenizerTask:
                 terms["discriminator"] = discriminator_loss
         return {name: term.detach().float() for name, term in terms.items()}
 
+    def parts(self) -> list[Trained]:
+        """The model, and the discriminator where there is one."""
+        parts = [Trained(self.model, self.optimizer)]
+        if self.adversary is not None:
+            parts.append(Trained(self.adversary.discriminator, self.adversary.optimizer))
+        return parts
+
     def trained(self, step: int) -> list[Trained]:
         """The model, and the discriminator once it has started."""
-        trained = [Trained(self.model, self.optimizer)]
-        if self.adversary is not None and self.adversary.started(step):
-            trained.append(Trained(self.adversary.discriminator, self.adversary.optimizer))
-        return trained
+        both = self.adversary is not None and self.adversary.started(step)
+        return self.parts() if both else self.parts()[:1]
 
-    def on_skipped_update(self) -> None:
-        """The model's statistics refuse a spoiled batch themselves; those of the discriminator do not."""
+    def statistics(self) -> list[torch.Tensor]:
+        """The tables and the latents' moments that codebooks keep by moving averages, and BatchNorm's in D."""
+        quantizer = self.network.quantize
+        tracked = [parameter for parameter in quantizer.parameters() if not parameter.requires_grad]
+        tracked += quantizer.buffers()
         if self.adversary is not None:
-            self.adversary.forget_non_finite_statistics()
+            tracked += self.adversary.discriminator.buffers()
+        return tracked
 
     def validate(self) -> tuple[dict[str, float], Image.Image]:
         """Metrics of the validation images, and the first of them above their reconstructions."""
         names = self.arguments.validation_metrics.split(",")
         evaluator = Evaluator(self.network, image_metrics(names, self.metric_networks))
         shown: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for images in self.validation_images.batches(self.arguments.validation_batch_size):
+        for images in self._validation_batches():
             with self.accelerator.autocast():  # as in training
                 output = evaluator.update(images)
             if sum(len(originals) for originals, _ in shown) < IMAGES_SHOWN:
@@ -202,6 +227,12 @@ class TokenizerTask:
             size, device = self.run.data.resolution, self.accelerator.device
             return {name: load_metric_network(name, size, device) for name in names}
 
+    def _validation_batches(self) -> Iterator[torch.Tensor]:
+        batches = self.validation_images.batches(self.arguments.validation_batch_size)
+        with suppress(StopIteration):
+            while True:
+                yield read_next(batches)
+
     def export(self, folder: Path) -> None:
         """What every `from_pretrained` reads, with the backbone in `weights_dtype`."""
         model = copy.deepcopy(self.network)
@@ -217,6 +248,17 @@ class TokenizerTask:
         from ..hub import push_model
 
         return push_model(folder, repo_id, private=private)
+
+
+def _read_undisturbed(loader: TrainingLoader) -> Iterator[dict[str, torch.Tensor]]:
+    """DataLoader's handler of signals raises wherever the trainer is when a worker dies.
+
+    Its `next` says that, too, and there nothing is half done.
+    """
+    for batch in loader:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield batch
 
 
 def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:

@@ -5,28 +5,43 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from .arguments import EXIT_CODE_FILE, parse_run_config
-from .run import StopRequest, Trainer
+import torch
+
+from .arguments import parse_run_config
+from .ends import BadDataError, ElsewhereError, NonFiniteError, StopRequest, exit_code
+from .processes import LAUNCHED, announce, end_with_parent
+from .run import Trainer
 from .tokenizer_task import TokenizerTask
+
+# What ends a run in one line once it trains: a ValueError out of the network, say, is a bug and shows where it is.
+ENDS = (OSError, NonFiniteError, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains what the flags say: 0 when it ended or was asked to stop, 2 for bad input, 1 for the disk or the Hub."""
+    """Trains what the flags say, and says in a line how it ended; the exit code is one of docs/training.md."""
+    if LAUNCHED in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     with StopRequest().watching() as stop:
         try:
             run = parse_run_config(sys.argv[1:] if argv is None else argv)
-            Trainer(TokenizerTask(run), run.training, stop).train()
-        except ValueError as error:
-            print(f"dualcodebook train: error: {error}", file=sys.stderr)
-            if EXIT_CODE_FILE in os.environ:
-                Path(os.environ[EXIT_CODE_FILE]).write_text("2")
-            return 2
-        except OSError as error:
-            print(f"dualcodebook train: error: {error}", file=sys.stderr)
-            return 1
+            trainer = Trainer(TokenizerTask(run), run.training, stop)
+        except (ValueError, *ENDS) as error:
+            return _end(error)
+        try:
+            announce(f"dualcodebook train: {trainer.train()}")
+        except (BadDataError, ElsewhereError, *ENDS) as error:
+            return _end(error)
     return 0
+
+
+def _end(error: BaseException) -> int:
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        text = "a second Ctrl-C: the last checkpoint is what is left"
+    if not isinstance(error, ElsewhereError):
+        print(f"dualcodebook train: error: {text or type(error).__name__}", file=sys.stderr)
+    return exit_code(error)
 
 
 if __name__ == "__main__":
