@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from assertions import checkpoint_names
+from assertions import assert_equal_checkpoints, checkpoint_names
+from conftest import forget_accelerate
 from test_run import LineTask, arguments_of, trainer_of
-from test_training import dataset, run_config  # noqa: F401
+from test_training import dataset, run_config, run_worker  # noqa: F401
 
 from dualcodebook_hf.training.ends import BadDataError, LostDataError, NonFiniteError, SavingError, StopRequest
 from dualcodebook_hf.training.processes import end_with_parent, sole_run
 from dualcodebook_hf.training.run import Trainer
+from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 from dualcodebook_hf.training.train import main
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -167,7 +170,6 @@ def test_every_end_is_a_line_and_an_exit_code(dataset, tmp_path, capsys):  # noq
 
 def test_a_bug_is_no_bad_input(dataset, tmp_path, monkeypatch):  # noqa: F811
     """A ValueError from somewhere in the network is not taken for bad data: it shows where it is."""
-    from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 
     def broken(self, batch, step):
         raise ValueError("shapes do not fit")
@@ -335,7 +337,7 @@ def test_two_processes_that_would_each_train_alone_are_refused(dataset, tmp_path
 def test_two_processes_end_together_in_one_line_after_saving(dataset, tmp_path):  # noqa: F811
     """One of them meets an image that cannot be read; without torch's report of it."""
     broken = tmp_path / "broken"
-    subprocess.run(["cp", "-r", dataset, broken], check=True)
+    shutil.copytree(dataset, broken)
     (broken / "train" / "5.png").write_bytes(b"no image")
     run = run_config(str(broken), tmp_path / "run", max_train_steps=100, train_batch_size=1)
     process = start(run, "--multi_gpu", "--num_processes", "2", ACCELERATE_USE_CPU="true")
@@ -344,3 +346,29 @@ def test_two_processes_end_together_in_one_line_after_saving(dataset, tmp_path):
     assert said.count("dualcodebook train: error: cannot read row 5 of ") == said.count("rror") == 1, said
     assert "Traceback" not in said and "elastic" not in said, said
     assert len(checkpoint_names(tmp_path / "run")) == 1
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_with_two_and_always_the_same(dataset, tmp_path):  # noqa: F811
+    shared = {"adversarial_weight": 0.8, "adversarial_start": 0, "ema_decay": 0.9}
+    Trainer(
+        TokenizerTask(run := run_config(dataset, tmp_path / "a", max_train_steps=2, **shared)), run.training
+    ).train()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for name in "ab":
+        run = run_config(dataset, tmp_path / name, max_train_steps=4, resume_from_checkpoint="latest", **shared)
+        result = run_worker(run, "dump", tmp_path, processes=2)
+        assert result.returncode == 0, result.stderr
+    assert_equal_checkpoints(tmp_path / "a" / "checkpoint-4", tmp_path / "b" / "checkpoint-4")
+    assert (tmp_path / "a" / "checkpoint-4" / "random_states_1.json").is_file()
+
+
+@pytest.mark.parametrize("option", ["channels_last", pytest.param("compile", marks=pytest.mark.slow)])
+def test_networks_in_another_layout_are_saved_and_resumed(dataset, tmp_path, option):  # noqa: F811
+    shared = {option: True, "ema_decay": 0.9, "adversarial_weight": 0.8, "adversarial_start": 0}
+    for name, steps in (("whole", [4]), ("parts", [2, 4])):
+        for until in steps:
+            run = run_config(dataset, tmp_path / name, max_train_steps=until, resume_from_checkpoint="latest", **shared)
+            Trainer(TokenizerTask(run), run.training).train()
+            forget_accelerate()
+    assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-4", tmp_path / "parts" / "checkpoint-4")
