@@ -70,9 +70,7 @@ class Trainer:
         if checkpoint is not None:
             task.check_resumable(checkpoint)
         if arguments.push_to_hub and is_main_process():
-            from ..hub import check_access
-
-            check_access(arguments.hub_model_id)
+            task.check_publishable(arguments.hub_model_id)
         self.accelerator = build_accelerator(arguments)
         sections = task.settings
         self.settings = {**sections, "training": {**sections["training"], **what_ran(self.accelerator)}}

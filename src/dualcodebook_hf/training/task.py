@@ -113,6 +113,9 @@ class Task(Protocol):
         `network` is in eval mode and holds the averaged weights.
         """
 
+    def check_publishable(self, repo_id: str) -> None:
+        """Raises ValueError or OSError where the finished run could not be published; called before `prepare`."""
+
     def publish(self, folder: Path, repo_id: str, private: bool) -> str:
         """Publishes the finished run in `folder` on the Hub, and returns the repository's URL.
 

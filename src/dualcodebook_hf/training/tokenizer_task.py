@@ -243,6 +243,12 @@ class TokenizerTask:
         if self.arguments.init_from and origin.is_file():
             shutil.copyfile(origin, folder / CONVERSION)
 
+    def check_publishable(self, repo_id: str) -> None:
+        """Asks the Hub for the right to write there."""
+        from ..hub import check_access
+
+        check_access(repo_id)
+
     def publish(self, folder: Path, repo_id: str, private: bool) -> str:
         """Publishes `final/` with its card."""
         from ..hub import push_model
