@@ -179,7 +179,15 @@ def test_a_bug_is_no_bad_input(dataset, tmp_path, monkeypatch):  # noqa: F811
         main(list(flags_of(run_config(dataset, tmp_path))))
 
 
-def test_a_second_interrupt_ends_at_once_and_a_hangup_like_any_other_signal(tmp_path):
+@pytest.fixture
+def hangup():
+    """SIGHUP as in a terminal: whoever runs the tests may have it ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_second_interrupt_ends_at_once_and_a_hangup_like_any_other_signal(hangup):
     with StopRequest().watching() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert (stop.requested, stop.reason) == (True, "SIGHUP")
@@ -188,6 +196,10 @@ def test_a_second_interrupt_ends_at_once_and_a_hangup_like_any_other_signal(tmp_
         assert stop.reason == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest().watching() as stop:  # under nohup
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
 
 
 def test_a_data_worker_that_is_killed_ends_the_run_after_saving(dataset, tmp_path, capsys):  # noqa: F811
