@@ -222,6 +222,7 @@ def test_values_of_yaml_are_what_they_look_like(tmp_path, section, text, value):
         ("model: []", "section 'model' must be a mapping"),
         ("data: {crop: center}\ntraining: {seed: 1}\ndata: {}", "'data' stands in line 1 and again in line 3"),
         ("data:\n  crop: center\n  crop: random", "'crop' stands in line 2 and again in line 3"),
+        ("data: " + "[" * 3000, "is not readable YAML: maximum recursion depth exceeded"),
     ],
 )
 def test_a_value_that_is_wrong_is_named_in_one_line(tmp_path, text, message):

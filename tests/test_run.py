@@ -306,6 +306,8 @@ def test_precision_that_is_left_to_the_launcher_is_what_runs_and_is_recorded(tmp
         ),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {}, "`gradient_accumulation_steps` is 1, .* with 4"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {}, "`compile` is the argument that compiles, .* INDUCTOR"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "`distributed_type` must be MULTI_GPU or NO, .* FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "`distributed_type` must be MULTI_GPU or NO, .* DEEPSPEED"),
         ({"WORLD_SIZE": "2"}, {}, r"WORLD_SIZE is 2, but accelerate trains with 1 process.*ACCELERATE_USE_CPU"),
         ({}, {"num_processes": 2}, "`num_processes` is 2, but 1 were started"),
     ],

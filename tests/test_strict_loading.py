@@ -49,6 +49,10 @@ HARM = {
     ),
     "not a number": (filled(float("nan")), r"NaN or infinity \(encoder\.conv_in\.bias"),
     "infinite": (filled(float("-inf")), r"NaN or infinity \(encoder\.conv_in\.bias"),
+    "beyond float32": (
+        lambda state: state.update({"quant_conv.bias": torch.full((12,), 1e300, dtype=torch.float64)}),
+        r"NaN or infinity \(quant_conv\.bias",
+    ),
     "another model's": (
         lambda state: [state.pop(name) for name in list(state) if name.startswith("quantize.global")],
         r"13 tensors missing \(quantize\.global_codebook\.weight, .* and 8 more\)",
@@ -275,6 +279,9 @@ def test_an_index_names_nothing_outside_its_folder(tiny_model, tmp_path):
         index.write_text(json.dumps({**content, "weight_map": weight_map}))
         with pytest.raises(ValueError, match="does not lie beside it"):
             DualCodebookVQModel.from_pretrained(tmp_path / "model")
+        if shard != name:
+            with pytest.raises(ValueError, match="does not lie beside it"):
+                DualCodebookModel.from_pretrained(tmp_path / "model")
 
 
 # --- names

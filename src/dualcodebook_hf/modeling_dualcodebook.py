@@ -125,6 +125,9 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs) -> tuple:
         # The one place that every way of loading passes, with the files found and the model without its weights.
+        for name in (load_config.sharded_metadata or {}).get("weight_map", {}).values():
+            if Path(name).name != name:
+                raise ValueError(f"the index of the weights names the file '{name}', which does not lie beside it")
         check_weights(
             model, state_dict, checkpoint_files or (), ignore_mismatched_sizes=load_config.ignore_mismatched_sizes
         )

@@ -116,8 +116,9 @@ def _kind(tensor: torch.Tensor) -> str:
 def is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # Least and largest need no memory, unlike `isfinite`; float8 has neither.
-    return bool(torch.stack((tensor.float() if tensor.element_size() == 1 else tensor).aminmax()).isfinite().all())
+    # Least and largest need no memory, unlike `isfinite`; float8 has neither. A float64 must fit a float32 too.
+    least_and_largest = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
+    return bool(torch.stack(least_and_largest).float().isfinite().all())
 
 
 # --- files

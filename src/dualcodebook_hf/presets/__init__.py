@@ -76,7 +76,7 @@ def _load(path: Path, seen: list[Path]) -> dict[str, dict]:
         raise ValueError(f"`include` goes round in a circle: {' -> '.join(map(str, [*seen, path]))}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), RunFileLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"`config` {path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"`config` {path} must be a mapping with the sections {', '.join(SECTIONS)}, got {content!r}")

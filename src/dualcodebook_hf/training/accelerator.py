@@ -7,11 +7,11 @@ from typing import Any
 
 import psutil
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend
+from accelerate.utils import DistributedDataParallelKwargs, DynamoBackend, parse_flag_from_env
 
 from .run_arguments import PRECISIONS, RunArguments
 
-SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # ACCELERATE_USE_... says so, even where one process ignores it
 ON_A_CPU = "several processes on a CPU are started by `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N`"
 
 
@@ -22,6 +22,7 @@ def build_accelerator(arguments: RunArguments) -> Accelerator:
 
     Raises ValueError where it would not run what the arguments say.
     """
+    _check_sharding()
     accelerator = Accelerator(
         mixed_precision=_precision(arguments),
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
@@ -34,10 +35,6 @@ def build_accelerator(arguments: RunArguments) -> Accelerator:
     precision = accelerator.mixed_precision
     if precision != "no" and not accelerator.native_amp:  # it would be float32
         raise ValueError(f"`mixed_precision` {precision!r} is not possible on this device ({accelerator.device.type})")
-    if accelerator.distributed_type in SHARDED:
-        raise ValueError(
-            f"`distributed_type` must be MULTI_GPU or NO, accelerate was started with {accelerator.distributed_type}"
-        )
     accumulated = accelerator.gradient_accumulation_steps
     if accumulated != arguments.gradient_accumulation_steps:
         raise ValueError(
@@ -65,6 +62,13 @@ def _precision(arguments: RunArguments) -> str:
     if wanted is not None and said not in ("no", wanted):  # "no" is also what it says where nobody asked
         raise ValueError(f"`mixed_precision` is {wanted!r}, but accelerate was started with {said!r}")
     return wanted or said
+
+
+def _check_sharding() -> None:
+    """Before accelerate is built: it would load the library, or silently do without."""
+    for kind in SHARDED:
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
+            raise ValueError(f"`distributed_type` must be MULTI_GPU or NO, accelerate was started with {kind}")
 
 
 def _check_processes(arguments: RunArguments, accelerator: Accelerator) -> None:
