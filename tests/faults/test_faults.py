@@ -6,6 +6,7 @@ FAULTS: `full`, `small` (a share for CI), or a factor of `full`'s number of trie
 import os
 
 import pytest
+from fuzz import SEEDS, TARGETS, fuzz, repeat_corpus
 from harness import HEADER
 from test_training import dataset  # noqa: F401
 from training_faults import TrainingFaults
@@ -31,7 +32,7 @@ def report(request):
 
 @pytest.fixture(scope="module")
 def training(dataset, tmp_path_factory):  # noqa: F811
-    return TrainingFaults(dataset, tmp_path_factory.mktemp("runs"), max(3, round(30 * FACTOR)), SEED)
+    return TrainingFaults(dataset, tmp_path_factory.mktemp("runs"), max(2, round(20 * FACTOR)), SEED)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,13 @@ def training(dataset, tmp_path_factory):  # noqa: F811
 )
 def test_a_run_that_goes_on_equals_the_undisturbed_one(training, report, fault):
     report(fault(training))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_reader_answers_by_success_or_value_error(target, report, tmp_path):
+    report(fuzz(target, tmp_path, max(20, round(SEEDS[target] * FACTOR)), SEED))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_input_that_once_failed_fails_again(target, report, tmp_path):
+    report(repeat_corpus(target, tmp_path))
