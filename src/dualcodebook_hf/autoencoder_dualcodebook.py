@@ -111,8 +111,6 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
         with readable(source, kwargs):
             config = cls.load_config(source, **location)
-            if not isinstance(config, Mapping):
-                raise ValueError(f"config.json in '{source}' must hold a JSON object, got a {type(config).__name__}")
             if not is_saved_by_transformers(config):
                 return cls._load(source, **kwargs)
             with _as_diffusers_saves(source, config, kwargs.get("variant"), location) as folder:

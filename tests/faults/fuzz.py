@@ -90,7 +90,8 @@ def records(path: Path) -> None:
     folder = path.with_suffix(".folder")
     folder.mkdir(exist_ok=True)
     shutil.copyfile(Path(default_checkpoint()) / "config.json", folder / "config.json")
-    kind = ("metrics", "train", "conversion")[path.stat().st_size % 3]
+    kinds = ("metrics", "train", "conversion")
+    kind = path.stem.removeprefix("valid-") if path.name.startswith("valid") else kinds[path.stat().st_size % 3]
     Records.read(folder, **{kind: path})
 
 
@@ -121,11 +122,12 @@ def generated(target: str, folder: Path, tries: int, seed: int) -> list[Path]:
     """Changed inputs as files."""
     numbers, made = random.Random(f"{target} {seed}"), []
     corpus = sorted(path for path in [*(CORPUS / target).iterdir(), *folder.glob("valid-*")] if path.is_file())
-    contents = [path.read_bytes() for path in corpus]
+    contents = {path: path.read_bytes() for path in corpus}
+    valid = [path for path in corpus if path.name.startswith("valid")]
     for number in range(tries):
-        source = numbers.randrange(len(corpus))
-        path = folder / f"{number}{corpus[source].suffix}"
-        content = changed(contents[source], contents, numbers)
+        source = numbers.choice(valid if numbers.random() < 0.5 else corpus)
+        path = folder / f"{number}{source.suffix}"
+        content = changed(contents[source], list(contents.values()), numbers)
         if target == "configuration" and numbers.random() < 0.7:
             content = json.dumps(mutated(numbers)).encode()
         path.write_bytes(content)
@@ -158,7 +160,7 @@ def repeat_corpus(target: str, folder: Path) -> Tally:
         prepare_weights(folder)
     copies = [shutil.copy(path, folder) for path in sorted((CORPUS / target).iterdir())]
     inputs = [path for path in map(Path, copies) if path.is_file()] + sorted(folder.glob("valid-weights.*"))
-    return _read_all(f"once failed: {target}", target, inputs, folder)
+    return _read_all(f"corpus: {target}", target, inputs, folder)
 
 
 def _read_all(fault: str, target: str, inputs: list[Path], folder: Path) -> Tally:

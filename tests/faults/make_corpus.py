@@ -143,9 +143,9 @@ def run_files():
     bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12))
     yield (
         "valid.yaml",
-        "include: tiny\ntraining:\n  max_train_steps: 1e5\n  learning_rate: 1e-3\n  horizontal_flip: no\n",
+        "include: tiny\ntraining:\n  max_train_steps: 1e5\n  learning_rate: 1e-3\n",
     )
-    yield "valid-lists.yaml", "model:\n  block_out_channels: [8, 16]\ntraining:\n  report_to: [tensorboard, wandb]\n"
+    yield "valid-lists.yaml", "model:\n  block_out_channels: [32, 64]\ntraining:\n  report_to: [tensorboard]\n"
     yield "twice.yaml", "model: {in_channels: 3}\nmodel: {in_channels: 4}\n"
     yield "empty-list.yaml", "data:\n  horizontal_flip: []\n"
     yield "no.yaml", "training:\n  mixed_precision: no\n"
@@ -175,8 +175,8 @@ def run_files():
 
 def records():
     model = {"name": "a", "parameters": 1, "codebook_sizes": {"global": 512}}
-    yield "valid-metrics.json", {"results": [{"model": model, "protocol": {}, "metrics": {}}]}
-    yield "valid-train.json", {"data": {"dataset": "/home/a/b"}, "training": {"output_dir": "runs/a"}}
+    yield "valid-metrics.json", {"results": [], "x": model}
+    yield "valid-train.json", {"data": {"dataset": "some/data"}, "training": {"output_dir": "runs/a"}}
     yield "section-is-a-list.json", {"data": [1], "training": "x"}
     yield "results-of-nothing.json", {"results": [{"model": None, "protocol": None, "metrics": None}]}
     yield "results-is-text.json", {"results": "x"}

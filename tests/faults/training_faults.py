@@ -109,7 +109,7 @@ class TrainingFaults:
     # --- one of two ranks
 
     def one_of_two_ranks_killed(self) -> Tally:
-        """The other one ends by itself once they train; before, where they wait for each other, the launcher ends it."""
+        """The other one ends by itself once they train; before, where they meet, the launcher ends it."""
         whole = self._folder()
         started = time.monotonic()
         for child in self._ranks(whole, resume=False):
