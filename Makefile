@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 
-.PHONY: help demo test test-all test-lowest test-browser test-examples docs check format
+.PHONY: help demo test test-all test-lowest test-browser test-examples test-faults docs check format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -35,6 +35,9 @@ test-browser: .venv/.installed ## the demo in a real browser; needs Chromium
 
 test-examples: .venv/.installed ## the scripts of examples/ and the notebook
 	$(BIN)/python -m pytest tests/examples
+
+test-faults: .venv/.installed ## kills, full disks, damaged files, fuzzed inputs: a table; FAULTS=small: a share, FAULTS_SEED=1: others
+	$(BIN)/python -m pytest -m '' tests/faults
 
 docs: .venv/.installed ## this documentation as a site, into site/; fails for a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

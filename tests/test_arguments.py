@@ -262,3 +262,30 @@ def test_the_help_states_the_defaults_of_the_config_beside_it(capsys):
         text = " ".join(capsys.readouterr().out.split())
         assert f"of encoder and decoder (the paper's authors: 4.5e-6 x 32) (default: {rate})" in text
         assert f"updates in all (default: {steps})" in text
+
+
+ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 3000, "is not readable YAML: "),
+        (f"model: {{fsq_levels: {'[' * 3000}{']' * 3000}}}", "is not readable YAML: "),
+        ("model: {attention: !!bool perhaps}", "is not readable YAML: "),
+        ("model: {in_channels: !!timestamp x}", "is not readable YAML: "),
+        ("include: [tiny]", r"or a YAML file, got \['tiny'\]"),
+        (f"include: {'a' * 5000}", "or a YAML file, got 'aaa"),
+        ("include: ~nobody-of-this-name/a.yaml", "or a YAML file, got '~nobody"),
+        (ALIASES.replace("a11:", "data:\\n  streaming:"), "unknown section 'a0'"),
+        (f"data: {{streaming: &a [*a, x, {'y' * 9000}]}}", "`streaming` must be true or false"),
+        (f"data: {{streaming: {'9' * 4000}}}", "`streaming` must be true or false, got 999"),
+    ],
+)
+def test_hostile_run_files_are_refused_in_a_short_message(tmp_path, text, message):
+    """What once hung, filled the memory or ended in a traceback; more of them in tests/faults/corpus/run_file."""
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as refusal:
+        parse_run_config(["--config", str(path), "--dataset", "x"])
+    assert len(str(refusal.value)) < 1500

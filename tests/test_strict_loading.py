@@ -301,3 +301,11 @@ def test_a_hub_id_that_cannot_be_reached_is_told(monkeypatch):
 def test_a_name_that_no_path_can_have_is_a_value_error(name):
     with pytest.raises(ValueError, match=r"`model` must be a folder or a Hub id|cannot load"):
         load_tokenizer(name)
+
+
+@pytest.mark.parametrize("content", ["-1", "[]", '"text"', "null"])
+@pytest.mark.parametrize("face", [DualCodebookVQModel, DualCodebookModel])
+def test_a_config_that_is_no_object_is_refused(folder, face, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises((ValueError, OSError), match=r"config\.json"):
+        face.from_pretrained(folder)

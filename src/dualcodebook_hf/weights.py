@@ -189,6 +189,11 @@ def readable(source: str | Path | None, options: Mapping[str, Any]) -> Iterator[
         yield
     except (SafetensorError, RecursionError, zipfile.BadZipFile) as error:
         raise ValueError(f"the files in '{source}' are damaged: {error}; download or save them again") from error
+    except (AttributeError, TypeError) as error:
+        path = Path(source or "") / (options.get("subfolder") or "") / "config.json"
+        if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            raise ValueError(f"'{path}' must hold a JSON object") from error
+        raise
     except OSError as error:
         place = {"subfolder": options.get("subfolder"), "variant": options.get("variant")}
         folder = Path(source or "") / (place["subfolder"] or "")

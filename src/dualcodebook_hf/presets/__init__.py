@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import yaml
 
 SECTIONS = ("model", "data", "training")
 PRESETS = Path(__file__).parent
+# A value in a message: YAML's aliases make a few lines into lists of billions.
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxlist, SHORT.maxdict, SHORT.maxstring, SHORT.maxlong, SHORT.maxother = 2, 12, 6, 200, 60, 60
 
 
 class RunFileLoader(yaml.SafeLoader):
@@ -57,17 +61,22 @@ def load_preset(name_or_file: str) -> dict[str, dict]:
     Raises ValueError for an unknown preset, a missing file, a loop, a key that stands twice, or a section that does not
     exist.
     """
-    return _load(_locate(str(name_or_file), Path.cwd()), [])
+    return _load(_locate(name_or_file, Path.cwd()), [])
 
 
-def _locate(name: str, folder: Path) -> Path:
+def _locate(name: Any, folder: Path) -> Path:
     if name in preset_names():
         return PRESETS / f"{name}.yaml"
-    path = folder / Path(name).expanduser()
-    if not path.is_file():
-        close = difflib.get_close_matches(name, preset_names(), n=1)
+    try:
+        path = folder / Path(name).expanduser()
+        there = path.is_file()
+    except (OSError, RuntimeError, TypeError):  # too long, in the home of a user that does not exist, or no text
+        there = False
+    if not there:
+        close = difflib.get_close_matches(str(name)[:100], preset_names(), n=1) if isinstance(name, str) else []
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"`config` must be one of {', '.join(preset_names())} or a YAML file, got {name!r}{hint}")
+        known = ", ".join(preset_names())
+        raise ValueError(f"`config` must be one of {known} or a YAML file, got {SHORT.repr(name)}{hint}")
     return path.resolve()
 
 
@@ -76,19 +85,22 @@ def _load(path: Path, seen: list[Path]) -> dict[str, dict]:
         raise ValueError(f"`include` goes round in a circle: {' -> '.join(map(str, [*seen, path]))}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), RunFileLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"`config` {path} is not readable YAML: {' '.join(str(error).split())}") from error
+    # The last ones: lists in lists, thousands deep, and what SafeLoader raises for tags such as `!!bool perhaps`.
+    except (yaml.YAMLError, OSError, ValueError, RecursionError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"`config` {path} is not readable YAML: {reason or type(error).__name__}") from error
+    known = ", ".join(SECTIONS)
     if not isinstance(content, dict):
-        raise ValueError(f"`config` {path} must be a mapping with the sections {', '.join(SECTIONS)}, got {content!r}")
+        raise ValueError(f"`config` {path} must be a mapping with the sections {known}, got {SHORT.repr(content)}")
     merged: dict[str, dict] = {section: {} for section in SECTIONS}
     if "include" in content:
-        merged = _load(_locate(str(content.pop("include")), path.parent), [*seen, path])
+        merged = _load(_locate(content.pop("include"), path.parent), [*seen, path])
     for section, values in content.items():
         if section not in SECTIONS:
-            close = difflib.get_close_matches(str(section), [*SECTIONS, "include"], n=1)
+            close = difflib.get_close_matches(str(section)[:100], [*SECTIONS, "include"], n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"`config` {path} has an unknown section {section!r}{hint} (known: {', '.join(SECTIONS)})")
+            raise ValueError(f"`config` {path} has an unknown section {SHORT.repr(section)}{hint} (known: {known})")
         if not isinstance({} if values is None else values, dict):
-            raise ValueError(f"`config` {path}: section {section!r} must be a mapping, got {values!r}")
+            raise ValueError(f"`config` {path}: section {section!r} must be a mapping, got {SHORT.repr(values)}")
         merged[section].update(values or {})
     return merged

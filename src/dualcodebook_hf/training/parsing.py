@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from ..presets import load_preset, preset_names
+from ..presets import SHORT, load_preset, preset_names
 
 BOOLEANS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -90,12 +90,12 @@ def _scalar(name: str, kind: type, value: Any) -> Any:
     """1e5 is a whole number; text is read as what is wanted; true and false are no numbers and no text."""
     found = None
     if kind is bool:
-        found = value if isinstance(value, bool) else BOOLEANS.get(str(value).lower())
+        found = BOOLEANS.get(str(value).lower()) if isinstance(value, (bool, int, float, str)) else None
     elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             found = str(value) if kind is str else float(value) if kind is float else _whole(value)
     if not isinstance(found, kind):
-        raise ValueError(f"`{name}` must be {EXPECTED[kind]}, got {value!r}")
+        raise ValueError(f"`{name}` must be {EXPECTED[kind]}, got {SHORT.repr(value)}")
     return found
 
 

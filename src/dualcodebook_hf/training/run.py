@@ -380,6 +380,10 @@ class Trainer:
         try:
             yield
         finally:
+            if self.accelerator.num_processes > 1:
+                # A thread of gloo lets go of the last message's tensors, for which it needs Python's lock. Where the
+                # group is deleted before that, torch waits for the thread while it holds the lock: for ever.
+                time.sleep(0.1)
             self.accelerator.end_training()
 
 
