@@ -155,6 +155,8 @@ def test_the_saved_configuration_reads_back(tmp_path):
         (["--dataset", "x", "--local_dim", "7", "--vq_embed_dim", "3"], "`vq_embed_dim` must equal"),
         (["--dataset", "x", "--adam_beta1", "1"], r"`adam_beta1` must lie in \[0, 1\), got 1.0"),
         (["--dataset", "x", "--transformer_heads", "0"], r"`transformer_heads` must lie in \[1, \d+\], got 0"),
+        (["--dataset", "x", "--max_train_steps", "9" * 400], "`max_train_steps` must be below 4294967296, got "),
+        (["--dataset", "x", "--seed", str(2**32)], "`seed` must be below 4294967296, got "),
         (["--dataset", "x", "--seed", "-1"], "`seed` must be at least 0, got -1"),
         (["--dataset", "x", "--report_to", "paper"], "`report_to` must be one of tensorboard, .*, got 'paper'"),
         (["--dataset", "x", "--learning_rate", "nan"], "`learning_rate` must be at least 0, got nan"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import os
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ class GatedBlocks(gr.Blocks):
     ends in `process_api`, so this is the place that no event can get around.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._logged: set[tuple[type[Exception], str, int | None]] = set()
+
     async def process_api(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> dict[str, Any]:
         """As Gradio's, for inputs that are harmless; raises Refused for others, and whatever else goes wrong."""
         blocks = (self.fns[block_fn] if isinstance(block_fn, int) else block_fn).inputs
@@ -50,7 +55,11 @@ class GatedBlocks(gr.Blocks):
         except Rejected as error:
             raise Refused(str(error)) from error
         except Exception as error:
-            logger.exception("an event failed")
+            # With a traceback once for each place: a visitor can repeat it, and shall not fill the disk.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            key = (type(error), place.filename, place.lineno)
+            logger.error("an event failed: %s", type(error).__name__, exc_info=key not in self._logged)
+            self._logged.add(key)
             raise Refused(FAILURE) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,17 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
 
 
+LARGEST_NUMBER = 2**32  # where numpy's seeds end; nothing else comes near
+
+
 def at_least(arguments: object, low: float, *names: str) -> None:
-    """Raises ValueError for a field that is below `low`, infinite or NaN."""
+    """Raises ValueError for a field that is below `low`, not below `LARGEST_NUMBER`, or NaN."""
     for name in names:
-        if not low <= getattr(arguments, name) < float("inf"):
-            raise ValueError(f"`{name}` must be at least {low}, got {getattr(arguments, name)}")
+        value = getattr(arguments, name)
+        if not value >= low:
+            raise ValueError(f"`{name}` must be at least {low}, got {value}")
+        if not value < LARGEST_NUMBER:
+            raise ValueError(f"`{name}` must be below {LARGEST_NUMBER}, got {reprlib.repr(value)}")
 
 
 def below_one(arguments: object, *names: str) -> None:
