@@ -169,6 +169,7 @@ def run_files():
     yield "python.yaml", "model: !!python/object/apply:os.mkdir [executed]\n"
     yield "infinite.yaml", "training: {max_train_steps: .inf, learning_rate: .nan}\n"
     yield "long-number.yaml", f"training: {{max_train_steps: {'9' * 5000}}}\n"
+    yield "long-choice.yaml", f"training: {{report_to: [{'9' * 4200}a]}}\n"
     yield "null-character.yaml", b"include: 'a\\0b'\n"
     yield "latin-1.yaml", "data: {dataset: é}\n".encode("latin-1")
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..presets import SHORT
+
 PRECISIONS = ("no", "bf16", "fp16")
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
@@ -125,7 +127,7 @@ class RunArguments(Arguments):
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless the value is one of the choices."""
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {SHORT.repr(value)}")
 
 
 LARGEST_NUMBER = 2**32  # where numpy's seeds end; nothing else comes near
