@@ -134,13 +134,14 @@ LARGEST_NUMBER = 2**32  # where numpy's seeds end; nothing else comes near
 
 
 def at_least(arguments: object, low: float, *names: str) -> None:
-    """Raises ValueError for a field that is below `low`, not below `LARGEST_NUMBER`, or NaN."""
+    """Raises ValueError for a field that is below `low`, infinite or NaN, or a whole number of `LARGEST_NUMBER` on."""
     for name in names:
         value = getattr(arguments, name)
         if not value >= low:
             raise ValueError(f"`{name}` must be at least {low}, got {value}")
-        if not value < LARGEST_NUMBER:
-            raise ValueError(f"`{name}` must be below {LARGEST_NUMBER}, got {reprlib.repr(value)}")
+        limit = LARGEST_NUMBER if isinstance(value, int) else float("inf")
+        if not value < limit:
+            raise ValueError(f"`{name}` must be below {limit}, got {reprlib.repr(value)}")
 
 
 def below_one(arguments: object, *names: str) -> None:
