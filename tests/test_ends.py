@@ -203,17 +203,20 @@ def test_a_second_interrupt_ends_at_once_and_a_hangup_like_any_other_signal(hang
 
 
 def test_a_data_worker_that_is_killed_ends_the_run_after_saving(dataset, tmp_path, capsys):  # noqa: F811
+    others = set(psutil.Process().children())  # what earlier tests have left
+
     def kill():
-        while len(workers := psutil.Process().children()) < 2:
+        while len(workers := set(psutil.Process().children()) - others) < 2:
             time.sleep(0.05)
         time.sleep(1)
         for worker in workers:
             worker.kill()
 
     threading.Thread(target=kill, daemon=True).start()
-    run = run_config(dataset, tmp_path, data={"num_workers": 2}, max_train_steps=10**6)
+    run = run_config(dataset, tmp_path, data={"num_workers": 2}, max_train_steps=10**6, max_train_minutes=2)
     code, line = end_of(run, capsys)
-    assert code == 1 and line.startswith("dualcodebook train: error: the data cannot be read: DataLoader worker")
+    # Which of the two is noticed first, the dead process or its closed pipe, is chance.
+    assert code == 1 and line.startswith("dualcodebook train: error: the data cannot be read: ")
     assert len(checkpoint_names(tmp_path)) == 1
 
 
