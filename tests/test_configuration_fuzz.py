@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from conftest import TINY
 
 from dualcodebook_hf import DualCodebookConfig, DualCodebookModel, DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import (
@@ -23,19 +24,7 @@ CASES = 2000
 SECONDS = 120  # for all of them: several times what they take on a slow machine, and little for one that hangs
 EXTRA_MEMORY = 3 * 2**30  # of addresses, not of memory in use
 
-SMALL = {
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention": False,
-    "global_codebook_size": 32,
-    "local_codebook_size": 16,
-    "global_dim": 8,
-    "local_dim": 4,
-    "global_transformer_layers": 1,
-    "transformer_heads": 2,
-    "transformer_feed_forward": 16,
-}
+SMALL = {name: value for name, value in TINY.items() if name != "transformer_dropout"}
 SCALARS = {"global_dim": 2, "local_dim": 2, "global_transformer_layers": 0}
 STARTS = [
     SMALL,

@@ -48,11 +48,7 @@ class EfficientNetDistance(nn.Module):
 
         Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
         """
-        if x_hat.shape != x.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < SMALLEST_SIDE:
-            raise ValueError(
-                f"`x_hat` and `x` must be of one shape (B, 3, H, W) with H, W >= {SMALLEST_SIDE}, "
-                f"got {tuple(x_hat.shape)} and {tuple(x.shape)}"
-            )
+        check_image_pair(x_hat, x, SMALLEST_SIDE)
         if self.shifts > 1:
             down, across = torch.randint(self.shifts, (2,)).tolist()
             x_hat, x = x_hat[..., down:, across:], x[..., down:, across:]
@@ -69,6 +65,15 @@ class EfficientNetDistance(nn.Module):
             elif self.form == "stages-gram":
                 distance = distance + GRAM_WEIGHT * gram_distance(first, second)
         return distance
+
+
+def check_image_pair(x_hat: torch.Tensor, x: torch.Tensor, smallest: int) -> None:
+    """Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= `smallest`."""
+    if x_hat.shape != x.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < smallest:
+        raise ValueError(
+            f"`x_hat` and `x` must be of one shape (B, 3, H, W) with H, W >= {smallest}, "
+            f"got {tuple(x_hat.shape)} and {tuple(x.shape)}"
+        )
 
 
 def unit_length(features: torch.Tensor, epsilon: float = NORM_EPSILON) -> torch.Tensor:

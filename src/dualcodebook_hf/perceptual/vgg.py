@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .distances import unit_length
+from .distances import check_image_pair, unit_length
 from .weights import MissingWeightsError, weights_file
 
 VGG16 = "timm/vgg16.tv_in1k"
@@ -90,11 +90,7 @@ class LPIPS(nn.Module):
 
         Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
         """
-        if x_hat.shape != x.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < SMALLEST_SIDE:
-            raise ValueError(
-                f"`x_hat` and `x` must be of one shape (B, 3, H, W) with H, W >= {SMALLEST_SIDE}, "
-                f"got {tuple(x_hat.shape)} and {tuple(x.shape)}"
-            )
+        check_image_pair(x_hat, x, SMALLEST_SIDE)
         distance = torch.zeros(len(x), device=x.device)
         features = zip(self._features(x_hat), self._features(x), self.heads, strict=True)
         with torch.autocast(x.device.type, enabled=False):
