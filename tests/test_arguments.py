@@ -106,7 +106,7 @@ def test_what_is_on_by_default_can_be_switched_off_in_both_spellings(name):
 
 @pytest.mark.parametrize("flag", ["--learning_rat", "--learning-rat", "--learning-rat=1"])
 def test_an_unknown_flag_gets_a_suggestion_in_both_spellings(flag):
-    with pytest.raises(ValueError, match=f"unknown argument `{flag}`; did you mean `--learning_rate`"):
+    with pytest.raises(ValueError, match=f"unknown argument `{flag}`; did you mean `--learning-rate`"):
         parse_run_config(["--dataset", "x", flag])
 
 
