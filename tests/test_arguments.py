@@ -116,7 +116,7 @@ def test_the_help_names_the_command_and_each_default_once(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: dualcodebook train ")
-    assert "or a YAML file (default: tiny)" in text
+    assert "or a YAML file with the sections model, data, training (default: tiny)" in text
     assert "(default: None)" not in text
 
 

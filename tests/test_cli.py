@@ -550,8 +550,9 @@ def test_evaluate_lists_the_images_that_it_left_out(tmp_path, checkpoint, capsys
     assert "1b.png" in message
     output = ["--output", str(tmp_path / "result.json"), "--fit-pictures", "3"]
     assert main([*command, *output, "--on-bad-image", "skip"]) == 0
-    report = capsys.readouterr().out
-    assert "images left out because they cannot be read: 1" in report and "row 2 (1b.png): not in an image" in report
+    named, count = capsys.readouterr().err.splitlines()[-2:]
+    assert named.startswith("left out: cannot read row 2 of ") and "1b.png': not in an image" in named
+    assert count == "1 of 4 images were left out"
     for result in json.loads((tmp_path / "result.json").read_text())["results"]:
         assert result["protocol"]["pictures"] == 3
         assert [item["file"] for item in result["protocol"]["skipped"]] == ["1b.png"]
@@ -598,7 +599,9 @@ def test_messages_name_the_flags_of_the_command_and_not_the_arguments_behind_the
 
 def test_train_checks_its_arguments_before_it_launches_anything(tmp_path, capsys) -> None:
     pytest.importorskip("accelerate")
-    assert "learning_rate" in refused(capsys, tmp_path, "train", "--dataset", "d", "--learning_rat", "1")
+    assert "did you mean `--learning-rate`" in refused(
+        capsys, tmp_path, "train", "--dataset", "d", "--learning_rat", "1"
+    )
     assert "`dataset`" in refused(capsys, tmp_path, "train", "--config", "tiny")
     assert "./nowhere" in refused(capsys, tmp_path, "train", "--config", "tiny", "--dataset", "./nowhere")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..files import atomic_file
 from ..flags import Parser, Switch
+from ..run_folder import SavedModel
 from .inputs import add_output, check_folder, set_command
 
 
@@ -57,6 +58,8 @@ def _add_run(command: Parser) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
+    if arguments.folder is not None:
+        SavedModel.find(arguments.folder)
     from ..hub import check_repo_id
     from ..hub.card import MARK, model_card
     from ..hub.export import TrainedModel
@@ -86,8 +89,6 @@ def _card(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from ..hub import push_model, push_space
-
     options = {"private": arguments.private, "overwrite": arguments.overwrite}
     model = {"RUN": arguments.folder, "--repo-id": arguments.repo_id}
     details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": not arguments.samples}
@@ -95,6 +96,8 @@ def _push(arguments: argparse.Namespace) -> int:
         given = [flag for flag, value in {**model, **details}.items() if value]
         if given:
             raise ValueError(f"`--space` publishes the Space alone; it does not go with {', '.join(given)}")
+        from ..hub import push_space
+
         url = push_space(arguments.space, models=arguments.model_id or (), **options)
     else:
         if arguments.model_id:
@@ -102,6 +105,9 @@ def _push(arguments: argparse.Namespace) -> int:
         missing = [flag for flag, value in model.items() if not value]
         if missing:
             raise ValueError(f"`push` needs RUN and --repo-id, or --space; {' and '.join(missing)} missing")
+        SavedModel.find(arguments.folder)
+        from ..hub import push_model
+
         options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": arguments.samples}
         url = push_model(arguments.folder, arguments.repo_id, **options)
     print(f"published: {url}")
