@@ -67,7 +67,12 @@ def _grow_decoder(old: Decoder, new: Decoder) -> None:
             else:
                 _widen_residual(level[index], block)
     _widen_norm(old.norm_out, new.norm_out)
-    _widen(*(getattr(decoder.conv_out, "conv", decoder.conv_out) for decoder in (old, new)))
+    last, wider = (getattr(decoder.conv_out, "conv", decoder.conv_out) for decoder in (old, new))
+    _widen(last, wider)
+    # Between them is a ReLU, which stops the gradient at 0: additional channels are above it, and not used yet.
+    width = last.in_channels
+    new.norm_out.bias[width:] = 0.1
+    wider.weight[:, width:] = 0
 
 
 def _widen(old: nn.Conv2d, new: nn.Conv2d) -> None:

@@ -323,15 +323,12 @@ class DualCodebookFields:
         """About how many numbers a checkpoint holds: those of convolutions, attention and codebooks, without biases."""
         width, factor = self.vq_embed_dim, self.downsample_factor
         total = 0
-        for widths, layers in (
-            (self.block_out_channels, self.encoder_layers),
-            (self.decoder_widths, self.decoder_layers),
-        ):
+        ends = ((self.block_out_channels, self.encoder_layers, 1), (self.decoder_widths, self.decoder_layers, 16))
+        for widths, layers, growth in ends:
             total += sum(18 * count * channels**2 for count, channels in zip(layers, widths, strict=True))
             transitions = sum(one * other for one, other in itertools.pairwise(widths))
-            if self.backbone == "dcae":  # a transition: to a quarter of the channels, or to four times as many
-                up = widths is self.decoder_widths
-                total += 9 * transitions * 4 if up else 9 * transitions // 4
+            if self.backbone == "dcae":  # to a quarter of the channels, or to four times as many
+                total += 9 * growth * transitions // 4
             else:  # the decoder's additional layers, resampling, the middle
                 total += 9 * (transitions + sum(2 * channels**2 for channels in widths)) + 44 * widths[-1] ** 2
         total += 9 * (self.block_out_channels[0] * self.in_channels + self.decoder_widths[0] * self.out_channels)
