@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .configuration_dualcodebook import DualCodebookConfig
+from .configuration_dualcodebook import DualCodebookConfig, documents_fields
 from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput
 from .presets import load_preset
 from .weights import LOCATION_ARGUMENTS, check_weights, find_shards, find_weights, missing_weights, readable
@@ -31,11 +32,11 @@ AUTO_MAP = {
 }
 
 
+@documents_fields("Args")
 class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
-    The arguments are the fields of `DualCodebookConfig`, described there; the defaults are the paper's.
-    Raises ValueError for a field that is wrong.
+    The defaults are the paper's. Raises ValueError for a field that is wrong.
     """
 
     _supports_gradient_checkpointing = True
@@ -101,7 +102,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> DualCodebookVQModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """diffusers' method (folder or Hub id, eval mode), strict; the codebooks stay in float32 under any `dtype`.
 
         A folder that transformers saved is loaded too. Raises ValueError, naming the file and the tensors, for weights
@@ -141,7 +142,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
 
     @classmethod
-    def from_preset(cls, name: str, **overrides) -> DualCodebookVQModel:
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
         """A model with fresh weights.
 
         Args:
@@ -150,11 +151,15 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         """
         return cls(**{**load_preset(name)["model"], **overrides})
 
-    def half(self) -> DualCodebookVQModel:
+    def half(self) -> Self:
         """float16 but for the codebooks: a pipeline that upcasts would come back to rounded ones (`force_upcast`)."""
         self.cast_backbone(torch.float16)
         return self
 
+    @overload
+    def forward(self, sample: torch.Tensor, return_dict: Literal[True] = True) -> DualCodebookOutput: ...
+    @overload
+    def forward(self, sample: torch.Tensor, return_dict: Literal[False]) -> tuple: ...
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DualCodebookOutput | tuple:
         """Images (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.
 

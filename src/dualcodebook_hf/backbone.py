@@ -24,13 +24,14 @@ def build_encoder(config: DualCodebookConfig) -> nn.Module:
     """(B, in_channels, H, W) with H, W multiples of f -> (B, latent_channels, H/f, W/f)."""
     if config.backbone == "dcae":
         encoder = autoencoder_dc.Encoder(config.in_channels, out_shortcut=False, **_dcae_options(config))
-        encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in encoder.down_blocks)
+        levels: Any = encoder.down_blocks
+        encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in levels)
         return encoder
     plain = len(config.block_out_channels) - 1
     attention = "AttnDownEncoderBlock2D" if config.attention else "DownEncoderBlock2D"
     return vae.Encoder(
         in_channels=config.in_channels,
-        out_channels=config.latent_channels,
+        out_channels=config.latent_width,
         down_block_types=("DownEncoderBlock2D",) * plain + (attention,),
         double_z=False,
         **_vqgan_options(config),
@@ -42,12 +43,13 @@ def build_decoder(config: DualCodebookConfig) -> nn.Module:
     if config.backbone == "dcae":
         # The first argument, diffusers' `in_channels`, is the image's also in a decoder.
         decoder = autoencoder_dc.Decoder(config.out_channels, in_shortcut=False, **_dcae_options(config))
-        decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in decoder.up_blocks)
+        levels: Any = decoder.up_blocks
+        decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in levels)
         return decoder
     plain = len(config.block_out_channels) - 1
     attention = "AttnUpDecoderBlock2D" if config.attention else "UpDecoderBlock2D"
     return vae.Decoder(
-        in_channels=config.latent_channels,
+        in_channels=config.latent_width,
         out_channels=config.out_channels,
         up_block_types=(attention,) + ("UpDecoderBlock2D",) * plain,
         **_vqgan_options(config),
@@ -57,7 +59,7 @@ def build_decoder(config: DualCodebookConfig) -> nn.Module:
 def _dcae_options(config: DualCodebookConfig) -> dict[str, Any]:
     levels = len(config.block_out_channels)
     return {
-        "latent_channels": config.latent_channels,
+        "latent_channels": config.latent_width,
         "block_out_channels": tuple(config.block_out_channels),
         "layers_per_block": tuple(config.layers_per_level or [config.layers_per_block] * levels),
         "qkv_multiscales": ((),) * levels,
@@ -75,7 +77,7 @@ def _vqgan_options(config: DualCodebookConfig) -> dict[str, Any]:
 
 def last_convolution(decoder: nn.Module) -> nn.Conv2d:
     """The decoder's output convolution: its weight is "the last layer" of the adaptive weight (paper: the loss)."""
-    last = decoder.conv_out
+    last: Any = decoder.conv_out
     return last.conv if isinstance(last, autoencoder_dc.DCUpBlock2d) else last
 
 

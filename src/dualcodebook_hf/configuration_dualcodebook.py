@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 import math
 import reprlib
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
+
+Class = TypeVar("Class", bound=type)
 
 BACKBONES = ("vqgan", "dcae")
 QUANTIZERS = ("dual", "single", "residual", "fsq", "lfq")
@@ -139,6 +145,16 @@ class DualCodebookFields:
         """Pixels on the side of a latent position, f."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def latent_width(self) -> int:
+        """Channels of the latents, which the codebooks share out among them: global_dim + local_dim."""
+        return self.global_dim + self.local_dim
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of the largest codebook: every token lies in [0, codebook_size)."""
+        return max(self.global_codebook_size, self.local_codebook_size)
+
     def check(self) -> None:
         """Fills in `latent_channels` and `vq_embed_dim` and raises ValueError for any field that is wrong.
 
@@ -178,7 +194,7 @@ class DualCodebookFields:
                 )
 
     def _check_layers_per_level(self) -> None:
-        layers = self.layers_per_level = list(self.layers_per_level)
+        layers = self.layers_per_level = list(self.layers_per_level or [])
         if self.backbone != "dcae":
             raise ValueError("`layers_per_level` is for `backbone: dcae`; use `layers_per_block` with vqgan")
         if len(layers) != len(self.block_out_channels):
@@ -212,7 +228,7 @@ class DualCodebookFields:
                 "`quantizer: single` has one codebook, the local one: set global_codebook_size and global_dim to 0, "
                 f"got {self.global_codebook_size} and {self.global_dim}"
             )
-        width = self.global_dim + self.local_dim
+        width = self.latent_width
         for name in ("vq_embed_dim", "latent_channels"):
             if getattr(self, name) is None:
                 setattr(self, name, width)
@@ -250,7 +266,7 @@ class DualCodebookFields:
         most = BOUNDS["local_codebook_size"][1]
         for name in ("global_dim", "local_dim"):  # at least 2 values for each channel
             _within(name, getattr(self, name), 1, int(math.log2(most)), f" with `quantizer: {self.quantizer}`")
-        width, levels = self.vq_embed_dim, [2] * self.vq_embed_dim
+        width, levels = self.latent_width, [2] * self.latent_width
         if self.quantizer == "fsq":
             levels = self.fsq_levels = list(self.fsq_levels or [])
             if len(levels) != width or min(levels) < 3 or max(levels) > most:
@@ -267,7 +283,7 @@ class DualCodebookFields:
                 )
 
     def _check_cost(self) -> None:
-        width = self.vq_embed_dim
+        width = self.latent_width
         for part in ("global", "local"):
             size, layers = getattr(self, f"{part}_codebook_size"), getattr(self, f"{part}_transformer_layers")
             dim = width if self.quantizer == "residual" else getattr(self, f"{part}_dim")
@@ -292,7 +308,7 @@ class DualCodebookFields:
 
     def estimate_parameters(self) -> int:
         """About how many numbers a checkpoint holds: those of convolutions, attention and codebooks, without biases."""
-        widths, width, factor = self.block_out_channels, self.vq_embed_dim, self.downsample_factor
+        widths, width, factor = self.block_out_channels, self.latent_width, self.downsample_factor
         layers = self.layers_per_level or [self.layers_per_block] * len(widths)
         levels = sum(2 * 18 * count * channels**2 for count, channels in zip(layers, widths, strict=True))
         transitions = sum(one * other for one, other in itertools.pairwise(widths))
@@ -308,7 +324,7 @@ class DualCodebookFields:
         if self.quantizer in ("fsq", "lfq"):
             return 0
         if self.quantizer == "residual":  # a table and its moving average
-            return 2 * (self.global_codebook_size + self.local_codebook_size) * self.vq_embed_dim
+            return 2 * (self.global_codebook_size + self.local_codebook_size) * self.latent_width
         total = 0
         for part in ("global", "local"):
             size, dim, layers = (
@@ -323,12 +339,38 @@ class DualCodebookFields:
         return {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(DualCodebookFields)}
 
 
+def documents_fields(section: str) -> Callable[[Class], Class]:
+    """Class decorator: `help` shows every field with type, default, meaning and range, under the heading `section`.
+
+    They come from the fields themselves, the one place where they are written.
+    """
+
+    def decorate(kind: Class) -> Class:
+        if kind.__doc__:  # there is none under `python -OO`
+            lines = (textwrap.fill(line, 110, subsequent_indent=" " * 8) for line in map(_describe, FIELDS))
+            kind.__doc__ = "\n".join([inspect.cleandoc(kind.__doc__), "", f"{section}:", *lines])
+        return kind
+
+    return decorate
+
+
+def _describe(spec: dataclasses.Field) -> str:
+    default: Any = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+    within = f"; in [{BOUNDS[spec.name][0]}, {BOUNDS[spec.name][1]}]" if spec.name in BOUNDS else ""
+    return f"    {spec.name} ({FIELD_TYPES[spec.name]}, default {default!r}): {spec.metadata['help']}{within}."
+
+
+FIELDS = dataclasses.fields(DualCodebookFields)
 # Kept as text: HfArgumentParser replaces `Field.type` by the type itself.
-FIELD_TYPES = {spec.name: str(spec.type) for spec in dataclasses.fields(DualCodebookFields)}
+FIELD_TYPES = {spec.name: str(spec.type) for spec in FIELDS}
 
 
+@documents_fields("Args")
 class DualCodebookConfig(DualCodebookFields, PreTrainedConfig):
-    """Configuration of the Dual Codebook VQ tokenizer (arXiv 2503.10832). Fields and defaults: `DualCodebookFields`."""
+    """Configuration of the Dual Codebook VQ tokenizer (arXiv 2503.10832); the defaults are the paper's.
+
+    Takes the arguments of transformers' `PreTrainedConfig` too. Raises ValueError for a field that is wrong.
+    """
 
     model_type = "dualcodebook"
 

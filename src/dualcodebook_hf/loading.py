@@ -14,6 +14,7 @@ from .files import public_name
 from .run_folder import CONFIG
 
 EMBEDDED = "embedded checkpoint"
+EMBEDDED_FOLDER = "dualcodebook_hf/checkpoints/tiny"  # the end of its path, on any machine
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
