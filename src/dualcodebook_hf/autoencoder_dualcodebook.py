@@ -18,7 +18,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .configuration_dualcodebook import DualCodebookConfig, documents_fields
+from .configuration_dualcodebook import DualCodebookConfig
+from .configuration_fields import documents_fields
 from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput
 from .presets import load_preset
 from .weights import LOCATION_ARGUMENTS, check_weights, find_shards, find_weights, missing_weights, readable

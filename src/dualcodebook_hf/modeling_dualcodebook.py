@@ -22,7 +22,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from .configuration_dualcodebook import DualCodebookConfig, documents_fields
+from .configuration_dualcodebook import DualCodebookConfig
+from .configuration_fields import documents_fields
 from .core import NO_SPLIT_MODULES, DualCodebookCore, hooked
 from .weights import LOCATION_ARGUMENTS, check_weights, find_weights, missing_weights, readable
 
@@ -139,6 +140,8 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         are none.
         """
         source = pretrained_model_name_or_path
+        if kwargs.get("subfolder", "") is None:  # as diffusers' AutoModel says that there is none
+            del kwargs["subfolder"]
         with readable(source, kwargs):
             if source is not None:
                 location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}

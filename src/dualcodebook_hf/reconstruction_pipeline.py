@@ -17,7 +17,11 @@ class ImageReconstructionPipeline(Pipeline):
     a list of it. With `batch_size` above 1 the images of a batch must be of one size when they reach the model.
 
     Args:
-        image_processor_kwargs: options of `DualCodebookImageProcessor`.
+        model: a `DualCodebookModel`, or its folder or Hub id.
+        image_processor (default None): a `DualCodebookImageProcessor`; None: that beside the model.
+        batch_size (int, default 1): images that pass the model together.
+        image_processor_kwargs (dict, default None): options of `DualCodebookImageProcessor` for each image.
+        kwargs: those of transformers' `Pipeline`, such as `device` and `dtype`.
 
     Raises ValueError for any other option, and for a batch of images of several sizes.
     """

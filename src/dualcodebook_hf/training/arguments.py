@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..configuration_dualcodebook import DualCodebookFields
+from ..configuration_fields import DualCodebookFields
 from ..image_datasets import ON_BAD_IMAGE, DatasetError
 from ..metrics import IMAGE_METRICS
-from ..perceptual.distances import FORMS
-from .discriminators.augment import AUGMENTATIONS
-from .discriminators.norms import NORMS
+from ..perceptual import FORMS
+from .discriminators import AUGMENTATIONS, NORMS
 from .parsing import parse_sections
 from .run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
 
