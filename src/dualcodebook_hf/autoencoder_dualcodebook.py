@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .configuration_dualcodebook import DualCodebookConfig
 from .configuration_fields import documents_fields
-from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput
+from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput, Method
 from .presets import load_preset
 from .weights import LOCATION_ARGUMENTS, check_weights, find_shards, find_weights, missing_weights, readable
 
@@ -33,8 +33,11 @@ AUTO_MAP = {
 }
 
 
+registered: Callable[[Method], Method] = register_to_config  # which keeps no signature
+
+
 @documents_fields("Args")
-class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):
+class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):  # type: ignore[misc]
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
     The defaults are the paper's. Raises ValueError for a field that is wrong.
@@ -42,12 +45,12 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
-    _no_split_modules = NO_SPLIT_MODULES
-    _skip_layerwise_casting_patterns = ["quantize"]
+    _no_split_modules = NO_SPLIT_MODULES  # type: ignore[assignment]
+    _skip_layerwise_casting_patterns = ["quantize"]  # type: ignore[assignment]
     # Through accelerate, which the base install lacks; see `from_pretrained`.
-    _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None
+    _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None  # type: ignore[assignment]
 
-    @register_to_config
+    @registered
     def __init__(
         self,
         in_channels: int = 3,
@@ -103,7 +106,9 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> Self:
         """diffusers' method (folder or Hub id, eval mode), strict; the codebooks stay in float32 under any `dtype`.
 
         A folder that transformers saved is loaded too. Raises ValueError, naming the file and the tensors, for weights
@@ -112,7 +117,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         source = pretrained_model_name_or_path
         location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
         with readable(source, kwargs):
-            config = cls.load_config(source, **location)
+            config: Any = cls.load_config(source, **location)
             if not is_saved_by_transformers(config):
                 return cls._load(source, **kwargs)
             with _as_diffusers_saves(source, config, kwargs.get("variant"), location) as folder:
@@ -122,7 +127,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return loaded
 
     @classmethod
-    def _load(cls, source: str | Path, **kwargs) -> DualCodebookVQModel:
+    def _load(cls, source: str | os.PathLike, **kwargs: Any) -> Any:
         if cls._keep_in_fp32_modules is not None:
             return super().from_pretrained(source, **kwargs)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
@@ -177,7 +182,7 @@ def is_saved_by_transformers(config: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _as_diffusers_saves(
-    source: str | Path, config: Mapping[str, Any], variant: str | None, location: Mapping[str, Any]
+    source: str | os.PathLike, config: Mapping[str, Any], variant: str | None, location: Mapping[str, Any]
 ) -> Iterator[Path]:
     """Yields a folder of links to what transformers saved in `source`, under the names that diffusers looks for."""
     weights = find_weights(source, SAFE_WEIGHTS_NAME, variant, **location)

@@ -53,7 +53,7 @@ class DualCodebookFields:
     Raises ValueError (from `check`) naming the field, what was expected and what came.
     """
 
-    in_channels: int = field(default=3, metadata={"help": "channels of the input"})
+    in_channels: int = field(default=3, metadata={"help": "channels of the input", "heading": "encoder and decoder"})
     out_channels: int = field(default=3, metadata={"help": "channels of the reconstruction"})
     backbone: str = field(default="vqgan", metadata={"help": "encoder and decoder: vqgan or dcae"})
     block_out_channels: list[int] = field(
@@ -87,7 +87,8 @@ class DualCodebookFields:
         metadata={
             "help": "dual, or a baseline; single: VQGAN's one codebook, local_codebook_size x local_dim; residual: two "
             "stages over all channels, with the sizes of the two codebooks; fsq, lfq: finite scalar and lookup-free "
-            "quantization"
+            "quantization",
+            "heading": "codebooks",
         },
     )
     global_codebook_size: int = field(default=512, metadata={"help": "codes of the global codebook"})
@@ -118,7 +119,8 @@ class DualCodebookFields:
         default="gradient",
         metadata={
             "help": "how the global codebook learns; gradient: by the codebook loss; ema: as a moving average of its "
-            "latents; linear: by the codebook loss, as a fixed table times a matrix (SimVQ)"
+            "latents; linear: by the codebook loss, as a fixed table times a matrix (SimVQ)",
+            "heading": "how the codebooks learn",
         },
     )
     local_update: str = field(
@@ -131,7 +133,10 @@ class DualCodebookFields:
         default=0.1, metadata={"help": "ema: codes used less than this share of uniform use are revived; 0: never"}
     )
     commitment_cost: float = field(default=0.25, metadata={"help": "weight of the commitment loss (beta)"})
-    scaling_factor: float = field(default=1.0, metadata={"help": "for diffusers' pipelines: multiplies the latents"})
+    scaling_factor: float = field(
+        default=1.0,
+        metadata={"help": "for diffusers' pipelines: multiplies the latents", "heading": "diffusers' pipelines"},
+    )
     force_upcast: bool = field(
         default=False, metadata={"help": "for diffusers' pipelines: decode in float32 under fp16"}
     )

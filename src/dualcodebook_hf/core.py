@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -39,10 +40,10 @@ class DualCodebookOutput(BaseOutput):
 
     # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
     sample: torch.Tensor
-    tokens: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    latents: torch.Tensor | None = None
-    quantized: torch.Tensor | None = None
+    tokens: torch.LongTensor = None  # type: ignore[assignment]
+    losses: dict[str, torch.Tensor] = None  # type: ignore[assignment]
+    latents: torch.Tensor = None  # type: ignore[assignment]
+    quantized: torch.Tensor = None  # type: ignore[assignment]
 
 
 def hooked(method: Method) -> Method:
@@ -66,6 +67,8 @@ else:
 class DualCodebookCore(_Module):
     """Encoder -> quant_conv -> codebooks -> post_quant_conv -> Decoder (paper): a mixin over a module with `config`."""
 
+    encoder: Any
+    decoder: Any
     linear_encoder: nn.Module | None
     linear_decoder: nn.Module | None
 
@@ -117,13 +120,16 @@ class DualCodebookCore(_Module):
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Images (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
 
-        Images are padded at the bottom and the right by reflection. Raises ValueError for another shape or type.
+        Images are cast to the model's dtype and padded at the bottom and the right by reflection. Raises ValueError for
+        another shape, and for what is not floating point.
         """
         latents = self._latents(x)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     def _latents(self, x: torch.Tensor) -> torch.Tensor:
         self._check_pixels(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.dtype)
         x = pad_to_multiple(x, self.downsample_factor)
         slices = x.split(1) if self.use_slicing else [x]
         return torch.cat([self._encode(part) for part in slices])
@@ -168,6 +174,7 @@ class DualCodebookCore(_Module):
 
         Raises ValueError for another shape.
         """
+        loss: Any
         if torch.is_floating_point(h):
             if h.ndim != 4 or h.shape[1] != self.config.vq_embed_dim:
                 raise ValueError(f"`h` must be latents (B, {self.config.vq_embed_dim}, h, w), got {tuple(h.shape)}")
@@ -237,8 +244,6 @@ class DualCodebookCore(_Module):
             raise ValueError(f"`pixel_values` must be of shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"`pixel_values` must be floating point in [-1, 1], got {x.dtype}")
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"`pixel_values` must have the model's dtype {self.dtype}, got {x.dtype}")
 
     def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
         codebooks = self.quantize.codebooks
@@ -269,3 +274,10 @@ def _check_range(pixels: torch.Tensor) -> None:
     # Written so that NaN, which compares false, fails too.
     if not (low >= -1 - RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
         raise ValueError(f"`pixel_values` must lie in [-1, 1], got [{low.item():.4g}, {high.item():.4g}]")
+    # An image of [-1, 1] may have no value below 0, but hardly ever both ends of [0, 1].
+    if 0 <= low < 0.1 and high > 0.9:
+        warnings.warn(
+            f"`pixel_values` lie in [{low.item():.4g}, {high.item():.4g}]: the model takes [-1, 1], so for values in "
+            "[0, 1] pass `2 * pixel_values - 1`",
+            stacklevel=4,
+        )

@@ -126,7 +126,9 @@ class DualCodebookImageProcessor(PilBackend):
             return _with_channels(images)
         return super().fetch_images(images)
 
-    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> np.ndarray:
+    def process_image(  # type: ignore[override]
+        self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any
+    ) -> np.ndarray:
         """One image or array -> array (C, H, W)."""
         if isinstance(image, Image.Image):
             return super().process_image(read_image(image) if do_convert_rgb else image, do_convert_rgb=False, **kwargs)
@@ -142,7 +144,7 @@ class DualCodebookImageProcessor(PilBackend):
         opened = Image.fromarray(np.ascontiguousarray(np.moveaxis(array, 0, -1)))
         return np.moveaxis(np.array(read_image(opened)), -1, 0)
 
-    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
+    def center_crop(self, image: np.ndarray, size: Any, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
         """The middle of an array (C, H, W); never pads."""
         if size.height > image.shape[1] or size.width > image.shape[2]:
             raise ValueError(
@@ -151,7 +153,7 @@ class DualCodebookImageProcessor(PilBackend):
             )
         return super().center_crop(image, size, **kwargs)
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self,
         images: list[np.ndarray],
         do_resize: bool,
@@ -197,9 +199,8 @@ class DualCodebookImageProcessor(PilBackend):
             raise ValueError("`postprocess` needs a processor with `do_rescale`, got one without")
         mean, std = (self.image_mean, self.image_std) if self.do_normalize else ([0.0] * 3, [1.0] * 3)
         if list(mean) != [0.5] * 3 or list(std) != [0.5] * 3:
-            shape = {"dtype": torch.float32, "device": pixel_values.device}
-            mean, std = (torch.tensor(values, **shape)[:, None, None] for values in (mean, std))
-            pixel_values = (pixel_values.float() * std + mean) * 2 - 1
+            scale, shift = (pixel_values.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (std, mean))
+            pixel_values = (pixel_values.float() * scale + shift) * 2 - 1
         return [to_image(pixels) for pixels in pixel_values]
 
 

@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 from .configuration_dualcodebook import DualCodebookConfig
 from .configuration_fields import documents_fields
 from .core import NO_SPLIT_MODULES, DualCodebookCore, hooked
+from .quantizers import sum_losses
 from .weights import LOCATION_ARGUMENTS, check_weights, find_weights, missing_weights, readable
 
 
@@ -130,7 +131,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         self.post_init()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, config: Any = None, **kwargs: Any
     ) -> Self:
         """transformers' method (folder or Hub id, eval mode), strict; the codebooks stay in float32 under any `dtype`.
@@ -192,11 +193,11 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         """`tokenize` by transformers' name: images (B, C, H, W) in [-1, 1] -> int64 (B, codebooks, h, w)."""
         return self.tokenize(pixel_values)
 
-    @overload
+    @overload  # type: ignore[override]
     def encode(
         self, x: torch.Tensor | None = None, return_dict: Literal[True] = True, *, pixel_values: torch.Tensor = ...
     ) -> DualCodebookEncoderOutput: ...
-    @overload
+    @overload  # type: ignore[override]
     def encode(
         self, x: torch.Tensor | None = None, *, return_dict: Literal[False], pixel_values: torch.Tensor = ...
     ) -> tuple[torch.Tensor, ...]: ...
@@ -217,10 +218,10 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         """
         latents = self._latents(_exactly_one(x=x, pixel_values=pixel_values))
         output = self.quantize(latents, return_dict=True)
-        result = DualCodebookEncoderOutput(latents, output.quantized, output.tokens, output.summed_loss())
+        result = DualCodebookEncoderOutput(latents, output.quantized, output.tokens, sum_losses(output.losses))
         return result if return_dict else result.to_tuple()
 
-    @overload
+    @overload  # type: ignore[override]
     def decode(self, h: torch.LongTensor) -> torch.Tensor: ...  # type: ignore[overload-overlap]
     @overload
     def decode(self, *, image_tokens: torch.Tensor) -> torch.Tensor: ...
@@ -267,7 +268,8 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         """
         value = _exactly_one(h=h, image_tokens=image_tokens)
         if shape is not None or (image_tokens is None and value.is_floating_point()):
-            return super().decode(value, force_not_quantize, return_dict=return_dict, shape=shape)
+            options: Any = {"return_dict": return_dict, "shape": shape}
+            return super().decode(value, force_not_quantize, **options)
         tokens = self.quantize.from_product_ids(value) if value.ndim == 3 else value
         self._check_tokens(tokens, None, None)
         return self._decode(self.quantize.lookup(tokens.long()))
@@ -313,7 +315,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         output = self.autoencode(pixel_values)
         loss = embedding_loss = None
         if return_loss:
-            embedding_loss = sum(output.losses.values())
+            embedding_loss = sum_losses(output.losses)
             loss = (output.sample - pixel_values).abs().mean() + embedding_loss
         result = DualCodebookModelOutput(
             image_tokens=output.tokens,
@@ -338,7 +340,7 @@ def _call(layer: nn.Module, *args: torch.Tensor) -> torch.Tensor:
     return layer(*args)
 
 
-def _diffusers_weights(source: str | Path, variant: str | None, location: dict[str, Any]) -> str:
+def _diffusers_weights(source: str | os.PathLike, variant: str | None, location: dict[str, Any]) -> str:
     """The name of the weights that diffusers' face saved. Raises OSError unless transformers can read them."""
     found = find_weights(source, SAFETENSORS_WEIGHTS_NAME, variant, **location)
     if found is None and not Path(source).is_dir():

@@ -28,10 +28,11 @@ class QuantizerOutput:
     tokens: torch.Tensor
     losses: dict[str, torch.Tensor]
 
-    def summed_loss(self) -> torch.Tensor:
-        """L_global + L_local, a scalar."""
-        first, *others = self.losses.values()
-        return sum(others, start=first)
+
+def sum_losses(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """L_global + L_local, a scalar."""
+    first, *others = losses.values()
+    return sum(others, start=first)
 
 
 class Quantizer(nn.Module):
@@ -156,7 +157,7 @@ class Quantizer(nn.Module):
         if return_dict:
             return output
         ids = self.to_product_ids(output.tokens).flatten()
-        return output.quantized, output.summed_loss(), (None, None, ids)
+        return output.quantized, sum_losses(output.losses), (None, None, ids)
 
     def get_codebook_entry(self, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """diffusers' VQModel contract: product ids of any shape and (B, h, w, C) -> codes (B, C, h, w).

@@ -38,7 +38,9 @@ class ImageReconstructionPipeline(Pipeline):
             raise ValueError(f"`{TASK}` knows the option image_processor_kwargs only, got {', '.join(sorted(kwargs))}")
         return image_processor_kwargs or {}, {}, {}
 
-    def preprocess(self, image: Any, **image_processor_kwargs: Any) -> Any:
+    def preprocess(  # type: ignore[override]
+        self, image: Any, **image_processor_kwargs: Any
+    ) -> Any:
         inputs = self.image_processor(image, return_tensors="pt", **image_processor_kwargs)
         return inputs.to(self.dtype)
 
@@ -60,7 +62,7 @@ class ImageReconstructionPipeline(Pipeline):
         loader.collate_fn = collate_one_size
         return iterator
 
-    def _forward(self, model_inputs: dict[str, Any], **_: Any) -> Any:
+    def _forward(self, model_inputs: dict[str, Any], **_: Any) -> Any:  # type: ignore[override]
         output = self.model(**model_inputs)
         return {"pixels": output.decoded_pixel_values, "image_tokens": output.image_tokens}
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.abc
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-PACKAGE = __package__
 LIBRARIES = ("transformers", "diffusers")
-# These import transformers while they are imported themselves, or are needed whole by what is registered.
-WATCHED = {*LIBRARIES, "accelerate", "peft"}
+# Packages that import transformers while they are imported themselves, or that it needs whole.
+NEIGHBOURS = ("accelerate", "peft")
 
 
 def register() -> None:
@@ -52,22 +51,32 @@ def register_when_imported() -> None:
     if any(name in sys.modules for name in LIBRARIES):
         register()
     else:
-        sys.meta_path.insert(0, _PostImportHook())
+        sys.meta_path.insert(0, PostImportHook(register, LIBRARIES, NEIGHBOURS, __package__))
 
 
-class _PostImportHook(importlib.abc.MetaPathFinder):
-    """Calls `register` once a library is imported, and goes.
+class PostImportHook(importlib.abc.MetaPathFinder):
+    """Calls a function once a library is imported, and goes: a finder at the front of `sys.meta_path`.
 
-    Not within an import of a watched package or of a module of ours: what is imported by half would be imported again
-    in a circle. So the outermost of them must be done.
+    Not in the middle of an import of what the function itself may import: that would be half a module. So of the
+    watched modules the outermost one must be done.
+
+    Args:
+        function: without arguments.
+        libraries: one of them must be imported.
+        neighbours: further packages that are watched.
+        package: the modules in it are watched.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, function: Callable[[], None], libraries: Sequence[str], neighbours: Sequence[str], package: str
+    ) -> None:
+        self._function, self._libraries, self._package = function, libraries, package
+        self._watched = {*libraries, *neighbours}
         self._state = threading.local()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """What the other finders find, with a loader that tells this object of the end."""
-        if name not in WATCHED and not name.startswith(f"{PACKAGE}."):
+        if name not in self._watched and not name.startswith(f"{self._package}."):
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
@@ -76,25 +85,25 @@ class _PostImportHook(importlib.abc.MetaPathFinder):
         return spec
 
     def execute(self, loader: Any, module: ModuleType) -> None:
-        """Executes a module; the outermost one is followed by `register`."""
+        """Executes a module; the outermost one is followed by the function."""
         depth = getattr(self._state, "depth", 0)
         self._state.depth = depth + 1
         try:
             loader.exec_module(module)
         finally:
             self._state.depth = depth
-        if depth == 0 and any(name in sys.modules for name in LIBRARIES):
+        if depth == 0 and any(name in sys.modules for name in self._libraries):
             try:
                 sys.meta_path.remove(self)
             except ValueError:  # another thread was first
                 return
-            register()
+            self._function()
 
 
 class _Loader(importlib.abc.Loader):
-    """A module's own loader, which the module gets to see, and a word to the hook."""
+    """A module's own loader, the one that the module gets to see, and the hook."""
 
-    def __init__(self, loader: Any, hook: _PostImportHook) -> None:
+    def __init__(self, loader: Any, hook: PostImportHook) -> None:
         self._loader, self._hook = loader, hook
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -102,8 +111,10 @@ class _Loader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """The loader's own, between two words to the hook."""
-        module.__spec__.loader = module.__loader__ = self._loader
+        """The loader's own, by way of the hook."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
         self._hook.execute(self._loader, module)
 
     def __getattr__(self, name: str) -> Any:

@@ -72,8 +72,6 @@ def wrong_uses_of_transformers_face(model: DualCodebookModel) -> None:
     model.decode(model.tokenize(pixels)).sample  # type: ignore[attr-defined]
     model.decode(image_tokens="wrong")  # type: ignore[call-overload]
     model.forward("wrong")  # type: ignore[call-overload]
-    model.config.codebook_sise  # type: ignore[attr-defined]
-    DualCodebookConfig(global_codebook_sise=16)  # type: ignore[call-arg]
     DualCodebookConfig(quantizer=3)  # type: ignore[arg-type]
 
 

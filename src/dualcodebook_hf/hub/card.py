@@ -80,7 +80,7 @@ def model_card(
         data.datasets = _hub_ids(records, "data", "dataset") or None
         base = _hub_ids(records, "training", "init_from")
         if base:
-            data.base_model, data.base_model_relation = base[0], "finetune"
+            data.base_model, data["base_model_relation"] = base[0], "finetune"
         if records.results:
             data.model_name, data.eval_results = facts["name"], _eval_results(records)
             data.metrics = list(dict.fromkeys(result.metric_type for result in data.eval_results))
@@ -116,7 +116,7 @@ def card_facts(records: Records, repo_id: str | None = None) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "backbone": fields.backbone,
         "quantizer": fields.quantizer,
-        "weights_dtype": records.train["training"].get("weights_dtype") if training else None,
+        "weights_dtype": records.train["training"].get("weights_dtype") if records.train else None,
         "training": training,
         "conversion": conversion,
         "origin": (conversion or {}).get("source") or (training or {}).get("init_from"),

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
@@ -79,7 +79,7 @@ class TrainedModel:
         Raises ValueError where there is no model, no weights or no such file, and for a link that leads out of `run`.
         """
         saved = SavedModel.find(run)
-        own = is_saved_by_transformers(read_json(_inside(saved, saved.folder / CONFIG)))
+        own = is_saved_by_transformers(read_json(_inside(saved, saved.folder / CONFIG)) or {})
         weights = saved.folder / (SAFE_WEIGHTS_NAME if own else SAFETENSORS_WEIGHTS_NAME)
         if not weights.is_file():
             raise ValueError(
@@ -160,7 +160,7 @@ def prepare_folder(
         if processor.is_file():
             shutil.copyfile(processor, partial / PROCESSOR_CONFIG)
         for key, path in model.records.items():
-            content = read_json(path)
+            content = read_json(path) or {}
             write_json(partial / RECORDS[key], public_record(content) if key == "train" else content)
         if sample:
             shutil.copyfile(sample, partial / SAMPLES)
@@ -174,7 +174,7 @@ def prepare_folder(
 def reconstruction_sheet(tokenizer: DualCodebookVQModel, originals: Sequence[Image.Image]) -> Image.Image:
     """RGB images of one size, side by side, above their reconstructions."""
     pixels = torch.stack([to_pixels(image) for image in originals])
-    restored = tokenizer.detokenize(tokenizer.tokenize(pixels), size=tuple(pixels.shape[-2:]))
+    restored = tokenizer.detokenize(tokenizer.tokenize(pixels), size=(pixels.shape[-2], pixels.shape[-1]))
     return grid(pixels, restored, columns=len(originals))
 
 
@@ -214,7 +214,7 @@ def export_code(folder: str | Path) -> None:
     if not (folder / PROCESSOR_CONFIG).is_file():
         DualCodebookImageProcessor().save_pretrained(folder)
     for name, classes in {CONFIG: AUTO_MAP, PROCESSOR_CONFIG: PROCESSOR_MAP}.items():
-        content = {**read_json(folder / name), "auto_map": classes}
+        content = {**(read_json(folder / name) or {}), "auto_map": classes}
         content.pop("_name_or_path", None)  # where it was loaded from: a folder of this machine
         write_json(folder / name, dict(sorted(content.items())))
 
@@ -226,7 +226,7 @@ def code_files() -> list[Path]:
     while waiting:
         names.append(waiting.pop())
         for node in ast.walk(ast.parse((PACKAGE / f"{names[-1]}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level and node.module not in names + waiting:
+            if isinstance(node, ast.ImportFrom) and node.level and node.module and node.module not in names + waiting:
                 waiting.append(node.module)
     return [PACKAGE / f"{name}.py" for name in sorted(names)]
 
@@ -247,19 +247,20 @@ def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: st
     Raises ValueError when no component is of this package, or when the folder holds something.
     """
     folder = Path(folder).expanduser()
-    names = [name for name, part in pipeline.components.items() if type(part).__module__.startswith(PACKAGE.name + ".")]
+    held: Any = pipeline  # diffusers' type checkers' view of it is an empty class
+    names = [name for name, part in held.components.items() if type(part).__module__.startswith(PACKAGE.name + ".")]
     if not names:
-        raise ValueError(f"`pipeline` must hold a component of {PACKAGE.name}, got {', '.join(pipeline.components)}")
+        raise ValueError(f"`pipeline` must hold a component of {PACKAGE.name}, got {', '.join(held.components)}")
     with atomic_folder(folder) as partial:
-        pipeline.save_pretrained(partial)
-        index = read_json(partial / "model_index.json")
+        held.save_pretrained(partial)
+        index = read_json(partial / "model_index.json") or {}
         for name in names:
-            kind = type(pipeline.components[name]).__name__
+            kind = type(held.components[name]).__name__
             index[name] = [PACKAGE.name, kind]
             (partial / name / f"{PACKAGE.name}.py").write_text(f"from {PACKAGE.name} import {kind}\n")
         write_json(partial / "model_index.json", index)
         for path in partial.rglob("*.json"):
-            content = read_json(path)
+            content = read_json(path) or {}
             if content.pop("_name_or_path", None) is not None:
                 write_json(path, content)
         card = pipeline_card(type(pipeline).__name__, repo_id or f"you/{folder.resolve().name}", names)

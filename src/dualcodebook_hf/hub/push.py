@@ -125,7 +125,7 @@ def push_space(
         write_space(folder, models)
 
     bundled = f"{PACKAGE.name}/"
-    options = {"token": token, "private": private, "overwrite": overwrite}
+    options: dict[str, Any] = {"token": token, "private": private, "overwrite": overwrite}
     return _push(prepare, repo_id, "space", lambda name: name.startswith(bundled), **options)
 
 

@@ -67,8 +67,9 @@ class Records:
             raise ValueError("`metrics`: every result must have a model, a protocol and metrics, as `evaluate` writes")
         with complete_records():
             train = found["train"] and public_record(found["train"])
-            origin = found["train"] and found["train"]["training"].get("init_from")
-            records = cls(config, train, results, found["conversion"], origin and _license_of(origin))
+            origin = found["train"]["training"].get("init_from") if found["train"] else None
+            license = _license_of(origin) if origin else None
+            records = cls(config, train, results, found["conversion"], license)
             records.check()
         return records
 
