@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import itertools
 import math
@@ -452,7 +453,9 @@ def _check_type(name: str, value: object) -> None:
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {shown(value)}")
+        close = difflib.get_close_matches(value[:100], choices, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {shown(value)}{hint}")
 
 
 def _within(name: str, value: float, low: float, high: float, where: str = "") -> None:

@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ValueError with argparse's message and where to read more."""
-        raise ValueError(re.sub(r"^argument ([^:]+): ", r"`\1` ", message) + self._more())
+        raise ValueError(re.sub(r"^argument ([^:/]+)[^:]*: ", r"`\1` ", message) + self._more())
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """What argparse asks for each value. Raises ArgumentError with the nearest choice for another one."""
@@ -109,7 +109,7 @@ class Switch(argparse.Action):
         """Stores True or False, or the text of another value: what that may be is the field's to say."""
         off = (option_string or "").startswith("--no-")
         if values not in (None, []) and off:
-            raise argparse.ArgumentError(self, f"`{option_string}` takes no value, got {values!r}")
+            raise argparse.ArgumentError(None, f"`{option_string}` takes no value, got {values!r}")
         setattr(namespace, self.dest, not off if values in (None, []) else BOOLEANS.get(values.lower(), values))
 
 
