@@ -117,6 +117,7 @@ def test_long_help_is_in_groups(capsys, name):
     groups = [group for group in PARSERS[name]._action_groups if group._group_actions]
     assert len(groups) > 5 and max(len(group._group_actions) for group in groups) <= 13
     assert all(f"\n{group.title}:\n" in text for group in groups)
+    assert "\n  --streaming, --no-streaming\n" in text
 
 
 def test_no_command_demands_an_output():

@@ -18,7 +18,7 @@ class HelpFormatter(argparse.HelpFormatter):
     """argparse's, with `--flag, --no-flag` for a `Switch`."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        # The method that argparse's own BooleanOptionalAction has been known to since 3.9.
+        # No public method does it; a test reads the help.
         if isinstance(action, Switch):
             return ", ".join(action.option_strings)
         return super()._format_action_invocation(action)

@@ -62,7 +62,7 @@ def add_output(
         metavar: "FOLDER", or "FILE" and its suffix.
     """
     path = None if default is None else Path(default)
-    ends = "default: it is only printed" if default is None else "default: %(default)s"
+    ends = "default: no file; it is printed" if default is None else "default: %(default)s"
     command.add_argument("--output", type=Path, default=path, metavar=metavar, help=f"{what} ({ends})")
 
 
