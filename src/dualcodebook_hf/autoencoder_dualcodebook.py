@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -49,6 +49,10 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
     _skip_layerwise_casting_patterns = ["quantize"]  # type: ignore[assignment]
     # Through accelerate, which the base install lacks; see `from_pretrained`.
     _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None  # type: ignore[assignment]
+
+    if TYPE_CHECKING:  # diffusers' own is wrapped, and mypy does not bind it to the model
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
 
     @registered
     def __init__(

@@ -373,6 +373,16 @@ class DualCodebookFields:
         return {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(DualCodebookFields)}
 
 
+def _check_dcae_widths(name: str, widths: list[int], layers: list[int]) -> None:
+    """Its shortcuts shuffle 2 x 2 pixels into channels, and average or repeat these."""
+    for level, (width, following) in enumerate(itertools.pairwise(widths)):
+        if following % 4 or (layers[level] and 4 * width % following):
+            raise ValueError(
+                f"`{name}` with `backbone: dcae` must be multiples of 4 after the first, each a divisor "
+                f"of 4 times the one before it, got {width} and then {following} in {widths}"
+            )
+
+
 FIELDS = dataclasses.fields(DualCodebookFields)
 
 

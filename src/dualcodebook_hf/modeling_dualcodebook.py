@@ -6,7 +6,7 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -122,6 +122,13 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
     _keep_in_fp32_modules_strict = ["quantize"]
     config: DualCodebookConfig
 
+    if TYPE_CHECKING:  # transformers' own are wrapped, and mypy does not bind them to the model
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
+        def cuda(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
+        def half(self) -> Self: ...
+        def float(self) -> Self: ...
+
     def __init__(self, config: DualCodebookConfig) -> None:
         super().__init__(config)
         self.build_layers(config)
@@ -131,7 +138,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         self.post_init()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, config: Any = None, **kwargs: Any
     ) -> Self:
         """transformers' method (folder or Hub id, eval mode), strict; the codebooks stay in float32 under any `dtype`.
@@ -197,7 +204,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
     def encode(
         self, x: torch.Tensor | None = None, return_dict: Literal[True] = True, *, pixel_values: torch.Tensor = ...
     ) -> DualCodebookEncoderOutput: ...
-    @overload  # type: ignore[override]
+    @overload
     def encode(
         self, x: torch.Tensor | None = None, *, return_dict: Literal[False], pixel_values: torch.Tensor = ...
     ) -> tuple[torch.Tensor, ...]: ...

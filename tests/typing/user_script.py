@@ -18,7 +18,7 @@ pixels = torch.zeros(1, 3, 32, 32)
 
 
 def diffusers_face() -> torch.Tensor:
-    model = DualCodebookVQModel.from_pretrained(default_checkpoint(), dtype=torch.float32).eval()
+    model = DualCodebookVQModel.from_pretrained(default_checkpoint(), dtype=torch.float32).to("cpu").eval()
     latents: torch.Tensor = model.encode(pixels).latents
     sample: torch.Tensor = model.decode(latents, force_not_quantize=True).sample
     (same,) = model.encode(pixels, return_dict=False)
@@ -43,6 +43,7 @@ def wrong_uses_of_diffusers_face(model: DualCodebookVQModel) -> None:
     model.decode(pixels, return_dict=False).sample  # type: ignore[attr-defined]
     model.forward(pixels).image_tokens  # type: ignore[attr-defined]
     number: int = model.codebook_sizes  # type: ignore[assignment]
+    model.to("cpu").tokenize(pixels).tokenize()  # type: ignore[attr-defined]
     DualCodebookVQModel.from_preset(3)  # type: ignore[arg-type]
     DualCodebookVQModel(local_codebook_size="512")  # type: ignore[arg-type]
     print(number)
@@ -50,7 +51,7 @@ def wrong_uses_of_diffusers_face(model: DualCodebookVQModel) -> None:
 
 def transformers_face() -> torch.Tensor:
     config = DualCodebookConfig(global_codebook_size=16, block_out_channels=[32, 32])
-    model = DualCodebookModel(config)
+    model = DualCodebookModel(config).to("cpu").eval()
     encoded = model.encode(pixel_values=pixels)
     latents: torch.Tensor = encoded.latents
     pixel_values: torch.Tensor = model.decode(image_tokens=model.get_image_tokens(pixels))

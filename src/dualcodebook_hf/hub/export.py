@@ -135,7 +135,7 @@ def prepare_folder(
         run: the folder of a run, a checkpoint or a saved model.
         folder: where the files go.
         repo_id: what the card's examples load.
-        license: the Hub's identifier of the weights' licence; None: apache-2.0, or "other" for converted weights.
+        license: the Hub's identifier of the weights' licence; None: see `model_card`.
         metrics: a file written by `dualcodebook evaluate` that does not lie in `run`.
         samples: publish the run's last grid of validation images.
         images: up to 8 image files for the card's sheet, which may be published; None: four photographs of

@@ -82,7 +82,8 @@ class Records:
     def model(self) -> DualCodebookVQModel:
         """The model without storage, to count and to name what it has."""
         with torch.device("meta"):
-            return DualCodebookVQModel.from_config(self.config)
+            made: Any = DualCodebookVQModel.from_config(self.config)
+        return made
 
     def own(self) -> list[dict]:
         """The results of this model; the others are baselines'."""
