@@ -26,8 +26,8 @@ def train(argv: Sequence[str]) -> int:
     """
     require_package("accelerate", "train")
     require_package("datasets", "train")
-    from ..image_datasets import load_images
     from ..training.arguments import naming_arguments, parse_run_config
+    from ..training.data import open_splits
     from ..training.processes import LAUNCHED
 
     launch_flags, flags = _split_at_dashes(argv)
@@ -35,9 +35,8 @@ def train(argv: Sequence[str]) -> int:
     launch_flags = complete_launch_flags(launch_flags)
     data, validated = run.data, run.data.validation_split if run.training.validation_steps else None
     for name, split in (("train_split", data.train_split), ("validation_split", validated)):
-        if split is not None:
-            with naming_arguments(name):
-                load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
+        with naming_arguments(name):
+            open_splits(data, split)
     command = [sys.executable, "-m", "dualcodebook_hf.training.launch", *launch_flags]
     command += ["-m", "dualcodebook_hf.training.train", *flags]
     return _run_forwarding_signals(command, {**os.environ, LAUNCHED: str(os.getpid())})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..files import public_name
-from ..image_datasets import ON_BAD_IMAGE, ImageReader, load_images
+from ..image_datasets import ON_BAD_IMAGE, ImageReader, ImageSplit, load_images
 from ..image_processing_dualcodebook import (
     BadImageError,
     center_crop,
@@ -108,9 +108,10 @@ class EvaluationImages:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         data = self.data
-        reader = ImageReader(data.on_bad_image, data.image_column, dataset=data.dataset, split=data.split)
+        split = ImageSplit(self.rows, data.dataset, data.split, data.image_column)
+        reader = ImageReader(data.on_bad_image)
         for index, row in enumerate(islice(self.rows, data.limit)):
-            image = reader.read(row, index if self.in_order else None)
+            image = reader.read(split, row, index if self.in_order else None)
             self.skipped[:] = reader.skipped
             if image is not None:
                 resized = resize_shorter_side(cut_for_enlargement(image, data.size), data.size, data.resample)

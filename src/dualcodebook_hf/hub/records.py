@@ -112,6 +112,8 @@ def public_record(train: dict[str, dict]) -> dict[str, dict]:
     """train_config.json for publication: of every local path the last part only."""
 
     def public(name: str, value: Any) -> Any:
+        if name in PATHS and isinstance(value, list):
+            return [public(name, item) for item in value]
         if name not in PATHS or not isinstance(value, str) or HUB_NAME.fullmatch(value):
             return value
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]

@@ -8,11 +8,15 @@ import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import reduce
+from operator import or_
 from typing import Any, NoReturn
 
 from ..presets import SHORT, load_preset, preset_names
 
 BOOLEANS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+NULL = ("null", "none", "None")
+WORDS = str | list[str]  # one text or several
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -58,7 +62,7 @@ class Field:
 
     Attributes:
         name: also of its flag.
-        kind: bool, int, float, str or list[int].
+        kind: bool, int, float, str, `WORDS` or list[int].
         optional: whether it may be None.
         default: None where there is none.
         help: one line.
@@ -81,9 +85,19 @@ def read_value(field: Field, value: Any) -> Any:
         return None
     if field.kind == list[int]:
         return [_scalar(field.name, int, item) for item in (value if isinstance(value, list) else [value])]
+    if field.kind == WORDS:
+        return _words(field, value if isinstance(value, list) else [value])
     if field.separator and isinstance(value, list):
         return field.separator.join(_scalar(field.name, str, item) for item in value)
     return _scalar(field.name, field.kind, value)
+
+
+def _words(field: Field, values: list[Any]) -> str | list[str | None] | None:
+    """One text as it is; several as a list, in which one may be None where the field may."""
+    words = [None if field.optional and value is None else _scalar(field.name, str, value) for value in values]
+    if not words:
+        raise ValueError(f"`{field.name}` must have a value, got an empty list")
+    return words if len(words) > 1 and any(words) else words[0]
 
 
 def _scalar(name: str, kind: type, value: Any) -> Any:
@@ -108,8 +122,10 @@ def _whole(value: float | str) -> int | None:
 
 def _of_flag(field: Field, words: str | list[str]) -> Any:
     """A flag's words as a file would have them."""
-    alone = words[0] if isinstance(words, list) and len(words) == 1 else words
-    return None if field.optional and alone in ("null", "none", "None") else alone
+    if isinstance(words, list) and len(words) > 1:
+        return [_of_flag(field, word) for word in words]
+    alone = words[0] if isinstance(words, list) else words
+    return None if field.optional and alone in NULL else alone
 
 
 def _fields(kind: type) -> dict[str, Field]:
@@ -119,7 +135,8 @@ def _fields(kind: type) -> dict[str, Field]:
         hint, parts = hints[spec.name], typing.get_args(hints[spec.name])
         optional = type(None) in parts
         if optional:
-            [hint] = (part for part in parts if part is not type(None))
+            others = tuple(part for part in parts if part is not type(None))
+            hint = reduce(or_, others)
         factory, default = spec.default_factory, spec.default
         default = factory() if factory is not dataclasses.MISSING else default
         extra = (spec.metadata.get("help", ""), spec.metadata.get("separator", ""))
@@ -141,7 +158,7 @@ def _build_parser(classes: Mapping[str, type], sections: Mapping[str, dict[str, 
             shape: dict[str, Any] = {"metavar": _metavar(field)}
             if field.kind is bool:
                 shape |= {"nargs": "?", "const": "true"}
-            elif field.kind == list[int] or field.separator:
+            elif field.kind in (list[int], WORDS) or field.separator:
                 shape |= {"nargs": "+"}
             group.add_argument(f"--{name}", help=text, **shape)
             if "_" in name:
