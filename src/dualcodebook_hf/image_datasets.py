@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KEY_COLUMN = "__key__"  # of a webdataset: what its row is found by
 # What a path of a row may be made of: a file, one in the streamed repository, one in an archive.
 PROTOCOLS = {"file", "hf", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"}
+FILES = {".parquet": "parquet", ".tar": "webdataset"}  # suffixes and their builders of `datasets`
 ON_BAD_IMAGE = ("error", "skip")
 SKIPPED_COUNT, SKIPPED_SHARE = 10, 0.01
 
@@ -45,9 +46,10 @@ def load_images(
 ) -> Dataset | IterableDataset:
     """Opens one split of a data set of images, not decoded: `read_row` decodes.
 
-    `dataset` is a Hub id, a folder of parquet files, a folder of images (with or without subfolders named as the
-    splits), one parquet file (its split is "train") or a folder written by `save_to_disk`. `config` names one of the
-    data set's configurations. Streaming reads rows in order as they are asked for and prepares nothing on disk.
+    `dataset` is a Hub id, a folder of parquet files or webdataset tars, a folder of images (with or without subfolders
+    named as the splits), one parquet file or tar (its split is "train") or a folder written by `save_to_disk`. `config`
+    names one of the data set's configurations. Streaming reads rows in order as they are asked for and prepares nothing
+    on disk.
 
     Raises ValueError, before any row is read, when the folder does not exist or holds no data, when the split does not
     exist (its message names those that do), and when the column does not exist or cannot hold images.
@@ -244,9 +246,10 @@ class ImageReader:
 def _source(dataset: str | Path, path: Path) -> dict[str, Any]:
     """The arguments of `datasets.load_dataset` that say where the data is."""
     if path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(f"`dataset` must be a Hub id, a folder or a .parquet file, got the file {str(path)!r}")
-        return {"path": "parquet", "data_files": str(path)}
+        if path.suffix not in FILES:
+            kinds = " or ".join(FILES)
+            raise ValueError(f"`dataset` must be a Hub id, a folder or a {kinds} file, got the file {str(path)!r}")
+        return {"path": FILES[path.suffix], "data_files": str(path)}
     if path.is_dir():
         return {"path": str(path)}
     name = str(dataset)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from .autoencoder_dualcodebook import DualCodebookVQModel
 from .files import public_name
 from .run_folder import CONFIG
+from .weights import weights_hash
 
 EMBEDDED = "embedded checkpoint"
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
@@ -83,6 +84,16 @@ def load_tokenizer(
         reason = _unreachable(name) if _comes_from(error, LocalEntryNotFoundError) else error
         raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
     return model.eval().to(device)
+
+
+def load_tokenizer_with_hash(
+    name: str | None = None, *, device: str | None = None, dtype: str = "float32", argument: str = "model"
+) -> tuple[DualCodebookVQModel, str]:
+    """As `load_tokenizer`, and beside the tokenizer the `weights_hash` of its file, the same for every `dtype`."""
+    model = load_tokenizer(name, device=device, argument=argument)
+    found = weights_hash(model)
+    model.cast_backbone(getattr(torch, dtype))
+    return model, found
 
 
 def _check_cache(name: str, argument: str) -> None:

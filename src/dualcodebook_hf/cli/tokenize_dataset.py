@@ -1,0 +1,173 @@
+"""`dualcodebook tokenize-dataset`: a whole data set to parquet shards of tokens."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..loading import check_device, check_tokenizer_name
+from ..packages import require_package
+from .inputs import add_model, add_on_bad_image, check_folder, positive
+
+if TYPE_CHECKING:
+    from ..tokens.tokenizing import ShardTokenizer, TokenizeJob
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser."""
+    command = commands.add_parser("tokenize-dataset", help="a whole data set -> parquet shards of tokens")
+    command.set_defaults(run=_tokenize_dataset)
+    command.add_argument("dataset", help="Hub id, folder of images, parquet files or webdataset tars, or such a file")
+    command.add_argument("--output", required=True, metavar="DIR", help="folder of the token data set")
+    _add_source(command.add_argument_group("data"))
+    _add_crops(command.add_argument_group("crops"))
+    _add_shards(command.add_argument_group("shards and processes"))
+    add_model(command)
+
+
+def _add_source(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--config", help="configuration of a Hub data set that has several")
+    group.add_argument("--split", default="train", help="split that is tokenized (default: %(default)s)")
+    group.add_argument("--image-column", default="image", help="column of the images (default: %(default)s)")
+    group.add_argument("--columns", nargs="+", default=[], metavar="NAME", help="other columns that are kept")
+    group.add_argument("--streaming", action="store_true", help="read the data set as it arrives, without storing it")
+    add_on_bad_image(group, "name it, record it in its shard, and go on (more than 10 and 1%% of a shard are an error)")
+
+
+def _add_crops(group: argparse._ArgumentGroup) -> None:
+    from ..tokens.augment import KINDS, Augmentation
+
+    default = Augmentation()
+    group.add_argument(
+        "--augmentation",
+        choices=KINDS,
+        default=default.kind,
+        help="crops of each image; none: the whole image (default: %(default)s)",
+    )
+    group.add_argument("--size", type=positive, default=default.size, help="side of a crop (default: %(default)s)")
+    group.add_argument(
+        "--resample",
+        choices=("bilinear", "bicubic", "lanczos"),
+        default=default.resample,
+        help="filter that resizes the shorter side (default: %(default)s)",
+    )
+    group.add_argument(
+        "--crop-ranges",
+        type=float,
+        nargs="+",
+        default=list(default.crop_ranges),
+        metavar="X",
+        help="ten-crop: ten for each, from a square X times the size; random-crop: at most so large (default: 1.1)",
+    )
+    group.add_argument("--crops", type=positive, default=default.crops, help="of random-crop (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=default.seed, help="of random-crop (default: %(default)s)")
+
+
+def _add_shards(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--num-shards",
+        type=positive,
+        metavar="N",
+        help="number of files (default: one for each 10,000 images; with --streaming one for each file)",
+    )
+    group.add_argument(
+        "--shard",
+        type=int,
+        nargs="+",
+        metavar="I",
+        help="write these only, from 0 on, such as $SLURM_ARRAY_TASK_ID (default: all that are not there yet)",
+    )
+    group.add_argument(
+        "--batch-size", type=positive, default=32, metavar="N", help="crops in one forward pass (default: %(default)s)"
+    )
+    group.add_argument(
+        "--workers", type=positive, metavar="N", help="threads that decode images (default: one for each core)"
+    )
+
+
+def _tokenize_dataset(arguments: argparse.Namespace) -> int:
+    require_package("datasets", "tokens", "tokenize-dataset")
+    check_tokenizer_name(arguments.model, "--model")
+    check_device(arguments.device)
+    check_folder(Path(arguments.output), "--output")
+    tokenizer = _job(arguments).prepare()
+    shards = _own_shards(arguments, tokenizer)
+    started, images = time.monotonic(), _write(tokenizer, shards)
+    return _report(tokenizer, images, time.monotonic() - started)
+
+
+def _job(arguments: argparse.Namespace) -> TokenizeJob:
+    from ..tokens.augment import Augmentation
+    from ..tokens.source import TokenSource
+    from ..tokens.tokenizing import TokenizeJob
+
+    source = TokenSource(
+        dataset=arguments.dataset,
+        config=arguments.config,
+        split=arguments.split,
+        image_column=arguments.image_column,
+        columns=tuple(arguments.columns),
+        streaming=arguments.streaming,
+    )
+    augmentation = Augmentation(
+        kind=arguments.augmentation,
+        size=arguments.size,
+        resample=arguments.resample,
+        crop_ranges=tuple(arguments.crop_ranges),
+        crops=arguments.crops,
+        seed=arguments.seed,
+    )
+    shared = {name: getattr(arguments, name) for name in ("num_shards", "model", "device", "dtype", "batch_size")}
+    shared |= {name: getattr(arguments, name) for name in ("workers", "on_bad_image", "output")}
+    return TokenizeJob(source=source, augmentation=augmentation, **shared)
+
+
+def _own_shards(arguments: argparse.Namespace, tokenizer: ShardTokenizer) -> list[int]:
+    """What this process writes: of the shards that are not there, those named or, of W processes, its share."""
+    count = tokenizer.info.num_shards
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    wanted = range(count) if arguments.shard is None else arguments.shard
+    for shard in wanted:
+        if not 0 <= shard < count:
+            raise ValueError(f"`--shard` must lie in [0, {count}), the number of shards, got {shard}")
+    missing = set(tokenizer.info.missing(tokenizer.output))
+    return [shard for shard in wanted if shard in missing and shard % processes == rank % processes]
+
+
+def _write(tokenizer: ShardTokenizer, shards: list[int]) -> int:
+    """Writes shards with a bar on a terminal; returns the number of images."""
+    from tqdm import tqdm
+
+    counts = [tokenizer.source.count(shard, tokenizer.info.num_shards) for shard in shards]
+    total = None if None in counts else sum(counts)
+    images = 0
+    with tqdm(total=total, desc="images", unit=" images", disable=not sys.stderr.isatty()) as bar:
+        for shard in shards:
+            done = tokenizer.write(shard, bar.update)
+            images += done.rows
+            for error in done.skipped:
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+                bar.update()
+    return images
+
+
+def _report(tokenizer: ShardTokenizer, images: int, seconds: float) -> int:
+    from ..tokens.dataset import read_summary
+
+    info, folder = tokenizer.info, tokenizer.output
+    crops = f" of {tokenizer.job.augmentation.count} crops each" if tokenizer.job.augmentation.count > 1 else ""
+    if images:
+        print(f"{images} images{crops} in {seconds:.1f} s: {images / seconds:.1f} images per second")
+    missing = info.missing(folder)
+    if missing:
+        print(f"{info.num_shards - len(missing)} of {info.num_shards} shards are in {folder}")
+        return 0
+    shards = [read_summary(info.shard_path(folder, shard)) for shard in range(info.num_shards)]
+    skipped = sum(len(shard.skipped) for shard in shards)
+    left_out = f"; {skipped} images that cannot be read were left out" if skipped else ""
+    print(f"{folder} is complete: {info.num_shards} shards, {sum(shard.rows for shard in shards)} images{left_out}")
+    return 0
