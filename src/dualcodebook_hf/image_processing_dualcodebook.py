@@ -304,11 +304,12 @@ def resize_to_max_pixels(image: Image.Image, max_pixels: int | None = DEFAULT_MA
     """
     if max_pixels is None:
         return image
-    size = _size_within(image.width, image.height, max_pixels)
+    size = size_within(image.width, image.height, max_pixels)
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _size_within(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+def size_within(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """(W, H) that `resize_to_max_pixels` gives an image of this width and height."""
     if max_pixels < 1:
         raise ValueError(f"`max_pixels` must be at least 1 or None, got {max_pixels}")
     if width * height <= max_pixels:
@@ -506,7 +507,7 @@ class DualCodebookImageProcessor(PilBackend):
 
     def _resize_to_max_pixels(self, image: np.ndarray, max_pixels: int, resample: Image.Resampling) -> np.ndarray:
         height, width = image.shape[-2:]
-        new_width, new_height = _size_within(width, height, max_pixels)
+        new_width, new_height = size_within(width, height, max_pixels)
         if (new_width, new_height) == (width, height):
             return image
         return self.resize(image, SizeDict(height=new_height, width=new_width), resample=resample)

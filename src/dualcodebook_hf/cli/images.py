@@ -14,9 +14,11 @@ from .inputs import (
     ImageFile,
     add_model,
     add_on_bad_image,
+    add_other_weights,
     check_file,
     find_images,
     load_model,
+    load_model_with_hash,
     png_paths,
     positive,
     save_png,
@@ -55,6 +57,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument("file", type=Path, help="token file written by `tokenize`")
     command.add_argument("--output", type=Path, required=True, help="folder; PNGs are named after the originals")
     add_model(command)
+    add_other_weights(command)
     command.set_defaults(run=_detokenize)
 
 
@@ -182,14 +185,14 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     files = find_images(arguments)
     check_names([file.name for file in files])
     check_file(arguments.output, "--output", ".safetensors")
-    model = load_model(arguments.model, arguments)
+    model, weights = load_model_with_hash(arguments.model, arguments)
     table, images = _Table(model), []
     for batch in _read_batches(files, arguments):
         for source, tokens in zip(batch, tokenize_images(model, [s.image for s in batch]), strict=True):
             table.add(source, tokens)
             images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
     with staged_files(arguments.output.parent) as folder:
-        save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images))
+        save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images, weights))
     print(table)
     print(f"tokens written to {arguments.output}")
     return 0
@@ -201,8 +204,8 @@ def _detokenize(arguments: argparse.Namespace) -> int:
 
     content = load_tokens(arguments.file)
     paths = png_paths(arguments.output, [image.name for image in content.images])
-    model = load_model(arguments.model, arguments)
-    content.check_model(model, arguments.file, "--model")
+    model, weights = load_model_with_hash(arguments.model, arguments)
+    content.check_model(model, arguments.file, "--model", weights, arguments.other_weights)
     with staged_files(arguments.output) as folder:
         for image, path in zip(content.images, paths, strict=True):
             save_png(decode_tokens(model, image.tokens, image.size), folder / path.name)

@@ -34,6 +34,15 @@ def add_model(command: argparse.ArgumentParser, **options: str) -> None:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
 
 
+def add_other_weights(command: argparse.ArgumentParser) -> None:
+    """Adds `--other-weights`."""
+    command.add_argument(
+        "--other-weights",
+        action="store_true",
+        help="take any model of such codebooks, such as one whose decoder alone was trained further",
+    )
+
+
 def positive(text: str) -> int:
     """argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -46,6 +55,13 @@ def load_model(name: str | None, arguments: argparse.Namespace) -> DualCodebookV
     from ..loading import load_tokenizer
 
     return load_tokenizer(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
+
+
+def load_model_with_hash(name: str | None, arguments: argparse.Namespace) -> tuple[DualCodebookVQModel, str]:
+    """As `load_model`, with the SHA-256 of its weights."""
+    from ..loading import load_tokenizer_with_hash
+
+    return load_tokenizer_with_hash(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
 
 
 def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:

@@ -39,32 +39,30 @@ def _add_source(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_crops(group: argparse._ArgumentGroup) -> None:
-    from ..tokens.augment import KINDS, Augmentation
-
-    default = Augmentation()
+    # Names and defaults are those of `tokens.augment.Augmentation`, which is not imported for a `--help`.
     group.add_argument(
         "--augmentation",
-        choices=KINDS,
-        default=default.kind,
+        choices=("center", "center-flip", "ten-crop", "random-crop", "none"),
+        default="center",
         help="crops of each image; none: the whole image (default: %(default)s)",
     )
-    group.add_argument("--size", type=positive, default=default.size, help="side of a crop (default: %(default)s)")
+    group.add_argument("--size", type=positive, default=256, help="side of a crop (default: %(default)s)")
     group.add_argument(
         "--resample",
         choices=("bilinear", "bicubic", "lanczos"),
-        default=default.resample,
+        default="lanczos",
         help="filter that resizes the shorter side (default: %(default)s)",
     )
     group.add_argument(
         "--crop-ranges",
         type=float,
         nargs="+",
-        default=list(default.crop_ranges),
+        default=[1.1],
         metavar="X",
         help="ten-crop: ten for each, from a square X times the size; random-crop: at most so large (default: 1.1)",
     )
-    group.add_argument("--crops", type=positive, default=default.crops, help="of random-crop (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=default.seed, help="of random-crop (default: %(default)s)")
+    group.add_argument("--crops", type=positive, default=10, help="of random-crop (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of random-crop (default: %(default)s)")
 
 
 def _add_shards(group: argparse._ArgumentGroup) -> None:
@@ -74,13 +72,7 @@ def _add_shards(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="number of files (default: one for each 10,000 images; with --streaming one for each file)",
     )
-    group.add_argument(
-        "--shard",
-        type=int,
-        nargs="+",
-        metavar="I",
-        help="write these only, from 0 on, such as $SLURM_ARRAY_TASK_ID (default: all that are not there yet)",
-    )
+    add_shard(group)
     group.add_argument(
         "--batch-size", type=positive, default=32, metavar="N", help="crops in one forward pass (default: %(default)s)"
     )
@@ -89,13 +81,42 @@ def _add_shards(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_shard(command: argparse._ActionsContainer) -> None:
+    """Adds `--shard`."""
+    command.add_argument(
+        "--shard",
+        type=int,
+        nargs="+",
+        metavar="I",
+        help="write these only, from 0 on, such as $SLURM_ARRAY_TASK_ID (default: all that are not there yet)",
+    )
+
+
+def own_shards(named: list[int] | None, count: int, missing: list[int]) -> list[int]:
+    """What this process writes: of the shards that are missing those named or, of several processes, its share.
+
+    Args:
+        named: by `--shard`; None: all.
+        count: number of shards.
+        missing: those that are not there.
+
+    Raises ValueError for a named one out of range.
+    """
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for shard in named or ():
+        if not 0 <= shard < count:
+            raise ValueError(f"`--shard` must lie in [0, {count}), the number of shards, got {shard}")
+    wanted = set(range(count) if named is None else named)
+    return [shard for shard in missing if shard in wanted and shard % processes == rank]
+
+
 def _tokenize_dataset(arguments: argparse.Namespace) -> int:
     require_package("datasets", "tokens", "tokenize-dataset")
     check_tokenizer_name(arguments.model, "--model")
     check_device(arguments.device)
     check_folder(Path(arguments.output), "--output")
     tokenizer = _job(arguments).prepare()
-    shards = _own_shards(arguments, tokenizer)
+    shards = own_shards(arguments.shard, tokenizer.info.num_shards, tokenizer.info.missing(tokenizer.output))
     started, images = time.monotonic(), _write(tokenizer, shards)
     return _report(tokenizer, images, time.monotonic() - started)
 
@@ -124,18 +145,6 @@ def _job(arguments: argparse.Namespace) -> TokenizeJob:
     shared = {name: getattr(arguments, name) for name in ("num_shards", "model", "device", "dtype", "batch_size")}
     shared |= {name: getattr(arguments, name) for name in ("workers", "on_bad_image", "output")}
     return TokenizeJob(source=source, augmentation=augmentation, **shared)
-
-
-def _own_shards(arguments: argparse.Namespace, tokenizer: ShardTokenizer) -> list[int]:
-    """What this process writes: of the shards that are not there, those named or, of W processes, its share."""
-    count = tokenizer.info.num_shards
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    wanted = range(count) if arguments.shard is None else arguments.shard
-    for shard in wanted:
-        if not 0 <= shard < count:
-            raise ValueError(f"`--shard` must lie in [0, {count}), the number of shards, got {shard}")
-    missing = set(tokenizer.info.missing(tokenizer.output))
-    return [shard for shard in wanted if shard in missing and shard % processes == rank % processes]
 
 
 def _write(tokenizer: ShardTokenizer, shards: list[int]) -> int:

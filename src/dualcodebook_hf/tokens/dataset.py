@@ -1,13 +1,13 @@
 """Token data sets: the tokens of a whole data set as parquet shards that `datasets.load_dataset` reads.
 
     DIR/tokens.json                          what made them, see `TokenDatasetInfo`
-    DIR/README.md                            which files `load_dataset` reads
     DIR/data/train-00000-of-00012.parquet    a shard; it has its name once it is whole
 
 Columns: `id` (text), `tokens` uint16 (augmentations, codebooks, h, w), `height` and `width` of the original, `crop`
 float32 (augmentations, 4), each left, top, right, bottom in pixels of the original, `flip` bool (augmentations), then
 those of the source. The footer of a shard repeats tokens.json under the key `dualcodebook_tokens`, and lists under
-`skipped` the images that could not be read.
+`skipped` the images that could not be read. (No README.md says where the shards lie: with one, `load_dataset` takes the
+cached rows of any other folder of the same name.)
 """
 
 from __future__ import annotations
@@ -35,18 +35,9 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 INFO, DATA = "tokens.json", "data"
+RESERVED = ("id", "tokens", "height", "width", "crop", "flip", "image")  # no names for columns of the source
 SKIPPED = b"skipped"
 ROWS_PER_GROUP = 256  # rows that are held in memory before they are written
-CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: {split}
-    path: data/*.parquet
----
-
-Image tokens of `{dataset}` by a dual codebook tokenizer. What made them stands in `tokens.json`.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +110,27 @@ class TokenDatasetInfo:
                 raise ValueError(f"'{path}': `{name}` must be a positive whole number, got {value!r}")
         if not all(isinstance(part, dict) for part in (self.source, self.augmentation, self.settings)):
             raise ValueError(f"'{path}': `source`, `augmentation` and `settings` must be objects")
+        try:
+            _ = self.crops
+            split = self.source["split"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is damaged: {type(error).__name__} {error}") from error
+        if not isinstance(split, str) or Path(split).name != split:
+            raise ValueError(f"'{path}': the source's split must be a plain name, got {split!r}")
+
+    @property
+    def crops(self) -> Augmentation:
+        """The crops of each image."""
+        return Augmentation(**{**self.augmentation, "crop_ranges": tuple(self.augmentation["crop_ranges"])})
 
     def create(self, folder: Path) -> None:
-        """Writes tokens.json and README.md into a new folder; of one that has them, continues it.
+        """Writes tokens.json into a new folder; one that has it is continued.
 
         Raises ValueError where the folder holds a data set that was made otherwise; it names what differs.
         """
         there = self.read(folder)
         if there is None:
             (folder / DATA).mkdir(parents=True, exist_ok=True)
-            with atomic_file(folder / "README.md") as partial:
-                split, dataset = self.source["split"], self.source["dataset"]
-                partial.write_text(CARD.format(split=split, dataset=dataset), encoding="utf-8")
             write_json(folder / INFO, asdict(self))
             return
         mine, theirs = json.loads(json.dumps(asdict(self))), asdict(there)
@@ -147,7 +147,14 @@ class TokenDatasetInfo:
         there = {path.name for path in (folder / DATA).glob("*.parquet")}
         return [shard for shard in range(self.num_shards) if self.shard_path(folder, shard).name not in there]
 
-    def check_model(self, model: DualCodebookCore, weights_sha256: str, source: str | Path, argument: str) -> None:
+    def check_model(
+        self,
+        model: DualCodebookCore,
+        weights_sha256: str,
+        source: str | Path,
+        argument: str = "model",
+        other_weights: bool = False,
+    ) -> None:
         """Raises ValueError unless a model made the tokens: its architecture and its weights.
 
         Args:
@@ -155,15 +162,16 @@ class TokenDatasetInfo:
             weights_sha256: of its weights.
             source: what the message calls the data set.
             argument: what the message calls `model`.
+            other_weights: see `check_hashes`.
         """
-        check_hashes(self.config_hash, self.weights_sha256, self.books, model, weights_sha256, source, argument)
+        made = self.config_hash, self.weights_sha256, self.books, self.downsample_factor
+        check_hashes(*made, model, weights_sha256, source, argument, other_weights)
 
     def features(self, columns: Mapping[str, Any]) -> datasets.Features:
         """Columns of the shards, those of the source behind the tokens'."""
         import datasets
 
-        augmentation = Augmentation(**{**self.augmentation, "crop_ranges": tuple(self.augmentation["crop_ranges"])})
-        count, grid = augmentation.count, augmentation.grid(self.downsample_factor)
+        count, grid = self.crops.count, self.crops.grid(self.downsample_factor)
         tokens: Any = datasets.Value("uint16")
         if grid is None:
             for _ in range(4):

@@ -104,6 +104,7 @@ class TokenFile:
         source: str | Path,
         argument: str = "model",
         weights_sha256: str | None = None,
+        other_weights: bool = False,
     ) -> None:
         """Raises ValueError unless `model` made the tokens; warns where the file does not tell by which weights.
 
@@ -112,42 +113,55 @@ class TokenFile:
             source: what the message calls the file.
             argument: what the message calls `model`.
             weights_sha256: of the model, where it is known already.
+            other_weights: see `check_hashes`.
         """
-        weights = weights_sha256 or (weights_hash(model) if self.weights_sha256 else "")
-        check_hashes(self.config_hash, self.weights_sha256, self.codebooks, model, weights, source, argument)
+        if not (weights_sha256 or other_weights) and self.weights_sha256:
+            weights_sha256 = weights_hash(model)
+        made = self.config_hash, self.weights_sha256, self.codebooks, self.downsample_factor
+        check_hashes(*made, model, weights_sha256, source, argument, other_weights)
 
 
 def check_hashes(
     config: str,
     weights: str | None,
     codebooks: dict[str, int],
+    factor: int,
     model: DualCodebookCore,
-    own_weights: str,
+    own_weights: str | None,
     source: str | Path,
     argument: str,
+    other_weights: bool,
 ) -> None:
     """Raises ValueError unless a model made tokens: their architecture and their weights are its own.
 
     Args:
         config: config hash of the tokens' model.
         weights: SHA-256 of its weights; None: unknown, which is a warning.
-        codebooks: its codebooks' sizes, for the message.
+        codebooks: its codebooks' sizes.
+        factor: its downsample factor.
         model: that is to decode the tokens.
         own_weights: SHA-256 of its weights.
         source: what the message calls the tokens' file.
         argument: what the message calls `model`.
+        other_weights: any model of such codebooks will do, such as one whose decoder alone was trained further.
     """
-    own, what = config_hash(model.config), f"`{argument}` must be the model that made the tokens in '{source}', with"
-    if config != own:
-        raise ValueError(f"{what} config hash {config} and codebooks {codebooks}; got one with config hash {own}")
-    if weights is None:
+    own, made_by = config_hash(model.config), f"`{argument}` must be the model that made the tokens in '{source}', with"
+    if other_weights:
+        if (codebooks, factor) != (dict(model.codebook_sizes), model.downsample_factor):
+            raise ValueError(
+                f"`{argument}` must have the codebooks {codebooks} and the factor {factor} of the tokens in '{source}', "
+                f"got {dict(model.codebook_sizes)} and {model.downsample_factor}"
+            )
+    elif config != own:
+        raise ValueError(f"{made_by} config hash {config} and codebooks {codebooks}; got one with config hash {own}")
+    elif weights is None:
         warnings.warn(
             f"'{source}' was written before token files named the weights: with others than those that made it, "
             "its images come out as nonsense",
             stacklevel=3,
         )
     elif weights != own_weights:
-        raise ValueError(f"{what} weights of SHA-256 {weights}; got weights of SHA-256 {own_weights}")
+        raise ValueError(f"{made_by} weights of SHA-256 {weights}; got weights of SHA-256 {own_weights}")
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from ..files import public_name
 from ..image_datasets import KEY_COLUMN, DatasetError, ImageSplit, load_images
+from .dataset import RESERVED
 
 READ_AT_ONCE = 16  # rows
 # The pages of a mapped file that were read count as memory of the process, until it is mapped anew.
 MAPPED_ROWS = 512
-RESERVED = ("id", "tokens", "height", "width", "crop", "flip", "image")  # columns of a token data set
 
 
 class SourceRow(NamedTuple):
