@@ -53,6 +53,21 @@ def test_diffusers_signature_equals_the_fields():
         ({"quantizer": "single"}, "`quantizer: single` has one codebook, .* got 512 and 128"),
         ({"block_out_channels": [48]}, r"`block_out_channels` must be multiples of norm_num_groups=32, got \[48\]"),
         ({"layers_per_level": [1]}, "`layers_per_level` is for `backbone: dcae`"),
+        ({"decoder_layers_per_level": [1]}, "`decoder_layers_per_level` is for `backbone: dcae`"),
+        (
+            {"decoder_block_out_channels": [32]},
+            r"`decoder_block_out_channels` must have one number for each of the 5 levels .*, got \[32\]",
+        ),
+        ({"decoder_block_out_channels": [48] * 5}, "`decoder_block_out_channels` must be multiples of norm_num_groups"),
+        (
+            {"backbone": "dcae", "decoder_block_out_channels": [8, 20, 16, 16, 16]},
+            "`decoder_block_out_channels` with `backbone: dcae` .* got 8 and then 20",
+        ),
+        ({"overlapping_shortcut": True}, "`overlapping_shortcut` needs `linear_shortcut: true`"),
+        (
+            {"overlapping_shortcut": True, "linear_shortcut": True, "block_out_channels": [32]},
+            "`overlapping_shortcut` needs two levels",
+        ),
         ({"local_codebook_size": 0}, r"`local_codebook_size` must lie in \[1, 4194304\], got 0"),
         ({"local_update": "matrix"}, "`local_update` must be one of gradient, ema, linear, got 'matrix'"),
         (

@@ -65,6 +65,12 @@ class DualCodebookFields:
         default=None,
         metadata={"help": "dcae: residual blocks of each level; the first may be 0; None: layers_per_block"},
     )
+    decoder_block_out_channels: list[int] | None = field(
+        default=None, metadata={"help": "width of each resolution level of the decoder; None: block_out_channels"}
+    )
+    decoder_layers_per_level: list[int] | None = field(
+        default=None, metadata={"help": "dcae: residual blocks of each level of the decoder; None: layers_per_level"}
+    )
     norm_num_groups: int = field(default=32, metadata={"help": "vqgan: groups of every GroupNorm"})
     attention: bool = field(default=True, metadata={"help": "vqgan: self-attention at the lowest resolution"})
     mid_attention: bool | None = field(
@@ -72,6 +78,9 @@ class DualCodebookFields:
     )
     linear_shortcut: bool = field(
         default=False, metadata={"help": "add a linear transform of f x f patches, parallel to encoder and decoder"}
+    )
+    overlapping_shortcut: bool = field(
+        default=False, metadata={"help": "let the decoder's linear transform write 2f x 2f patches, which overlap"}
     )
     latent_channels: int | None = field(
         default=None, metadata={"help": "channels of the latents; None: global_dim + local_dim, and nothing else fits"}
@@ -159,49 +168,69 @@ class DualCodebookFields:
         self._check_scalars()
         self._check_cost()
 
+    @property
+    def decoder_widths(self) -> list[int]:
+        """Width of each resolution level of the decoder."""
+        return self.decoder_block_out_channels or self.block_out_channels
+
+    @property
+    def encoder_layers(self) -> list[int]:
+        """Residual blocks of each resolution level of the encoder."""
+        return self.layers_per_level or [self.layers_per_block] * len(self.block_out_channels)
+
+    @property
+    def decoder_layers(self) -> list[int]:
+        """Residual blocks of each resolution level of the decoder (vqgan's has one more)."""
+        return self.decoder_layers_per_level or self.encoder_layers
+
     def _check_backbone(self) -> None:
-        widths = self.block_out_channels = list(self.block_out_channels)
+        self._check_widths("block_out_channels")
+        self._check_layers("layers_per_level")
+        if self.decoder_block_out_channels is not None:
+            self._check_widths("decoder_block_out_channels")
+            self._check_depth("decoder_block_out_channels")
+        self._check_layers("decoder_layers_per_level")
+        if self.backbone == "dcae":
+            _check_dcae_widths("block_out_channels", self.block_out_channels, self.encoder_layers)
+            name = "block_out_channels" if self.decoder_block_out_channels is None else "decoder_block_out_channels"
+            _check_dcae_widths(name, self.decoder_widths, self.decoder_layers)
+        if self.overlapping_shortcut and not self.linear_shortcut:
+            raise ValueError("`overlapping_shortcut` needs `linear_shortcut: true`")
+        if self.overlapping_shortcut and self.downsample_factor == 1:
+            raise ValueError("`overlapping_shortcut` needs two levels of `block_out_channels` or more, got 1")
+
+    def _check_widths(self, name: str) -> None:
+        widths = list(getattr(self, name))
+        setattr(self, name, widths)
         if not 1 <= len(widths) <= MOST_LEVELS or min(widths) < WIDTHS[0] or max(widths) > WIDTHS[1]:
             raise ValueError(
-                f"`block_out_channels` must be 1 to {MOST_LEVELS} widths in [{WIDTHS[0]}, {WIDTHS[1]}], "
-                f"got {shown(widths)}"
+                f"`{name}` must be 1 to {MOST_LEVELS} widths in [{WIDTHS[0]}, {WIDTHS[1]}], got {shown(widths)}"
             )
-        if self.layers_per_level is not None:
-            self._check_layers_per_level()
-        if self.backbone == "dcae":
-            self._check_dcae_widths()
-        else:
-            wrong = [width for width in widths if width % self.norm_num_groups]
-            if wrong:
-                raise ValueError(
-                    f"`block_out_channels` must be multiples of norm_num_groups={self.norm_num_groups}, got {wrong}"
-                )
+        wrong = [width for width in widths if width % self.norm_num_groups]
+        if wrong and self.backbone != "dcae":
+            raise ValueError(f"`{name}` must be multiples of norm_num_groups={self.norm_num_groups}, got {wrong}")
 
-    def _check_layers_per_level(self) -> None:
-        layers = self.layers_per_level = list(self.layers_per_level)
-        if self.backbone != "dcae":
-            raise ValueError("`layers_per_level` is for `backbone: dcae`; use `layers_per_block` with vqgan")
-        if len(layers) != len(self.block_out_channels):
+    def _check_depth(self, name: str) -> None:
+        levels = getattr(self, name)
+        if len(levels) != len(self.block_out_channels):
             raise ValueError(
-                f"`layers_per_level` must have one number for each of the {len(self.block_out_channels)} levels of "
-                f"`block_out_channels`, got {shown(layers)}"
+                f"`{name}` must have one number for each of the {len(self.block_out_channels)} levels of "
+                f"`block_out_channels`, got {shown(levels)}"
             )
+
+    def _check_layers(self, name: str) -> None:
+        if getattr(self, name) is None:
+            return
+        layers = list(getattr(self, name))
+        setattr(self, name, layers)
+        if self.backbone != "dcae":
+            raise ValueError(f"`{name}` is for `backbone: dcae`; use `layers_per_block` with vqgan")
+        self._check_depth(name)
         least = [0 if len(layers) > 1 else 1] + [1] * len(layers[1:])
         if any(not low <= count <= MOST_LAYERS for low, count in zip(least, layers, strict=True)):
             raise ValueError(
-                f"`layers_per_level` must lie in [1, {MOST_LAYERS}] (the first of several may be 0), "
-                f"got {shown(layers)}"
+                f"`{name}` must lie in [1, {MOST_LAYERS}] (the first of several may be 0), got {shown(layers)}"
             )
-
-    def _check_dcae_widths(self) -> None:
-        """Its shortcuts shuffle 2 x 2 pixels into channels, and average or repeat these."""
-        layers = self.layers_per_level or [self.layers_per_block] * len(self.block_out_channels)
-        for level, (width, following) in enumerate(itertools.pairwise(self.block_out_channels)):
-            if following % 4 or (layers[level] and 4 * width % following):
-                raise ValueError(
-                    "`block_out_channels` with `backbone: dcae` must be multiples of 4 after the first, each a divisor "
-                    f"of 4 times the one before it, got {width} and then {following} in {self.block_out_channels}"
-                )
 
     def _check_codebooks(self) -> None:
         if self.quantizer != "single":
@@ -292,17 +321,20 @@ class DualCodebookFields:
 
     def estimate_parameters(self) -> int:
         """About how many numbers a checkpoint holds: those of convolutions, attention and codebooks, without biases."""
-        widths, width, factor = self.block_out_channels, self.vq_embed_dim, self.downsample_factor
-        layers = self.layers_per_level or [self.layers_per_block] * len(widths)
-        levels = sum(2 * 18 * count * channels**2 for count, channels in zip(layers, widths, strict=True))
-        transitions = sum(one * other for one, other in itertools.pairwise(widths))
-        if self.backbone == "dcae":  # to a quarter of the channels and back to four times as many
-            levels += 9 * 17 * transitions // 4
-        else:  # the decoder's additional layers, resampling, the two middles
-            levels += 2 * 9 * (transitions + sum(2 * channels**2 for channels in widths)) + 2 * 44 * widths[-1] ** 2
-        ends = 9 * (widths[0] * (self.in_channels + self.out_channels) + 2 * widths[-1] * width) + 2 * width**2
-        shortcut = self.linear_shortcut * width * (self.in_channels + self.out_channels) * factor**2
-        return levels + ends + shortcut + self._estimate_codebooks()
+        width, factor = self.vq_embed_dim, self.downsample_factor
+        total = 0
+        ends = ((self.block_out_channels, self.encoder_layers, 1), (self.decoder_widths, self.decoder_layers, 16))
+        for widths, layers, growth in ends:
+            total += sum(18 * count * channels**2 for count, channels in zip(layers, widths, strict=True))
+            transitions = sum(one * other for one, other in itertools.pairwise(widths))
+            if self.backbone == "dcae":  # to a quarter of the channels, or to four times as many
+                total += 9 * growth * transitions // 4
+            else:  # the decoder's additional layers, resampling, the middle
+                total += 9 * (transitions + sum(2 * channels**2 for channels in widths)) + 44 * widths[-1] ** 2
+        total += 9 * (self.block_out_channels[0] * self.in_channels + self.decoder_widths[0] * self.out_channels)
+        total += 9 * (self.block_out_channels[-1] + self.decoder_widths[-1]) * width + 2 * width**2
+        patch = (self.in_channels + self.out_channels * (4 if self.overlapping_shortcut else 1)) * factor**2
+        return total + self.linear_shortcut * width * patch + self._estimate_codebooks()
 
     def _estimate_codebooks(self) -> int:
         if self.quantizer in ("fsq", "lfq"):
@@ -321,6 +353,16 @@ class DualCodebookFields:
     def fields_dict(self) -> dict:
         """The hyper-parameters alone, JSON-ready."""
         return {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(DualCodebookFields)}
+
+
+def _check_dcae_widths(name: str, widths: list[int], layers: list[int]) -> None:
+    """Its shortcuts shuffle 2 x 2 pixels into channels, and average or repeat these."""
+    for level, (width, following) in enumerate(itertools.pairwise(widths)):
+        if following % 4 or (layers[level] and 4 * width % following):
+            raise ValueError(
+                f"`{name}` with `backbone: dcae` must be multiples of 4 after the first, each a divisor "
+                f"of 4 times the one before it, got {width} and then {following} in {widths}"
+            )
 
 
 # Kept as text: HfArgumentParser replaces `Field.type` by the type itself.

@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from .backbone import build_decoder, build_encoder, pad_to_multiple
+from .backbone import build_decoder, build_encoder, build_linear_decoder, pad_to_multiple
 from .configuration_dualcodebook import DualCodebookConfig
 from .quantizers import QUANTIZERS, build_quantizer
 
@@ -60,7 +60,7 @@ class DualCodebookCore:
         self.linear_encoder = self.linear_decoder = None
         if config.linear_shortcut:
             self.linear_encoder = nn.Conv2d(config.in_channels, width, factor, stride=factor)
-            self.linear_decoder = nn.ConvTranspose2d(width, config.out_channels, factor, stride=factor)
+            self.linear_decoder = build_linear_decoder(config)
         self.use_slicing = False
 
     @property
