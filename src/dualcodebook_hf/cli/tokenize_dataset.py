@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from ..packages import require_package
 from .inputs import add_model, add_on_bad_image, check_folder, positive
 
 if TYPE_CHECKING:
-    from ..tokens.tokenizing import ShardTokenizer, TokenizeJob
+    from tqdm import tqdm
+
+    from ..tokens.tokenizing import Shard, ShardTokenizer, TokenizeJob
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -79,6 +82,18 @@ def _add_shards(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workers", type=positive, metavar="N", help="threads that decode images (default: one for each core)"
     )
+    _add_engine(group)
+
+
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local: this process, or those of `accelerate launch`, torchrun or Slurm; ray: Ray Data (default: local)",
+    )
+    group.add_argument("--ray-workers", type=positive, default=1, metavar="N", help="ray: actors (default: 1)")
+    group.add_argument("--ray-address", metavar="A", help="ray: a running cluster, such as auto (default: one here)")
 
 
 def add_shard(command: argparse._ActionsContainer) -> None:
@@ -115,9 +130,11 @@ def _tokenize_dataset(arguments: argparse.Namespace) -> int:
     check_tokenizer_name(arguments.model, "--model")
     check_device(arguments.device)
     check_folder(Path(arguments.output), "--output")
+    if arguments.engine == "ray":
+        require_package("ray", "ray", "--engine ray")
     tokenizer = _job(arguments).prepare()
     shards = own_shards(arguments.shard, tokenizer.info.num_shards, tokenizer.info.missing(tokenizer.output))
-    started, images = time.monotonic(), _write(tokenizer, shards)
+    started, images = time.monotonic(), _write(arguments, tokenizer, shards)
     return _report(tokenizer, images, time.monotonic() - started)
 
 
@@ -147,7 +164,7 @@ def _job(arguments: argparse.Namespace) -> TokenizeJob:
     return TokenizeJob(source=source, augmentation=augmentation, **shared)
 
 
-def _write(tokenizer: ShardTokenizer, shards: list[int]) -> int:
+def _write(arguments: argparse.Namespace, tokenizer: ShardTokenizer, shards: list[int]) -> int:
     """Writes shards with a bar on a terminal; returns the number of images."""
     from tqdm import tqdm
 
@@ -155,13 +172,29 @@ def _write(tokenizer: ShardTokenizer, shards: list[int]) -> int:
     total = None if None in counts else sum(counts)
     images = 0
     with tqdm(total=total, desc="images", unit=" images", disable=not sys.stderr.isatty()) as bar:
-        for shard in shards:
-            done = tokenizer.write(shard, bar.update)
+        on_ray = arguments.engine == "ray"
+        written = _on_ray(arguments, tokenizer, shards, bar) if on_ray else _here(tokenizer, shards, bar)
+        for done in written:
             images += done.rows
             for error in done.skipped:
                 tqdm.write(f"left out: {error}", file=sys.stderr)
-                bar.update()
+            bar.update(len(done.skipped))
     return images
+
+
+def _here(tokenizer: ShardTokenizer, shards: list[int], bar: tqdm) -> Iterator[Shard]:
+    for shard in shards:
+        yield tokenizer.write(shard, bar.update)
+
+
+def _on_ray(arguments: argparse.Namespace, tokenizer: ShardTokenizer, shards: list[int], bar: tqdm) -> Iterator[Shard]:
+    from ..tokens.ray_engine import tokenize_on_ray
+
+    gpus = 1 if shards and tokenizer.model.device.type == "cuda" else 0
+    job = tokenizer.job.at_absolute_paths()
+    for done in tokenize_on_ray(job, shards, arguments.ray_workers, gpus, arguments.ray_address) if shards else ():
+        bar.update(done.rows)
+        yield done
 
 
 def _report(tokenizer: ShardTokenizer, images: int, seconds: float) -> int:

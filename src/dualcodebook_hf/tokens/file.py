@@ -149,8 +149,8 @@ def check_hashes(
     if other_weights:
         if (codebooks, factor) != (dict(model.codebook_sizes), model.downsample_factor):
             raise ValueError(
-                f"`{argument}` must have the codebooks {codebooks} and the factor {factor} of the tokens in '{source}', "
-                f"got {dict(model.codebook_sizes)} and {model.downsample_factor}"
+                f"`{argument}` must have the codebooks {codebooks} and the factor {factor} of the tokens in '{source}',"
+                f" got {dict(model.codebook_sizes)} and {model.downsample_factor}"
             )
     elif config != own:
         raise ValueError(f"{made_by} config hash {config} and codebooks {codebooks}; got one with config hash {own}")

@@ -64,6 +64,14 @@ class TokenizeJob:
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
 
+    def at_absolute_paths(self) -> TokenizeJob:
+        """The same for processes in other working folders."""
+        source, model = (
+            os.path.abspath(x) if x and os.path.exists(x) else x for x in (self.source.dataset, self.model)
+        )
+        output = os.path.abspath(self.output)
+        return replace(self, source=replace(self.source, dataset=source), model=model, output=output)
+
     def prepare(self) -> ShardTokenizer:
         """Opens the source, loads the model, and creates the output folder or checks that it is this job's.
 
