@@ -5,7 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import datasets
 import nbclient
 import nbformat
 import numpy as np
