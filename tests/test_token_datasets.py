@@ -21,12 +21,15 @@ from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
-from dualcodebook_hf.image_processing_dualcodebook import BadImageError, center_crop, read_image, to_pixels
+from dualcodebook_hf.cli.main import build_parser
+from dualcodebook_hf.cli.tokenize_dataset import _job
+from dualcodebook_hf.image_processing_dualcodebook import to_pixels
 from dualcodebook_hf.loading import load_tokenizer_with_hash
-from dualcodebook_hf.tokens.augment import Augmentation
+from dualcodebook_hf.pil_images import BadImageError, center_crop, read_image
+from dualcodebook_hf.tokens.augment import KINDS, Augmentation
 from dualcodebook_hf.tokens.dataset import TokenDataset, read_summary
 from dualcodebook_hf.tokens.detokenizing import ShardDetokenizer
-from dualcodebook_hf.tokens.export import export_tokens
+from dualcodebook_hf.tokens.export import FORMS, export_tokens
 from dualcodebook_hf.tokens.source import TokenSource
 from dualcodebook_hf.tokens.tokenizing import TokenizeJob
 from dualcodebook_hf.weights import weights_hash
@@ -523,6 +526,14 @@ def test_the_commands_go_there_and_back(photos, checkpoint, tmp_path, capsys, mo
     assert len(datasets.load_dataset(str(images), split="train")) == COUNT
     assert main(["export-tokens", str(tokens), "--form", "memmap", "--output", str(tmp_path / "memmap")]) == 0
     assert np.load(tmp_path / "memmap/tokens.npy").shape == (COUNT, 1, 2, SIZE // 2, SIZE // 2)
+
+
+def test_the_flags_names_and_defaults_are_those_of_what_they_set():
+    parser = build_parser(["tokenize-dataset", "export-tokens"]).commands()
+    given = parser["tokenize-dataset"].parse_args(["x"])
+    assert _job(given) == TokenizeJob(source=TokenSource(dataset="x"), output="token-dataset")
+    choices = {action.dest: action.choices for command in parser.values() for action in command._actions}
+    assert (choices["augmentation"], choices["form"]) == (KINDS, tuple(FORMS))
 
 
 @pytest.mark.parametrize(

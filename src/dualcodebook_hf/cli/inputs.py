@@ -8,17 +8,21 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..flags import Parser, Switch
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
+    from ..pil_images import BadImageError
 
+Item = TypeVar("Item")
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_NAME = 255  # bytes, on common file systems
 # What Pillow knows by name and cannot decode, or only by a program of the system.
@@ -26,7 +30,19 @@ NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 SOFTWARE = "dualcodebook_hf"  # the PNG text that marks images written here, which alone may be overwritten
 
 
-def add_model(command: argparse.ArgumentParser, **options: str) -> None:
+def set_command(command: Parser, run: Callable[[argparse.Namespace], int], words: str = "") -> None:
+    """What a command does, and its usage.
+
+    Args:
+        command: its parser.
+        run: from the parsed arguments to the exit code.
+        words: what stands between its name and its flags, such as "IMAGE ...".
+    """
+    command.set_defaults(run=run)
+    command.usage = " ".join(filter(None, ["%(prog)s", words, "[--FLAG VALUE ...]"]))
+
+
+def add_model(command: argparse._ActionsContainer, **options: str) -> None:
     """Adds the flags that `load_model` reads."""
     text = "folder or Hub id (default: the checkpoint inside the package, offline)"
     command.add_argument("--model", help=options.pop("also", "") + text, **options)
@@ -34,19 +50,80 @@ def add_model(command: argparse.ArgumentParser, **options: str) -> None:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
 
 
-def add_other_weights(command: argparse.ArgumentParser) -> None:
+def add_output(
+    command: argparse._ActionsContainer, what: str, default: str | None = None, metavar: str = "FOLDER"
+) -> None:
+    """Adds `--output`, which no command demands: what has no default there is printed.
+
+    Args:
+        command: the parser, or a group of it.
+        what: is written.
+        default: a path; None: nothing is written.
+        metavar: "FOLDER", or "FILE" and its suffix.
+    """
+    path = None if default is None else Path(default)
+    ends = "default: no file; it is printed" if default is None else "default: %(default)s"
+    command.add_argument("--output", type=Path, default=path, metavar=metavar, help=f"{what} ({ends})")
+
+
+def add_batch_size(command: argparse._ActionsContainer, default: int, what: str) -> None:
+    """Adds `--batch-size`; `what` says of which N items."""
+    text = f"{what} (default: %(default)s)"
+    command.add_argument("--batch-size", type=positive, default=default, metavar="N", help=text)
+
+
+def add_other_weights(command: argparse._ActionsContainer, **options: Any) -> None:
     """Adds `--other-weights`."""
     command.add_argument(
         "--other-weights",
-        action="store_true",
-        help="take any model of such codebooks, such as one whose decoder alone was trained further",
+        action=Switch,
+        default=False,
+        help="take any model of such codebooks, such as one whose decoder alone was trained further (default: false)",
+        **options,
     )
+
+
+def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:
+    """Adds `--on-bad-image`; `skip` says what happens then."""
+    command.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help=f"an image that cannot be read: end the command (error), or {skip} (default: %(default)s)",
+    )
+
+
+def report_left_out(skipped: Sequence[BadImageError], count: int) -> None:
+    """Names on stderr what `--on-bad-image skip` left out, of `count` images. Raises the last one if it was all."""
+    for error in skipped:
+        print(f"left out: {error}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} of {count} images were left out", file=sys.stderr)
+        if len(skipped) == count:
+            raise skipped[-1]
+
+
+def with_bar(items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The items; on a terminal, a bar on stderr counts them."""
+    from tqdm import tqdm
+
+    with tqdm(items, desc="images", total=total, unit="", disable=not sys.stderr.isatty(), leave=False) as bar:
+        yield from bar
 
 
 def positive(text: str) -> int:
     """argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """argparse type: a whole number of at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
     return int(text)
 
 
@@ -62,16 +139,6 @@ def load_model_with_hash(name: str | None, arguments: argparse.Namespace) -> tup
     from ..loading import load_tokenizer_with_hash
 
     return load_tokenizer_with_hash(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
-
-
-def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:
-    """Adds `--on-bad-image`; `skip` says what happens then."""
-    command.add_argument(
-        "--on-bad-image",
-        choices=("error", "skip"),
-        default="error",
-        help=f"an image that cannot be read: end the command (error), or {skip} (default: %(default)s)",
-    )
 
 
 @dataclass(frozen=True)
@@ -93,8 +160,6 @@ def find_images(arguments: argparse.Namespace) -> list[ImageFile]:
     Says on stderr how many files of a folder are left out, and why. Raises ValueError for a file that is missing and
     for a folder without images.
     """
-    if arguments.max_pixels < 0:
-        raise ValueError(f"`--max-pixels` must be 0 (no limit) or above, got {arguments.max_pixels}")
     files = []
     for path in arguments.images:
         if path.is_dir():
@@ -130,7 +195,7 @@ def _images_in(folder: Path, recursive: bool) -> list[ImageFile]:
 
 def _why_no_image(path: Path) -> str | None:
     """Why a file is not read as an image, by its suffix; None: it is read."""
-    from ..image_processing_dualcodebook import PLUGINS
+    from ..pil_images import PLUGINS
 
     suffix = path.suffix.lower()
     if not path.is_file():
@@ -146,7 +211,7 @@ def _decodable_suffixes() -> set[str]:
     """Suffixes that PIL and its installed plugins decode, in lower case."""
     from PIL import Image
 
-    from ..image_processing_dualcodebook import PLUGINS
+    from ..pil_images import PLUGINS
 
     Image.init()
     for plugin in PLUGINS:
@@ -200,18 +265,18 @@ def _check_length(path: Path) -> None:
 
 def _check_overwrite(path: Path) -> None:
     """Raises ValueError where a file lies that was not written here: the original, maybe."""
-    from PIL import Image
-
-    from ..tokens.file import load_tokens
-
     if not path.exists():
         return
     try:
         if path.suffix == ".json":
             ours = "results" in json.loads(path.read_text())
         elif path.suffix == ".safetensors":
+            from ..tokens.file import load_tokens
+
             ours = bool(load_tokens(path))
         else:
+            from PIL import Image
+
             with Image.open(path) as image:
                 ours = image.info.get("Software") == SOFTWARE
     except (OSError, SyntaxError, TypeError, ValueError):

@@ -7,12 +7,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..loading import check_device, check_tokenizer_name
+from ..flags import Parser, Switch
+from ..loading import check_tokenizer_name
 from ..packages import require_package
-from .inputs import add_model, add_on_bad_image, check_folder, positive
+from .inputs import (
+    add_batch_size,
+    add_model,
+    add_on_bad_image,
+    add_output,
+    check_folder,
+    not_negative,
+    positive,
+    set_command,
+)
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -20,24 +29,29 @@ if TYPE_CHECKING:
     from ..tokens.tokenizing import Shard, ShardTokenizer, TokenizeJob
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser."""
-    command = commands.add_parser("tokenize-dataset", help="a whole data set -> parquet shards of tokens")
-    command.set_defaults(run=_tokenize_dataset)
-    command.add_argument("dataset", help="Hub id, folder of images, parquet files or webdataset tars, or such a file")
-    command.add_argument("--output", required=True, metavar="DIR", help="folder of the token data set")
-    _add_source(command.add_argument_group("data"))
+def add_tokenize_dataset(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _tokenize_dataset, "DATASET")
+    text = "Hub id, folder of images, parquet files or webdataset tars, or such a file"
+    command.add_argument("dataset", metavar="DATASET", help=text)
+    _add_source(command.add_argument_group("what is read"))
     _add_crops(command.add_argument_group("crops"))
-    _add_shards(command.add_argument_group("shards and processes"))
-    add_model(command)
+    output = command.add_argument_group("what is written")
+    add_output(output, "the token data set; one that is there is continued", "token-dataset")
+    add_shards(output)
+    _add_processes(command.add_argument_group("processes"))
+    add_model(command.add_argument_group("the tokenizer"))
 
 
 def _add_source(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--config", help="configuration of a Hub data set that has several")
     group.add_argument("--split", default="train", help="split that is tokenized (default: %(default)s)")
     group.add_argument("--image-column", default="image", help="column of the images (default: %(default)s)")
-    group.add_argument("--columns", nargs="+", default=[], metavar="NAME", help="other columns that are kept")
-    group.add_argument("--streaming", action="store_true", help="read the data set as it arrives, without storing it")
+    group.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME", help="other columns that are kept (default: none)"
+    )
+    text = "read the data set as it arrives, without storing it (default: false)"
+    group.add_argument("--streaming", action=Switch, nargs=0, default=False, help=text)
     add_on_bad_image(group, "name it, record it in its shard, and go on (more than 10 and 1%% of a shard are an error)")
 
 
@@ -49,7 +63,9 @@ def _add_crops(group: argparse._ArgumentGroup) -> None:
         default="center",
         help="crops of each image; none: the whole image (default: %(default)s)",
     )
-    group.add_argument("--size", type=positive, default=256, help="side of a crop (default: %(default)s)")
+    group.add_argument(
+        "--size", type=positive, default=256, metavar="PIXELS", help="side of a crop (default: %(default)s)"
+    )
     group.add_argument(
         "--resample",
         choices=("bilinear", "bicubic", "lanczos"),
@@ -64,28 +80,17 @@ def _add_crops(group: argparse._ArgumentGroup) -> None:
         metavar="X",
         help="ten-crop: ten for each, from a square X times the size; random-crop: at most so large (default: 1.1)",
     )
-    group.add_argument("--crops", type=positive, default=10, help="of random-crop (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of random-crop (default: %(default)s)")
+    group.add_argument("--crops", type=positive, default=10, metavar="N", help="of random-crop (default: %(default)s)")
+    group.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="of random-crop (default: %(default)s)"
+    )
 
 
-def _add_shards(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--num-shards",
-        type=positive,
-        metavar="N",
-        help="number of files (default: one for each 10,000 images; with --streaming one for each file)",
-    )
-    add_shard(group)
-    group.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="crops in one forward pass (default: %(default)s)"
-    )
+def _add_processes(group: argparse._ArgumentGroup) -> None:
+    add_batch_size(group, 32, "N crops in one forward pass")
     group.add_argument(
         "--workers", type=positive, metavar="N", help="threads that decode images (default: one for each core)"
     )
-    _add_engine(group)
-
-
-def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--engine",
         choices=("local", "ray"),
@@ -96,11 +101,22 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ray-address", metavar="A", help="ray: a running cluster, such as auto (default: one here)")
 
 
-def add_shard(command: argparse._ActionsContainer) -> None:
+def add_shards(group: argparse._ArgumentGroup) -> None:
+    """Adds `--num-shards` and `--shard`."""
+    group.add_argument(
+        "--num-shards",
+        type=positive,
+        metavar="N",
+        help="number of files (default: one for each 10,000 images; with --streaming one for each file)",
+    )
+    add_shard(group)
+
+
+def add_shard(group: argparse._ActionsContainer) -> None:
     """Adds `--shard`."""
-    command.add_argument(
+    group.add_argument(
         "--shard",
-        type=int,
+        type=not_negative,
         nargs="+",
         metavar="I",
         help="write these only, from 0 on, such as $SLURM_ARRAY_TASK_ID (default: all that are not there yet)",
@@ -126,10 +142,9 @@ def own_shards(named: list[int] | None, count: int, missing: list[int]) -> list[
 
 
 def _tokenize_dataset(arguments: argparse.Namespace) -> int:
-    require_package("datasets", "tokens", "tokenize-dataset")
+    require_package("datasets", "tokens")
     check_tokenizer_name(arguments.model, "--model")
-    check_device(arguments.device)
-    check_folder(Path(arguments.output), "--output")
+    check_folder(arguments.output, "--output")
     if arguments.engine == "ray":
         require_package("ray", "ray", "--engine ray")
     tokenizer = _job(arguments).prepare()
@@ -160,8 +175,8 @@ def _job(arguments: argparse.Namespace) -> TokenizeJob:
         seed=arguments.seed,
     )
     shared = {name: getattr(arguments, name) for name in ("num_shards", "model", "device", "dtype", "batch_size")}
-    shared |= {name: getattr(arguments, name) for name in ("workers", "on_bad_image", "output")}
-    return TokenizeJob(source=source, augmentation=augmentation, **shared)
+    shared |= {name: getattr(arguments, name) for name in ("workers", "on_bad_image")}
+    return TokenizeJob(source=source, augmentation=augmentation, output=str(arguments.output), **shared)
 
 
 def _write(arguments: argparse.Namespace, tokenizer: ShardTokenizer, shards: list[int]) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..image_processing_dualcodebook import (
+from ..pil_images import (
     DEFAULT_MAX_PIXELS,
     cut_for_enlargement,
     resampling_filter,

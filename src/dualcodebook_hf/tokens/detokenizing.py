@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, size_within, to_image
+from ..image_processing_dualcodebook import to_image
+from ..pil_images import DEFAULT_MAX_PIXELS, size_within
 from .dataset import DATA, RESERVED, TokenDataset, write_shard
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..image_datasets import ON_BAD_IMAGE, check_skipped
-from ..image_processing_dualcodebook import BadImageError
 from ..loading import load_tokenizer_with_hash, tokenizer_label
+from ..pil_images import BadImageError
 from .augment import Augmentation, Crops
 from .dataset import TokenDatasetInfo, write_shard
 from .source import OpenSource, SourceRow, TokenSource

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from ..image_datasets import KEY_COLUMN, ON_BAD_IMAGE, ImageReader, ImageSplit, ImageSplits, check_skipped, load_images
+from ..image_datasets import ON_BAD_IMAGE, ImageReader, ImageSplit, ImageSplits, check_skipped
 from ..image_processing_dualcodebook import (
     BadImageError,
     cut_for_enlargement,
@@ -24,6 +24,7 @@ from ..image_processing_dualcodebook import (
     resize_shorter_side,
     to_pixels,
 )
+from .sources import open_splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -461,25 +462,6 @@ class ValidationImages:
         for index, (split, row) in enumerate(itertools.islice(self.images.stream(), self.samples or None)):
             counts[id(split)] += 1
             yield index, split, row, counts[id(split)]
-
-
-def open_splits(args: DataArguments, split: str | list[str | None] | None) -> list[ImageSplit]:
-    """The split of each data set, not decoded, with no other column than the images' (and a webdataset's keys).
-
-    Args:
-        args: which data sets.
-        split: their `train_split` or `validation_split`; a data set without one is left out.
-
-    Raises ValueError as `load_images` does.
-    """
-    found = []
-    sources = zip(*map(args.of_each, (args.dataset, args.dataset_config, split, args.image_column)), strict=True)
-    for dataset, config, name, column in sources:
-        if name is not None:
-            rows = load_images(dataset, config, name, column, args.streaming)
-            rows = rows.select_columns([key for key in (column, KEY_COLUMN) if key in rows.features])
-            found.append(ImageSplit(rows, dataset, name, column))
-    return found
 
 
 def _first_rows(rows: datasets.Dataset | datasets.IterableDataset, count: int) -> Any:
