@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..flags import Parser
+from ..flags import Parser, Switch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,6 +72,17 @@ def add_batch_size(command: argparse._ActionsContainer, default: int, what: str)
     command.add_argument("--batch-size", type=positive, default=default, metavar="N", help=text)
 
 
+def add_other_weights(command: argparse._ActionsContainer, **options: Any) -> None:
+    """Adds `--other-weights`."""
+    command.add_argument(
+        "--other-weights",
+        action=Switch,
+        default=False,
+        help="take any model of such codebooks, such as one whose decoder alone was trained further (default: false)",
+        **options,
+    )
+
+
 def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:
     """Adds `--on-bad-image`; `skip` says what happens then."""
     command.add_argument(
@@ -121,6 +132,13 @@ def load_model(name: str | None, arguments: argparse.Namespace) -> DualCodebookV
     from ..loading import load_tokenizer
 
     return load_tokenizer(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
+
+
+def load_model_with_hash(name: str | None, arguments: argparse.Namespace) -> tuple[DualCodebookVQModel, str]:
+    """As `load_model`, with the SHA-256 of its weights."""
+    from ..loading import load_tokenizer_with_hash
+
+    return load_tokenizer_with_hash(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
 
 
 @dataclass(frozen=True)
