@@ -36,7 +36,7 @@ from .discriminators.patch import PatchDiscriminator
 from .discriminators.projected import ProjectedDiscriminator
 from .ends import read_next
 from .initialization import initialize_from_images
-from .losses import MSSSIMLoss, ReconstructionLoss, weighted_sum
+from .losses import MSSSIMLoss, ReconstructionLoss, take_gradient, weighted_sum
 from .processes import is_main_process
 from .task import Trained
 
@@ -157,17 +157,17 @@ class TokenizerTask:
             for part in self._token_parts():  # the loop puts the whole network into training mode
                 part.eval()
         out = self.model(x)
-        terms = self.reconstruction_loss(out.sample, x)
-        weights = dict(self.reconstruction_loss.weights)
+        leaf = out.sample.detach().requires_grad_()
+        terms = self.reconstruction_loss(leaf, x)
+        rec = take_gradient(self.reconstruction_loss.rec(terms), leaf, out.sample, self.accelerator.scaler)
+        loss = rec + weighted_sum(out.losses, dict.fromkeys(out.losses, self.arguments.codebook_weight))
         if self.adversary is not None:
-            rec = self.reconstruction_loss.rec(terms)
             last_layer = last_convolution(self.network.decoder).weight
             # adaptive weight and adversarial_weight are inside the term
             terms["adversarial"] = self.adversary.generator_term(out.sample, rec, last_layer, step)
-            weights["adversarial"] = 1.0
+            loss = loss + terms["adversarial"]
         terms |= out.losses
-        weights |= dict.fromkeys(out.losses, self.arguments.codebook_weight)
-        self.accelerator.backward(weighted_sum(terms, weights))
+        self.accelerator.backward(loss)
         if self.adversary is not None:
             discriminator_loss = self.adversary.discriminator_loss(x, out.sample.detach(), step)
             if discriminator_loss is not None:
@@ -302,7 +302,7 @@ def build_optimizer(model: DualCodebookVQModel, arguments: TrainArguments) -> to
         if params
     ]
     betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return torch.optim.AdamW(groups, betas=betas, weight_decay=arguments.weight_decay)
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=arguments.weight_decay, fused=True)
 
 
 def load_features(arguments: TrainArguments) -> EfficientNetLite | None:
