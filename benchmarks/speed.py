@@ -6,7 +6,7 @@
 
 All rows take turns with the same images. `as loaded` is the model without `optimize_for_inference`. Weights are random;
 the share of equal tokens is that of 512 codes for each half of the channels, drawn from the latents of the images.
-VQModel has one codebook of 1024. The linear codec and WebP stand beside: what no network costs.
+VQModel, where the network is VQGAN's, has one codebook of 1024. The linear codec and WebP show what no network costs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Contender(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; 2 and one line for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="paper", help="preset or YAML file with VQGAN blocks (default: paper)")
+    parser.add_argument("--config", default="paper", help="preset or YAML file (default: paper)")
     parser.add_argument("--dataset", required=True, help="images: Hub id, folder or parquet file; its split `test`")
     parser.add_argument("--size", type=positive, default=256, help="side of the images (default: %(default)s)")
     parser.add_argument("--images", type=positive, default=4, help="for the equal tokens (default: %(default)s)")
@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
     fastest = fastest_dtype(kind)
     dtypes = [getattr(torch, name) for name in arguments.dtypes or []] or list({torch.float32, fastest})
-    contenders = build(config, images, device, dtypes)
+    contenders = build(config, device, dtypes) | without_network(images, device)
     flops = cost(config, arguments.size)
     timing = {"rounds": arguments.rounds, "device": device, "clock": arguments.clock}
     rows = [
@@ -105,21 +105,36 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
 
 
 def build(
-    config: dict[str, Any], images: torch.Tensor, device: str, dtypes: Sequence[torch.dtype]
+    config: dict[str, Any], device: str, dtypes: Sequence[torch.dtype] = (torch.float32,), only: str | None = None
 ) -> dict[str, Contender]:
-    """All rows, by name."""
+    """The networks by name, with the same weights; VQModel where it can have them.
+
+    Args:
+        config: of the model.
+        device: where they are put.
+        dtypes: of `optimize_for_inference`.
+        only: the one that is built; None: all.
+    """
     torch.manual_seed(0)
     model = DualCodebookVQModel(**config).eval()
-    found = {BASE: vq_model(model, device), LOADED: contender(copy.deepcopy(model).to(device))}
+    builders: dict[str, Callable[[], Contender]] = {}
+    if model.config.backbone == "vqgan" and model.config.attention:
+        builders[BASE] = lambda: vq_model(model, device)
+    builders[LOADED] = lambda: contender(copy.deepcopy(model).to(device))
     for dtype in dtypes:
-        fast = optimize_for_inference(copy.deepcopy(model).to(device), dtype)
         name = f"optimize_for_inference, {str(dtype).removeprefix('torch.')}"
-        found[name] = contender(fast, dtype)
+        builders[name] = lambda dtype=dtype: contender(
+            optimize_for_inference(copy.deepcopy(model).to(device), dtype), dtype
+        )
+    return {name: builder() for name, builder in builders.items() if only in (None, name)}
+
+
+def without_network(images: torch.Tensor, device: str) -> dict[str, Contender]:
+    """What stands beside: the linear codec, and WebP where Pillow has it."""
     codec = PatchLinearCodec().fit(torch.rand(8, 3, 256, 256)).to(device)  # of what, does not matter
-    found["patch-linear codec"] = Contender(codec.tokenize, codec.detokenize)
-    webp = available_codecs().get("WebP")
+    found = {"patch-linear codec": Contender(codec.tokenize, codec.detokenize)}
+    webp, size = available_codecs().get("WebP"), tuple(images.shape[:1:-1])
     if webp is not None:
-        size = tuple(images.shape[:1:-1])
         found["WebP"] = Contender(
             lambda pixels: [webp.encode(to_image(one), WEBP_QUALITY) for one in pixels.cpu()],
             lambda files: [webp.decode(file, size) for file in files],
@@ -140,8 +155,6 @@ def ours(contender: Contender) -> bool:
 def vq_model(model: DualCodebookVQModel, device: str) -> Contender:
     """diffusers' VQModel with the same encoder and decoder, and VQGAN's codebook of 1024."""
     config = model.config
-    if config.backbone != "vqgan" or not config.attention:
-        raise ValueError("`--config` must have VQGAN's blocks with attention, as diffusers' VQModel has")
     plain = len(config.block_out_channels) - 1
     theirs = VQModel(
         block_out_channels=tuple(config.block_out_channels),
@@ -178,7 +191,7 @@ def timed_rows(
     """Times of a batch; the rows without a network only where `everything` is measured."""
     pixels, rows = images.to(timing["device"]), []
     chosen = {name: one for name, one in contenders.items() if everything or one.model is not None}
-    tokens = {name: one.encode(pixels) for name, one in chosen.items()}
+    tokens, base = {name: one.encode(pixels) for name, one in chosen.items()}, next(iter(chosen))
     encoded = in_turns({name: lambda one=one: one.encode(pixels) for name, one in chosen.items()}, **timing)
     decoded = in_turns({n: lambda one=one, n=n: one.decode(tokens[n]) for n, one in chosen.items()}, **timing)
     both = {name: [a + b for a, b in zip(encoded[name], decoded[name], strict=True)] for name in chosen}
@@ -186,8 +199,8 @@ def timed_rows(
         seconds = {key: statistics.median(times[name]) / len(images) for key, times in (("e", encoded), ("d", decoded))}
         row = {"row": name, "batch": len(images), "dtype": str(one.dtype).removeprefix("torch.")}
         row |= {"encode_seconds": seconds["e"], "decode_seconds": seconds["d"]}
-        row |= {"speedup_encode": speedup(encoded[BASE], encoded[name])}
-        row |= {"speedup_decode": speedup(decoded[BASE], decoded[name]), "speedup": speedup(both[BASE], both[name])}
+        row |= {"speedup_encode": speedup(encoded[base], encoded[name])}
+        row |= {"speedup_decode": speedup(decoded[base], decoded[name]), "speedup": speedup(both[base], both[name])}
         if one.model is not None:
             row["flops"] = (flops["encode_flops"] + flops["decode_flops"]) / sum(seconds.values())
         rows.append(row)
@@ -208,7 +221,8 @@ def equal_tokens(latents: torch.Tensor, others: torch.Tensor) -> float:
 
 def table(record: dict[str, Any]) -> str:
     """Markdown; speedups as the median of the rounds with the lowest and the highest."""
-    header = ["", "batch", "encode, s", "decode, s", "images/s", f"speed, x {BASE}", "encode", "decode"]
+    header = ["", "batch", "encode, s", "decode, s", "images/s", f"speed, x {record['rows'][0]['row']}"]
+    header += ["encode", "decode"]
     header += ["of the convolution peak", "equal tokens"]
     cells = []
     for row in record["rows"]:

@@ -15,6 +15,7 @@ from dualcodebook_hf.inference import (
     WinogradConv2d,
     fastest_dtype,
     optimize_for_inference,
+    use_winograd,
 )
 
 FLOAT32 = {"dtype": torch.float32, "compile": False}
@@ -66,6 +67,26 @@ def test_the_papers_blocks_run_by_winograd_whatever_the_batch(tiny_config):
     assert (found == tokens).float().mean() >= 0.99
     torch.testing.assert_close(pixels, restored, atol=2e-3 * restored.std().item(), rtol=0)
     assert torch.equal(fast.tokenize(images[:1]), found[:1])  # an image's tokens do not depend on its batch
+
+
+@pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="torch without NNPACK")
+def test_winograd_gives_the_convolution_and_its_gradient_in_what_goes_in():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(64, 96, 3, padding=1), nn.Conv2d(96, 8, 3, padding=1)).requires_grad_(False)
+    fast = copy.deepcopy(plain)
+    use_winograd(fast)
+    assert [type(layer) for layer in fast] == [WinogradConv2d, nn.Conv2d]  # 8 channels are too few
+    x = torch.randn(2, 64, 50, 47)
+    found = {}
+    for network in (plain, fast):
+        leaf = x.clone().requires_grad_()
+        out = network(leaf)
+        out.square().mean().backward()
+        found[network is fast] = out.detach(), leaf.grad
+    for one, other in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-3 * one.std().item())
+    small = x[..., :20, :20]
+    assert torch.equal(fast(small), plain(small))
 
 
 @pytest.mark.parametrize("backbone", ["vqgan", "dcae"])

@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 WINOGRAD_CHANNELS, WINOGRAD_POSITIONS = 64, 48 * 48
 # How much faster bfloat16 must be to be taken: machines that emulate it are several times slower, others twice as fast.
 BFLOAT16_GAIN = 1.3
-PROBE_CHANNELS, PROBE_SIDE, PROBE_ROUNDS = 128, 64, 5
+PROBE_CHANNELS, PROBE_SIDE, PROBE_ROUNDS = 128, 48, 2
 
 
 def optimize_for_inference(model: Face, dtype: torch.dtype | None = None, compile: bool | None = None) -> Face:
@@ -53,7 +53,7 @@ def optimize_for_inference(model: Face, dtype: torch.dtype | None = None, compil
         dtype, winograd = model.dtype, False
     _replace(model, ResnetBlock2D, InferenceResnetBlock)
     if winograd:
-        _replace(model, nn.Conv2d, lambda conv: WinogradConv2d(conv) if WinogradConv2d.takes(conv) else conv)
+        use_winograd(model)
         model.use_slicing = True  # NNPACK takes one image
     else:
         model.to(memory_format=torch.channels_last)
@@ -72,7 +72,7 @@ def optimize_for_inference(model: Face, dtype: torch.dtype | None = None, compil
 def fastest_dtype(device: str) -> torch.dtype:
     """The type in which a 3 x 3 convolution of the paper's width is fastest on a kind of device, "cpu", "cuda", ...
 
-    Measured once in a process, in a second, each in the form in which it would be used; bfloat16 must win clearly.
+    Measured once in a process, in half a second, each in the form in which it would be used; bfloat16 must win clearly.
     """
     shape = (1, PROBE_CHANNELS, PROBE_SIDE, PROBE_SIDE)
     conv = nn.Conv2d(PROBE_CHANNELS, PROBE_CHANNELS, 3, padding=1).requires_grad_(False).to(device)
@@ -112,10 +112,21 @@ def time_in_turns(
     return times
 
 
+def use_winograd(network: nn.Module) -> None:
+    """On a CPU, 3 x 3 convolutions of a network whose weights are frozen become `WinogradConv2d`, where it is worth it.
+
+    Gradients still reach what goes in.
+    """
+    device = next(network.parameters(), torch.empty(0)).device
+    if device.type == "cpu" and _nnpack():
+        _replace(network, nn.Conv2d, lambda conv: WinogradConv2d(conv) if WinogradConv2d.takes(conv) else conv)
+
+
 class WinogradConv2d(nn.Conv2d):
     """A 3 x 3 convolution of stride 1 that NNPACK computes by F(6 x 6, 3 x 3): 5 times fewer multiplications.
 
-    Larger rounding errors (1e-4 of the values' deviation instead of 1e-5); batches and small images go the usual way.
+    Larger rounding errors (1e-4 of the values' deviation instead of 1e-5); small images and other types than float32 go
+    the usual way. Its weights get no gradient.
 
     Args:
         conv: its parameters are taken over.
@@ -137,9 +148,27 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C', H, W)."""
-        if len(x) == 1 and x.shape[2] * x.shape[3] >= WINOGRAD_POSITIONS and not torch.compiler.is_compiling():
-            return torch._nnpack_spatial_convolution(x, self.weight, self.bias, padding=1)
-        return super().forward(x)
+        large = x.shape[2] * x.shape[3] >= WINOGRAD_POSITIONS
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        return _Winograd.apply(x, self.weight, self.bias) if large and plain else super().forward(x)
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return _winograd(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
+        return _winograd(gradient, turned, None), None, None
+
+
+def _winograd(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    parts = [torch._nnpack_spatial_convolution(one, weight, bias, padding=1) for one in x.split(1)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class InferenceResnetBlock(nn.Module):

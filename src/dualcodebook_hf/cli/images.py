@@ -149,7 +149,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     image_paths = png_paths(arguments.output, names, "-reconstruction")
     if arguments.sheet:
         check_file(arguments.sheet, "--sheet", ".png")
-    model = load_model(arguments.model, arguments)
+    model = load_model(arguments.model, arguments, fast=True)
     table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
         for batch in _read_batches(files, arguments):
@@ -182,7 +182,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     files = find_images(arguments)
     check_names([file.name for file in files])
     check_file(arguments.output, "--output", ".safetensors")
-    model = load_model(arguments.model, arguments)
+    model = load_model(arguments.model, arguments, fast=True)
     table, images = _Table(model), []
     for batch in _read_batches(files, arguments):
         for source, tokens in zip(batch, tokenize_images(model, [s.image for s in batch]), strict=True):
@@ -201,7 +201,7 @@ def _detokenize(arguments: argparse.Namespace) -> int:
 
     content = load_tokens(arguments.file)
     paths = png_paths(arguments.output, [image.name for image in content.images])
-    model = load_model(arguments.model, arguments)
+    model = load_model(arguments.model, arguments, fast=True)
     content.check_model(model, arguments.file, "--model")
     with staged_files(arguments.output) as folder:
         for image, path in zip(content.images, paths, strict=True):

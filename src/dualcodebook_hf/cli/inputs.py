@@ -31,7 +31,10 @@ def add_model(command: argparse.ArgumentParser, **options: str) -> None:
     text = "folder or Hub id (default: the checkpoint inside the package, offline)"
     command.add_argument("--model", help=options.pop("also", "") + text, **options)
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, or cpu)")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
+    text = (
+        "of the network (default: float32; to make or decode tokens, bfloat16 inside where the machine is faster at it)"
+    )
+    command.add_argument("--dtype", choices=DTYPES, help=text)
 
 
 def positive(text: str) -> int:
@@ -41,11 +44,27 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def load_model(name: str | None, arguments: argparse.Namespace) -> DualCodebookVQModel:
-    """A model of `--model` by `--device` and `--dtype`, in eval mode. Raises ValueError when one of them is wrong."""
+def load_model(name: str | None, arguments: argparse.Namespace, fast: bool = False) -> DualCodebookVQModel:
+    """A model of `--model` by `--device` and `--dtype`, in eval mode.
+
+    Args:
+        name: of the model.
+        arguments: that were parsed.
+        fast: prepared for inference, whose results differ by rounding.
+
+    Raises ValueError when one of them is wrong.
+    """
     from ..loading import load_tokenizer
 
-    return load_tokenizer(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
+    dtype = arguments.dtype or "float32"
+    model = load_tokenizer(name, device=arguments.device, dtype=dtype, argument="--model")
+    if fast:
+        import torch
+
+        from ..inference import optimize_for_inference
+
+        optimize_for_inference(model, torch.float32 if arguments.dtype == "float32" else None)
+    return model
 
 
 def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:

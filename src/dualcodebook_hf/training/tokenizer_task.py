@@ -21,6 +21,7 @@ from ..backbone import last_convolution
 from ..evaluation.evaluator import Evaluator
 from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
+from ..inference import use_winograd
 from ..loading import load_tokenizer
 from ..metrics import NETWORK_METRICS, image_metrics, load_metric_network
 from ..perceptual.distances import EfficientNetDistance
@@ -103,6 +104,7 @@ class TokenizerTask:
         self.metric_networks = self._load_metric_networks()
         # Everything from here on draws random numbers, in this order.
         self.reconstruction_loss = build_reconstruction_loss(arguments, self.features).to(accelerator.device)
+        use_winograd(self.reconstruction_loss)  # frozen, whatever it is
         self.network = model = build_model(self.run, fresh)
         if fresh and arguments.data_initialization:
             images = self.training_images.first(arguments.data_initialization)
@@ -110,8 +112,10 @@ class TokenizerTask:
         if arguments.train == "decoder":
             for part in self._token_parts():
                 part.requires_grad_(False)
-        if arguments.channels_last:
-            model.to(memory_format=torch.channels_last)
+        wanted = arguments.channels_last
+        channels_last = accelerator.device.type == "cuda" if wanted is None else wanted
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        model.to(memory_format=self.memory_format)
         if arguments.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if arguments.compile:
@@ -121,7 +125,9 @@ class TokenizerTask:
             model.decoder.compile()
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
         self.adversary = build_adversary(arguments, self.features) if arguments.adversarial_weight else None
+        self.reconstruction_loss.to(memory_format=self.memory_format)
         if self.adversary is not None:
+            self.adversary.discriminator.to(memory_format=self.memory_format)
             self.adversary.prepare(accelerator)
 
     def batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -151,8 +157,7 @@ class TokenizerTask:
     def forward_backward(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         """The paper's loss and its gradients, for both networks, of one batch."""
         x = batch["pixel_values"].to(self.accelerator.device, non_blocking=True)
-        if self.arguments.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.memory_format)
         if self.arguments.train == "decoder":
             for part in self._token_parts():  # the loop puts the whole network into training mode
                 part.eval()
