@@ -120,9 +120,11 @@ def test_the_reconstruction_panel_is_the_decoded_tokens(tmp_path, checkpoint, mo
             (top, left)
             for top in range(figure.shape[0] - 199)
             for left in range(figure.shape[1] - 299)
-            if (figure[top, left : left + 300] == shown[0]).all()
+            if np.abs(figure[top, left : left + 300] - shown[0].astype(int)).max() <= 1
         ]
-        assert any((figure[top : top + 200, left : left + 300] == shown).all() for top, left in windows)
+        # Inference is optimized: a value between two grey levels may be rounded to the other one.
+        differences = [np.abs(figure[top : top + 200, left : left + 300] - shown.astype(int)) for top, left in windows]
+        assert min(map(np.max, differences)) <= 1
 
 
 def test_tokenize_then_detokenize_gives_the_images_of_reconstruct(tmp_path, images, checkpoint) -> None:

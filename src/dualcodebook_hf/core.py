@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -15,6 +17,8 @@ from torch import nn
 from .backbone import build_decoder, build_encoder, build_linear_decoder, pad_to_multiple
 from .configuration_dualcodebook import DualCodebookConfig
 from .quantizers import QUANTIZERS, build_quantizer
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 # bfloat16 rounds values near 1 by up to 2**-9; what lies further out has another range (0..255, ...).
 RANGE_TOLERANCE = 1e-2
@@ -36,14 +40,37 @@ class DualCodebookOutput(BaseOutput):
 
     # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
     sample: torch.Tensor
-    tokens: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    latents: torch.Tensor | None = None
-    quantized: torch.Tensor | None = None
+    tokens: torch.LongTensor = None  # type: ignore[assignment]
+    losses: dict[str, torch.Tensor] = None  # type: ignore[assignment]
+    latents: torch.Tensor = None  # type: ignore[assignment]
+    quantized: torch.Tensor = None  # type: ignore[assignment]
 
 
-class DualCodebookCore:
+def hooked(method: Method) -> Method:
+    """diffusers' `apply_forward_hook` (accelerate's offloading sees the call), with the method's signature kept."""
+    return cast(Method, apply_forward_hook(method))
+
+
+# What the faces bring to the mixin, for type checkers.
+if TYPE_CHECKING:
+
+    class _Module(nn.Module):
+        @property
+        def config(self) -> Any: ...
+        @property
+        def dtype(self) -> torch.dtype: ...
+
+else:
+    _Module = object
+
+
+class DualCodebookCore(_Module):
     """Encoder -> quant_conv -> codebooks -> post_quant_conv -> Decoder (paper): a mixin over a module with `config`."""
+
+    encoder: Any
+    decoder: Any
+    linear_encoder: nn.Module | None
+    linear_decoder: nn.Module | None
 
     def build_layers(self, config: DualCodebookConfig) -> None:
         """Creates the submodules; both faces call it, so that their state-dict keys are equal.
@@ -51,12 +78,12 @@ class DualCodebookCore:
         Raises ValueError for a field that is wrong: transformers sets fields after it made the configuration.
         """
         config.check()
-        factor, width = config.downsample_factor, config.vq_embed_dim
+        factor, width = config.downsample_factor, config.latent_width
         self.downsample_factor = factor
         self.encoder = build_encoder(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, width, 1)
+        self.quant_conv = nn.Conv2d(width, width, 1)
         self.quantize = build_quantizer(config)
-        self.post_quant_conv = nn.Conv2d(width, config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(width, width, 1)
         self.decoder = build_decoder(config)
         self.linear_encoder = self.linear_decoder = None
         if config.linear_shortcut:
@@ -85,26 +112,50 @@ class DualCodebookCore:
             if name != "quantize":
                 child.to(dtype)
 
-    @apply_forward_hook
+    @overload
+    def encode(self, x: torch.Tensor, return_dict: Literal[True] = True) -> VQEncoderOutput: ...
+    @overload
+    def encode(self, x: torch.Tensor, return_dict: Literal[False]) -> tuple[torch.Tensor]: ...
+    @hooked
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Images (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
 
         Images are cast to the model's dtype and padded at the bottom and the right by reflection. Raises ValueError for
         another shape, and for what is not floating point.
         """
+        latents = self._latents(x)
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def _latents(self, x: torch.Tensor) -> torch.Tensor:
         self._check_pixels(x)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.dtype)
         x = pad_to_multiple(x, self.downsample_factor)
         slices = x.split(1) if self.use_slicing else [x]
-        latents = torch.cat([self._encode(part) for part in slices])
-        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+        return torch.cat([self._encode(part) for part in slices])
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         z = self.quant_conv(self.encoder(x))
         return z if self.linear_encoder is None else z + self.linear_encoder(x).to(z.device)
 
-    @apply_forward_hook
+    @overload
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        return_dict: Literal[True] = True,
+        shape: tuple[int, ...] | None = None,
+    ) -> DecoderOutput: ...
+    @overload
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        *,
+        return_dict: Literal[False],
+        shape: tuple[int, ...] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    @hooked
     def decode(
         self,
         h: torch.Tensor,
@@ -123,6 +174,7 @@ class DualCodebookCore:
 
         Raises ValueError for another shape.
         """
+        loss: Any
         if torch.is_floating_point(h):
             if h.ndim != 4 or h.shape[1] != self.config.vq_embed_dim:
                 raise ValueError(f"`h` must be latents (B, {self.config.vq_embed_dim}, h, w), got {tuple(h.shape)}")
@@ -146,16 +198,17 @@ class DualCodebookCore:
         sample = self.decoder(self.post_quant_conv(quantized))
         return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized).to(sample.device)
 
+    @hooked
     def autoencode(self, x: torch.Tensor) -> DualCodebookOutput:
         """The forward pass of both faces: images (B, C, H, W) -> DualCodebookOutput, cropped to (H, W)."""
-        latents = self.encode(x).latents
+        latents = self._latents(x)
         output = self.quantize(latents, return_dict=True)
         sample = self._decode(output.quantized)[..., : x.shape[-2], : x.shape[-1]]
         return DualCodebookOutput(sample, output.tokens, output.losses, latents, output.quantized)
 
     @torch.no_grad()
-    @apply_forward_hook
-    def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    @hooked
+    def tokenize(self, pixel_values: torch.Tensor) -> torch.LongTensor:
         """Images (B, C, H, W) in [-1, 1] -> tokens int64 (B, codebooks, ceil(H/f), ceil(W/f)).
 
         [:, 0] are the global tokens, [:, 1] the local ones. Raises ValueError for a wrong shape, type or range.
@@ -163,12 +216,12 @@ class DualCodebookCore:
         self._check_pixels(pixel_values)
         if not torch.compiler.is_compiling():
             _check_range(pixel_values)
-        return self.quantize(self.encode(pixel_values).latents, return_dict=True).tokens
+        return self.quantize(self._latents(pixel_values), return_dict=True).tokens
 
     @torch.no_grad()
-    @apply_forward_hook
+    @hooked
     def detokenize(
-        self, tokens: torch.Tensor, size: tuple[int, int] | None = None, only: str | None = None
+        self, tokens: torch.Tensor, size: tuple[int, int] | torch.Size | None = None, only: str | None = None
     ) -> torch.Tensor:
         """Tokens to images (B, C, h*f, w*f), about [-1, 1], not clamped.
 
@@ -192,7 +245,7 @@ class DualCodebookCore:
         if not x.is_floating_point():
             raise ValueError(f"`pixel_values` must be floating point in [-1, 1], got {x.dtype}")
 
-    def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
+    def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | torch.Size | None, only: str | None) -> None:
         codebooks = self.quantize.codebooks
         if not isinstance(tokens, torch.Tensor):
             raise ValueError(f"`tokens` must be a torch tensor, got {type(tokens).__name__}")

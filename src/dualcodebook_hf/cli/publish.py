@@ -27,6 +27,14 @@ def add_push(command: Parser) -> None:
     command.add_argument(
         "--samples", action=Switch, nargs=0, default=True, help="publish the run's validation images (default: true)"
     )
+    command.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="image that the card shows beside its reconstruction, may be repeated (default: photographs of "
+        "scikit-image, where it is installed)",
+    )
     command.add_argument("--space", metavar="OWNER/NAME", help="publish the Space there, instead of a model")
     command.add_argument(
         "--model-id",
@@ -53,7 +61,7 @@ def _add_run(command: Parser) -> None:
         "--metrics", type=Path, metavar="FILE.json", help="of `evaluate` (default: RUN's metrics.json)"
     )
     command.add_argument(
-        "--license", metavar="ID", help="of the weights (default: apache-2.0; `other` for converted weights)"
+        "--license", metavar="ID", help="of the weights (default: apache-2.0, or that of the weights they started from)"
     )
 
 
@@ -92,6 +100,7 @@ def _push(arguments: argparse.Namespace) -> int:
     options = {"private": arguments.private, "overwrite": arguments.overwrite}
     model = {"RUN": arguments.folder, "--repo-id": arguments.repo_id}
     details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": not arguments.samples}
+    details["--image"] = arguments.image
     if arguments.space:
         given = [flag for flag, value in {**model, **details}.items() if value]
         if given:
@@ -109,6 +118,7 @@ def _push(arguments: argparse.Namespace) -> int:
         from ..hub import push_model
 
         options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": arguments.samples}
+        options["images"] = arguments.image
         url = push_model(arguments.folder, arguments.repo_id, **options)
     print(f"published: {url}")
     return 0

@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..run_folder import RECORDS
 from ..version import __version__
-from .export import PACKAGE, SAMPLES, TrainedModel, export_pipeline, prepare_folder
+from .export import PACKAGE, RECONSTRUCTIONS, SAMPLES, TrainedModel, export_pipeline, prepare_folder
 from .space import write_space
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def push_model(
     license: str | None = None,
     metrics: str | Path | None = None,
     samples: bool = True,
+    images: Sequence[str | Path] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Publishes a trained tokenizer (see `prepare_folder`) by one commit, and returns the repository's URL.
@@ -57,6 +58,7 @@ def push_model(
         license: see `prepare_folder`.
         metrics: see `prepare_folder`.
         samples: see `prepare_folder`.
+        images: see `prepare_folder`.
         overwrite: publish into a repository that holds something else; its other files stay.
 
     Raises ValueError for what the caller can put right, and OSError for the network and the Hub.
@@ -64,9 +66,14 @@ def push_model(
     TrainedModel.find(run, metrics)  # before the Hub is asked anything
 
     def prepare(folder: Path) -> None:
-        prepare_folder(run, folder, repo_id, license=license, metrics=metrics, samples=samples)
+        prepare_folder(run, folder, repo_id, license=license, metrics=metrics, samples=samples, images=images)
 
-    optional = {SAMPLES, *RECORDS.values(), "model.safetensors"}  # the last: transformers' own, stale beside ours
+    optional = {
+        SAMPLES,
+        RECONSTRUCTIONS,
+        *RECORDS.values(),
+        "model.safetensors",
+    }  # the last: transformers' own, stale beside ours
     return _push(prepare, repo_id, "model", optional.__contains__, token=token, private=private, overwrite=overwrite)
 
 
@@ -118,7 +125,7 @@ def push_space(
         write_space(folder, models)
 
     bundled = f"{PACKAGE.name}/"
-    options = {"token": token, "private": private, "overwrite": overwrite}
+    options: dict[str, Any] = {"token": token, "private": private, "overwrite": overwrite}
     return _push(prepare, repo_id, "space", lambda name: name.startswith(bundled), **options)
 
 

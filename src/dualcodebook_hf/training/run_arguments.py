@@ -38,7 +38,8 @@ class Arguments:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if spec.metadata.get("path") and value is not None:
-                setattr(self, spec.name, os.path.expanduser(value))
+                words = [os.path.expanduser(word) for word in (value if isinstance(value, list) else [value])]
+                setattr(self, spec.name, words if isinstance(value, list) else words[0])
 
 
 @dataclass(kw_only=True)
