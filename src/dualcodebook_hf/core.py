@@ -40,7 +40,7 @@ class DualCodebookOutput(BaseOutput):
 
     # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
     sample: torch.Tensor
-    tokens: torch.LongTensor = None  # type: ignore[assignment]
+    tokens: torch.Tensor = None  # type: ignore[assignment]
     losses: dict[str, torch.Tensor] = None  # type: ignore[assignment]
     latents: torch.Tensor = None  # type: ignore[assignment]
     quantized: torch.Tensor = None  # type: ignore[assignment]
@@ -208,7 +208,7 @@ class DualCodebookCore(_Module):
 
     @torch.no_grad()
     @hooked
-    def tokenize(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) in [-1, 1] -> tokens int64 (B, codebooks, ceil(H/f), ceil(W/f)).
 
         [:, 0] are the global tokens, [:, 1] the local ones. Raises ValueError for a wrong shape, type or range.
