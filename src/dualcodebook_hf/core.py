@@ -128,7 +128,7 @@ class DualCodebookCore(_Module):
 
     def _latents(self, x: torch.Tensor) -> torch.Tensor:
         self._check_pixels(x)
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.dtype)
         x = pad_to_multiple(x, self.downsample_factor)
         slices = x.split(1) if self.use_slicing else [x]
