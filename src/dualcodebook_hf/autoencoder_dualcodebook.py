@@ -31,7 +31,7 @@ AUTO_MAP = {
 }
 
 
-class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):
+class DualCodebookVQModel(ModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
     The arguments are the fields of `DualCodebookConfig`, described there; the defaults are the paper's.

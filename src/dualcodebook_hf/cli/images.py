@@ -25,6 +25,7 @@ from .inputs import (
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+    from tqdm import tqdm
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
     from ..reconstruction import Reconstruction
@@ -137,6 +138,22 @@ def _read_images(files: Iterable[ImageFile], arguments: argparse.Namespace) -> I
             raise skipped[-1]
 
 
+def _size(batch: Sequence[_Source]) -> tuple[int, int]:
+    """(H, W) of its images."""
+    return batch[0].image.height, batch[0].image.width
+
+
+def _tile_bar(model: DualCodebookVQModel, size: tuple[int, int], passes: int = 1) -> tqdm:
+    """A bar on a terminal for the tiles of an image that is so large, (H, W), that it is done in tiles."""
+    from tqdm import tqdm
+
+    from ..reconstruction import count_tiles
+
+    tiles = count_tiles(model, size)
+    hidden = not tiles or not sys.stderr.isatty()
+    return tqdm(total=passes * tiles, desc="tiles", unit="", disable=hidden, leave=False)
+
+
 def _reconstruct(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
@@ -153,7 +170,9 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
         for batch in _read_batches(files, arguments):
-            for source, result in zip(batch, reconstruct_images(model, [s.image for s in batch]), strict=True):
+            with _tile_bar(model, _size(batch), 2 * len(batch)) as bar:
+                results = reconstruct_images(model, [source.image for source in batch], bar.update)
+            for source, result in zip(batch, results, strict=True):
                 table.add(source, result.tokens, (result.psnr, result.ssim))
                 title = _title(source.name, result)
                 figure = comparison(result.original, result.image, result.tokens, model.codebook_sizes, title)
@@ -185,7 +204,9 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, arguments)
     table, images = _Table(model), []
     for batch in _read_batches(files, arguments):
-        for source, tokens in zip(batch, tokenize_images(model, [s.image for s in batch]), strict=True):
+        with _tile_bar(model, _size(batch), len(batch)) as bar:
+            grids = tokenize_images(model, [source.image for source in batch], bar.update)
+        for source, tokens in zip(batch, grids, strict=True):
             table.add(source, tokens)
             images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
     with staged_files(arguments.output.parent) as folder:
@@ -205,7 +226,9 @@ def _detokenize(arguments: argparse.Namespace) -> int:
     content.check_model(model, arguments.file, "--model")
     with staged_files(arguments.output) as folder:
         for image, path in zip(content.images, paths, strict=True):
-            save_png(decode_tokens(model, image.tokens, image.size), folder / path.name)
+            with _tile_bar(model, image.size) as bar:
+                decoded = decode_tokens(model, image.tokens, image.size, bar.update)
+            save_png(decoded, folder / path.name)
     print(f"{len(paths)} images written to {arguments.output}")
     return 0
 
