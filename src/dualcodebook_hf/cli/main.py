@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import convert, demo, evaluate, images, publish, train
+from . import convert, demo, evaluate, export, images, publish, train
 from .parser import Parser
 
 BAD_INPUT = 2
@@ -44,6 +44,6 @@ def _complain(error: Exception, code: int) -> int:
 def _build_parser() -> Parser:
     parser = Parser(prog="dualcodebook", description="Dual Codebook VQ: images to two grids of tokens and back.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (images, evaluate, train, convert, publish, demo):
+    for family in (images, evaluate, train, convert, export, publish, demo):
         family.add_command(commands)
     return parser
