@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from . import weights
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 PROGRAMS = "torch_export"
-EXTRA = "onnx-export"
+EXTRA = "onnx"
 # What is checked: batches and sizes, among them one pixel and sides that are no multiples of f.
 CHECKED_SHAPES = ((1, 1, 1), (2, 50, 70), (1, 176, 128), (3, 33, 90))
 TOLERANCE = 1e-3  # of pixels in [-1, 1], in float32
@@ -121,7 +122,8 @@ class DecoderGraph(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        parts = [getattr(self, f"{name}_codes")[tokens[:, index]] for index, name in enumerate(self.names)]
+        codes = [getattr(self, f"{name}_codes") for name in self.names]
+        parts = [F.embedding(tokens[:, index], table) for index, table in enumerate(codes)]
         return self._decode_whole(torch.cat(parts, dim=-1).movedim(-1, 1).to(self.working_type)).float()
 
 
@@ -338,7 +340,7 @@ def _images(channels: int, shapes: Sequence[tuple[int, int, int]]) -> Iterator[t
     rng = np.random.default_rng(0)
     for batch, height, width in shapes:
         coarse = torch.from_numpy(rng.uniform(-1, 1, (batch, channels, 8, 8))).float()
-        smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+        smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
         noise = torch.from_numpy(rng.normal(0, 0.05, (batch, channels, height, width))).float()
         yield (smooth + noise).clamp(-1, 1)
 

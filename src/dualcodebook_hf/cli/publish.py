@@ -21,12 +21,22 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     _add_run(command)
     command.add_argument("--repo-id", metavar="OWNER/NAME", help="repository of the model, created where there is none")
     command.add_argument("--no-samples", action="store_true", help="leave the run's validation images out")
+    command.add_argument("--onnx", action="store_true", help="publish graphs for onnxruntime beside the weights")
     command.add_argument("--space", metavar="OWNER/NAME", help="publish the Space there, instead of a model")
     command.add_argument(
         "--model-id",
         action="append",
         metavar="OWNER/NAME",
         help="with --space: model that it shows, may be repeated (default: the checkpoint inside the package)",
+    )
+    command.add_argument(
+        "--static",
+        nargs="?",
+        const=Path("build", "static-space"),
+        type=Path,
+        metavar="DIR",
+        help="with --space: publish the page that runs in the browser, written by `make static-space` into DIR "
+        "(default: build/static-space)",
     )
     command.add_argument("--private", action="store_true", help="make a new repository private")
     command.add_argument(
@@ -81,18 +91,24 @@ def _push(arguments: argparse.Namespace) -> int:
     options = {"private": arguments.private, "overwrite": arguments.overwrite}
     model = {"RUN": arguments.folder, "--repo-id": arguments.repo_id}
     details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": arguments.no_samples}
+    details["--onnx"] = arguments.onnx
     if arguments.space:
         given = [flag for flag, value in {**model, **details}.items() if value]
         if given:
             raise ValueError(f"`--space` publishes the Space alone; it does not go with {', '.join(given)}")
-        url = push_space(arguments.space, models=arguments.model_id or (), **options)
+        if arguments.static and arguments.model_id:
+            raise ValueError("`--model-id` does not go with `--static`, whose page holds its model")
+        url = push_space(arguments.space, models=arguments.model_id or (), static=arguments.static, **options)
     else:
+        if arguments.static:
+            raise ValueError("`--static` goes with `--space`, the Space's repository")
         if arguments.model_id:
             raise ValueError("`--model-id` goes with `--space`; the repository of a model is `--repo-id`")
         missing = [flag for flag, value in model.items() if not value]
         if missing:
             raise ValueError(f"`push` needs RUN and --repo-id, or --space; {' and '.join(missing)} missing")
         options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": not arguments.no_samples}
+        options["onnx"] = arguments.onnx
         url = push_model(arguments.folder, arguments.repo_id, **options)
     print(f"published: {url}")
     return 0

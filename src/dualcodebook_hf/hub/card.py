@@ -51,7 +51,12 @@ DERIVED = ("latent_channels", "vq_embed_dim")  # fields that follow from others
 
 
 def model_card(
-    records: Records, repo_id: str | None = None, *, license: str | None = None, figure: str | None = None
+    records: Records,
+    repo_id: str | None = None,
+    *,
+    license: str | None = None,
+    figure: str | None = None,
+    onnx: bool = False,
 ) -> str:
     """The text of README.md: YAML front matter with `model-index`, and how to use the model, what it is, its numbers.
 
@@ -61,17 +66,19 @@ def model_card(
         license: identifier of the Hub for the weights' licence; None: apache-2.0, or "other" where others' weights
             were converted or started from.
         figure: file name of an image beside the card, originals above reconstructions.
+        onnx: graphs for onnxruntime lie beside the card.
 
     Raises ValueError when one of the records lacks something.
     """
     with complete_records():
         facts = card_facts(records, repo_id)
         license = license or ("other" if facts["origin"] else "apache-2.0")
-        data = ModelCardData(license=license, library_name="diffusers", pipeline_tag=TASK, tags=TAGS)
+        tags = [*TAGS, "onnx"] if onnx else TAGS
+        data = ModelCardData(license=license, library_name="diffusers", pipeline_tag=TASK, tags=tags)
         if records.results:
             data.model_name, data.eval_results = facts["name"], _eval_results(records)
             data.metrics = list(dict.fromkeys(result.metric_type for result in data.eval_results))
-    return _render(TEMPLATE, data, **facts, figure=figure)
+    return _render(TEMPLATE, data, **facts, figure=figure, onnx=onnx)
 
 
 def pipeline_card(pipeline: str, repo_id: str, components: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..autoencoder_dualcodebook import AUTO_MAP, is_saved_by_transformers
+from ..autoencoder_dualcodebook import AUTO_MAP, DualCodebookVQModel, is_saved_by_transformers
 from ..files import atomic_folder, read_json, write_json
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
 from ..loading import load_tokenizer
@@ -74,14 +74,16 @@ class TrainedModel:
         path = self.saved.sample()
         return path and _inside(self.saved, path)
 
-    def check_weights(self) -> None:
-        """Raises ValueError unless the weights are those that config.json speaks of."""
-        load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
+    def load(self) -> DualCodebookVQModel:
+        """The model itself. Raises ValueError unless the weights are those that config.json speaks of."""
+        return load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
 
-    def card(self, repo_id: str | None = None, license: str | None = None, figure: str | None = None) -> str:
+    def card(
+        self, repo_id: str | None = None, license: str | None = None, figure: str | None = None, onnx: bool = False
+    ) -> str:
         """README.md; see `model_card`. Without a `repo_id` its examples say "you/..."."""
         records = Records.read(self.saved.folder, **self.records)
-        return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figure=figure)
+        return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figure=figure, onnx=onnx)
 
 
 def prepare_folder(
@@ -92,6 +94,7 @@ def prepare_folder(
     license: str | None = None,
     metrics: str | Path | None = None,
     samples: bool = True,
+    onnx: bool = False,
 ) -> list[str]:
     """Writes into a new or empty `folder` what `push_model` publishes, and returns the files' names.
 
@@ -106,14 +109,19 @@ def prepare_folder(
         license: the Hub's identifier of the weights' licence; None: apache-2.0, or "other" for converted weights.
         metrics: a file written by `dualcodebook evaluate` that does not lie in `run`.
         samples: publish the run's last grid of validation images.
+        onnx: add graphs for onnxruntime, in float32 and float16, in onnx/.
 
     Raises ValueError before anything is written when something is missing, broken or of another model.
     """
     model, folder = TrainedModel.find(run, metrics), Path(folder).expanduser()
     sample = model.sample() if samples else None
     processor = _inside(model.saved, model.saved.folder / PROCESSOR_CONFIG)
-    card = model.card(repo_id, license, SAMPLES if sample else None)
-    model.check_weights()
+    card = model.card(repo_id, license, SAMPLES if sample else None, onnx)
+    tokenizer = model.load()
+    if onnx:
+        from ..onnx_export import check_exportable, export_onnx
+
+        check_exportable(tokenizer)
     with atomic_folder(folder) as partial:
         partial.mkdir()
         shutil.copyfile(model.weights, partial / SAFETENSORS_WEIGHTS_NAME)
@@ -129,6 +137,8 @@ def prepare_folder(
         if sample:
             shutil.copyfile(sample, partial / SAMPLES)
         export_code(partial)
+        if onnx:
+            export_onnx(tokenizer, partial)
         (partial / CARD).write_text(card, encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
 
