@@ -28,7 +28,8 @@ def model() -> DualCodebookVQModel:
     """f is 4; a network with normalization over space is exported by `test_the_programs`."""
     torch.manual_seed(0)
     options = {**TINY, "backbone": "dcae", "block_out_channels": [8, 8, 16], "layers_per_level": [0, 1, 1]}
-    return spread_codes(DualCodebookVQModel(**options, linear_shortcut=True)).eval()
+    shortcut = {"linear_shortcut": True, "overlapping_shortcut": True, "decoder_layers_per_level": [1, 1, 1]}
+    return spread_codes(DualCodebookVQModel(**options, **shortcut)).eval()
 
 
 @pytest.fixture(scope="module")

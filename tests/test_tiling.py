@@ -21,13 +21,14 @@ from dualcodebook_hf.tiling import joined_strips, plan_side, receptive_radius
 
 # f is 4; the levels differ in depth, one has no block, as the embedded checkpoint's first.
 LOCAL = {**TINY, "backbone": "dcae", "block_out_channels": [8, 8, 16], "layers_per_level": [0, 2, 1]}
+SHORTCUT = {"linear_shortcut": True, "overlapping_shortcut": True, "decoder_layers_per_level": [1, 1, 1]}
 KNOBS = {"tile_sample_min_height": 112, "tile_sample_min_width": 128}
 
 
 @pytest.fixture
 def local_model() -> DualCodebookVQModel:
     torch.manual_seed(0)
-    return spread_codes(DualCodebookVQModel(**LOCAL, linear_shortcut=True)).eval()
+    return spread_codes(DualCodebookVQModel(**LOCAL, **SHORTCUT)).eval()
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ print(peak(1100), peak(4400))
 
 @pytest.mark.slow
 def test_memory_grows_by_the_images_bytes_alone() -> None:
-    code = MEMORY.replace("{options}", repr({**LOCAL, "linear_shortcut": True}))
+    code = MEMORY.replace("{options}", repr({**LOCAL, **SHORTCUT}))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     small, large = map(int, result.stdout.split())
     # 16 times the pixels, 18 million more: two images of 3 bytes a pixel, and strips of 512 rows in floating point.
