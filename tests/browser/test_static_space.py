@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +41,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Path:
+    """What `make static-space` writes; STATIC_SPACE names a folder that it has written already."""
+    if os.environ.get("STATIC_SPACE"):
+        return Path(os.environ["STATIC_SPACE"]).absolute()
     folder = tmp_path_factory.mktemp("static") / "space"
     command = [sys.executable, str(ROOT / "scripts" / "static_space.py"), "--output", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
