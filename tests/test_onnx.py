@@ -14,6 +14,7 @@ from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
+from dualcodebook_hf.hub import prepare_folder
 from dualcodebook_hf.onnx_export import EncoderGraph, check_exportable, export_programs
 from dualcodebook_hf.onnx_runtime import OnnxTokenizer, from_image, to_image
 
@@ -171,6 +172,19 @@ def test_what_is_missing_is_named(exported, tmp_path) -> None:
         OnnxTokenizer.from_pretrained(tmp_path, variant="int8")
     with pytest.raises(ValueError, match="`variant` must be None or one of fp16, int8, got 'half'"):
         OnnxTokenizer.from_pretrained(exported[0], variant="half")
+
+
+def test_the_graphs_are_published_with_the_model_on_demand(model, tmp_path) -> None:
+    model.save_pretrained(tmp_path / "run")
+    names = prepare_folder(tmp_path / "run", tmp_path / "plain", "me/tok")
+    assert "onnx" not in names and "onnx" not in (tmp_path / "plain" / "README.md").read_text()
+    assert "onnx" in prepare_folder(tmp_path / "run", tmp_path / "with", "me/tok", onnx=True)
+    card = (tmp_path / "with" / "README.md").read_text()
+    assert 'OnnxTokenizer.from_pretrained("me/tok")' in card and "\n- onnx\n" in card
+    pixels = random_pixels((1, 9, 9))
+    tokens = OnnxTokenizer.from_pretrained(tmp_path / "with").tokenize(pixels)
+    assert np.array_equal(tokens, model.tokenize(torch.from_numpy(pixels)).numpy())
+    assert (tmp_path / "with" / "onnx" / "encoder_model_fp16.onnx").is_file()
 
 
 def test_other_quantizers_are_refused_before_any_work(capsys, tmp_path) -> None:

@@ -15,13 +15,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .packages import require_package
 
 if TYPE_CHECKING:
+    from onnxruntime import SessionOptions
     from PIL import Image
 
 FOLDER = "onnx"
@@ -69,6 +70,7 @@ class OnnxTokenizer:
         folder: holds onnx/ with tokenizer.json, encoder_model.onnx and decoder_model.onnx.
         variant: "fp16" or "int8": of these files; None: float32.
         providers: onnxruntime's execution providers, in order of preference; None: the CPU's.
+        session_options: onnxruntime.SessionOptions, for the number of threads and the like.
 
     Attributes:
         downsample_factor: f.
@@ -78,7 +80,13 @@ class OnnxTokenizer:
     Raises ValueError where files are missing or onnxruntime is.
     """
 
-    def __init__(self, folder: str | Path, variant: str | None = None, providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        variant: str | None = None,
+        providers: Sequence[str] | None = None,
+        session_options: SessionOptions | None = None,
+    ) -> None:
         if variant is not None and variant not in VARIANTS:
             raise ValueError(f"`variant` must be None or one of {', '.join(VARIANTS)}, got {variant!r}")
         require_package("onnxruntime", extra="onnx", user="`OnnxTokenizer`")
@@ -93,21 +101,21 @@ class OnnxTokenizer:
         for name in (f"encoder_model{ending}.onnx", f"decoder_model{ending}.onnx"):
             if not (place / name).is_file():
                 raise ValueError(f"there is no {name} in '{place}'")
-            options = list(providers) if providers else ["CPUExecutionProvider"]
-            sessions.append(onnxruntime.InferenceSession(place / name, providers=options))
+            chosen = list(providers) if providers else ["CPUExecutionProvider"]
+            sessions.append(onnxruntime.InferenceSession(place / name, session_options, providers=chosen))
         self._encoder, self._decoder = sessions
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | Path,
-        variant: str | None = None,
-        providers: Sequence[str] | None = None,
-        revision: str | None = None,
+        cls, name: str | Path, variant: str | None = None, revision: str | None = None, **options: Any
     ) -> OnnxTokenizer:
-        """The tokenizer of a folder, or of a Hub id, whose onnx/ is downloaded; see the class.
+        """The tokenizer of a folder, or of a Hub id, whose onnx/ is downloaded.
 
-        `revision`: branch, tag or commit of a Hub id.
+        Args:
+            name: the folder or Hub id.
+            variant: see the class.
+            revision: branch, tag or commit of a Hub id.
+            options: `providers` and `session_options`, see the class.
         """
         if not Path(name).is_dir():
             from huggingface_hub import snapshot_download
@@ -117,7 +125,7 @@ class OnnxTokenizer:
             name = snapshot_download(
                 str(name), revision=revision, allow_patterns=[f"{FOLDER}/{each}" for each in names]
             )
-        return cls(name, variant, providers)
+        return cls(name, variant, **options)
 
     def tokenize(self, pixel_values: np.ndarray) -> np.ndarray:
         """Images (B, C, H, W) in [-1, 1] -> tokens int64 (B, codebooks, ceil(H/f), ceil(W/f)).
