@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cost import UTILISATION, cost, cost_table, gpu_hours, model_arguments, training_flops, training_table
 from quality_report import read_lines, short_table, write_table
+from runtimes import RUNTIMES
 
 from dualcodebook_hf.evaluation.protocols import PROTOCOLS
 from dualcodebook_hf.evaluation.table import markdown_table, results_table
@@ -23,7 +24,13 @@ from dualcodebook_hf.run_folder import SavedModel
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ("quality", "quality/f16")  # folders of benchmarks/quality.py, with a table.md of their own
-PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md")
+PAGES = (
+    "README.md",
+    "docs/quality/README.md",
+    "docs/figures/README.md",
+    "docs/paper-table.md",
+    "docs/runtimes.md",
+)
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -74,8 +81,29 @@ def equal_bytes() -> str:
     return markdown_table(header, rows)
 
 
+def runtimes() -> str:
+    """The tokenizer in each runtime, of docs/runtimes.json."""
+    rows = read_json(DOCS / "runtimes.json")["rows"]
+    header = ["runtime", "to tokens", "from tokens", "peak memory", "files", "tokens equal to torch's", "PSNR"]
+    return markdown_table(
+        header,
+        [
+            [
+                RUNTIMES[row["runtime"]][0],
+                *(f"{row[f'{kind}_seconds']:.2f} s" for kind in ("encode", "decode")),
+                f"{row['memory_bytes'] / 2**20:,.0f} MB",
+                f"{row['file_bytes'] / 1e6:.1f} MB",
+                f"{row['tokens_equal']:.2%}",
+                f"{row['psnr']:.2f} dB",
+            ]
+            for row in rows
+        ],
+    )
+
+
 TABLES: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (embedded, results, costs, training_hours, protocols, equal_bytes)
+    function.__name__: function
+    for function in (embedded, results, costs, training_hours, protocols, equal_bytes, runtimes)
 }
 
 

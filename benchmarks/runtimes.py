@@ -134,7 +134,7 @@ def runtime(name: str, exported: Path) -> tuple[Callable, Callable]:
 
 
 def measure_browser(arguments: argparse.Namespace) -> dict:
-    """The page in Chromium, without shared memory and so with one thread; the seconds, of the wall, are those it shows."""
+    """The page in Chromium, without shared memory and so with one thread; its seconds are of the wall."""
     import io
 
     from playwright.sync_api import sync_playwright
