@@ -19,7 +19,7 @@ READ_BY_OTHERS = {"scaling_factor", "force_upcast"}
 def test_every_field_is_read_somewhere():
     """As an attribute of something that holds arguments: `re.compile` is no reading of `compile`."""
     holders = {"arguments", "args", "data", "training", "config", "model", "run"}
-    definitions = {"arguments.py", "run_arguments.py", "configuration_dualcodebook.py"}
+    definitions = {"arguments.py", "run_arguments.py", "configuration_fields.py"}
     read = set()
     for path in SOURCES.rglob("*.py"):
         if path.name not in definitions:
@@ -106,7 +106,7 @@ def test_what_is_on_by_default_can_be_switched_off_in_both_spellings(name):
 
 @pytest.mark.parametrize("flag", ["--learning_rat", "--learning-rat", "--learning-rat=1"])
 def test_an_unknown_flag_gets_a_suggestion_in_both_spellings(flag):
-    with pytest.raises(ValueError, match=f"unknown argument `{flag}`; did you mean `--learning_rate`"):
+    with pytest.raises(ValueError, match=f"unknown argument `{flag}`; did you mean `--learning-rate`"):
         parse_run_config(["--dataset", "x", flag])
 
 
@@ -116,7 +116,7 @@ def test_the_help_names_the_command_and_each_default_once(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: dualcodebook train ")
-    assert "or a YAML file (default: tiny)" in text
+    assert "or a YAML file with the sections model, data, training (default: tiny)" in text
     assert "(default: None)" not in text
 
 

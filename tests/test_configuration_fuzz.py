@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 
 from dualcodebook_hf import DualCodebookConfig, DualCodebookModel, DualCodebookVQModel
-from dualcodebook_hf.configuration_dualcodebook import (
+from dualcodebook_hf.configuration_fields import (
     BACKBONES,
     MOST_PARAMETERS,
     QUANTIZERS,

@@ -147,8 +147,6 @@ def test_the_codebooks_stay_in_float32_under_any_dtype(folder, dtype):
     model = AutoModel.from_pretrained(folder, dtype=dtype)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == (torch.float32 if name.startswith("quantize.") else dtype), name
-    with pytest.raises(ValueError, match="dtype"):
-        model(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, "offloaded"])
@@ -214,3 +212,27 @@ def test_config_json_names_the_code_that_serves_remote_loading(folder):
         module, attribute = config["auto_map"][key].split(".")
         assert attribute == name and getattr(__import__(f"dualcodebook_hf.{module}", fromlist=[name]), name)
     assert config["transformers_weights"] == WEIGHTS
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.float32, torch.bfloat16, torch.float16])
+def test_the_two_canonical_lines_work_in_every_dtype(image, dtype):
+    """Floating pixels are cast to the model's dtype, the checkpoint's own (bfloat16) where nothing is said."""
+    model = AutoModel.from_pretrained(default_checkpoint(), dtype=dtype)
+    assert model.dtype == (torch.bfloat16 if dtype == "auto" else dtype)
+    inputs = AutoImageProcessor.from_pretrained(default_checkpoint())(image, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**inputs)
+    assert inputs["pixel_values"].dtype == torch.float32 and out.decoded_pixel_values.dtype == model.dtype
+    assert torch.equal(out.image_tokens, model.tokenize(inputs["pixel_values"].to(model.dtype)))
+    vq_model = DualCodebookVQModel.from_pretrained(default_checkpoint(), dtype=model.dtype)
+    assert torch.equal(out.image_tokens, vq_model.tokenize(inputs["pixel_values"].double()))
+    with pytest.raises(ValueError, match=r"`pixel_values` must be floating point in \[-1, 1\], got torch.uint8"):
+        model(pixel_values=(inputs["pixel_values"] * 100).byte())
+
+
+def test_pixels_that_fill_0_to_1_are_told_from_minus_1_to_1(tiny_model, images, recwarn):
+    tiny_model.tokenize(images)
+    tiny_model.tokenize(images.clamp(0.2, 0.8))  # a pale image of [-1, 1]
+    assert not [warning for warning in recwarn if "pixel_values" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"the model takes \[-1, 1\], so for values in \[0, 1\] pass"):
+        tiny_model.tokenize((images + 1) / 2)

@@ -125,10 +125,9 @@ def test_the_programs(tiny_model, tmp_path) -> None:
 
 WITHOUT_TORCH = """
 import sys
-from PIL import Image
-from dualcodebook_hf.onnx_runtime import OnnxTokenizer, from_image, to_image
+from dualcodebook_hf.onnx_runtime import OnnxTokenizer, from_image, read_image, to_image
 tokenizer = OnnxTokenizer.from_pretrained(sys.argv[1])
-pixels = from_image(Image.open(sys.argv[2]).convert("RGB"))
+pixels = from_image(read_image(sys.argv[2]))
 to_image(tokenizer.detokenize(tokenizer.tokenize(pixels), size=pixels.shape[-2:])).save(sys.argv[3])
 assert not {"torch", "transformers", "diffusers"} & set(sys.modules), "torch was imported"
 """

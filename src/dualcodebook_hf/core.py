@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -89,9 +90,12 @@ class DualCodebookCore(TilingMixin):
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Images (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
 
-        Images are padded at the bottom and the right by reflection. Raises ValueError for another shape or type.
+        Images are cast to the model's dtype and padded at the bottom and the right by reflection. Raises ValueError for
+        another shape, and for what is not floating point.
         """
         self._check_pixels(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.dtype)
         x = pad_to_multiple(x, self.downsample_factor)
         latents = self._encode(x) if not self.use_slicing else torch.cat([self._encode(part) for part in x.split(1)])
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
@@ -206,8 +210,6 @@ class DualCodebookCore(TilingMixin):
             raise ValueError(f"`pixel_values` must be of shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"`pixel_values` must be floating point in [-1, 1], got {x.dtype}")
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"`pixel_values` must have the model's dtype {self.dtype}, got {x.dtype}")
 
     def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
         codebooks = self.quantize.codebooks
@@ -238,3 +240,10 @@ def _check_range(pixels: torch.Tensor) -> None:
     # Written so that NaN, which compares false, fails too.
     if not (low >= -1 - RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
         raise ValueError(f"`pixel_values` must lie in [-1, 1], got [{low.item():.4g}, {high.item():.4g}]")
+    # An image of [-1, 1] may have no value below 0, but hardly ever both ends of [0, 1].
+    if 0 <= low < 0.1 and high > 0.9:
+        warnings.warn(
+            f"`pixel_values` lie in [{low.item():.4g}, {high.item():.4g}]: the model takes [-1, 1], so for values in "
+            "[0, 1] pass `2 * pixel_values - 1`",
+            stacklevel=4,
+        )

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .image_processing_dualcodebook import BadImageError, read_image
+from .pil_images import BadImageError, read_image
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -48,17 +48,17 @@ def load_images(
     Raises ValueError, before any row is read, when the folder does not exist or holds no data, when the split does not
     exist (its message names those that do), and when the column does not exist or cannot hold images.
     """
-    import datasets
-
     path = Path(dataset).expanduser()
     saved = path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    source = {} if saved else {**_source(dataset, path), "name": config}
+    import datasets  # takes seconds: what is missing is told before
+
     if saved:
         if config is not None:
             raise DatasetError("config", f"must be None for a folder written by save_to_disk, got {config!r}")
         opened = datasets.load_from_disk(str(path))
         splits = opened if isinstance(opened, datasets.DatasetDict) else {str(opened.split or "train"): opened}
     else:
-        source = {**_source(dataset, path), "name": config}
         splits = _open_splits(dataset, source, streaming)
     if split not in splits:
         raise DatasetError("split", f"must be one of {list(splits)} in {str(dataset)!r}, got {split!r}")

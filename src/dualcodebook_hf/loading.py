@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError
-
-from .autoencoder_dualcodebook import DualCodebookVQModel
 from .files import public_name
 from .run_folder import CONFIG
+
+if TYPE_CHECKING:
+    from .autoencoder_dualcodebook import DualCodebookVQModel
 
 EMBEDDED = "embedded checkpoint"
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
@@ -49,6 +48,8 @@ def check_tokenizer_name(name: str | None, argument: str = "model") -> None:
 
 def check_device(device: str | None) -> str:
     """The device, or CUDA's where there is one and none is named. Raises ValueError when it cannot be used."""
+    import torch
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -71,6 +72,11 @@ def load_tokenizer(
     Raises ValueError that names the tokenizer when it cannot be loaded.
     """
     check_tokenizer_name(name, argument)
+    import torch
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from .autoencoder_dualcodebook import DualCodebookVQModel
+
     device = check_device(device)
     path = Path(name or default_checkpoint()).expanduser()
     source = path if path.is_dir() else name
@@ -87,6 +93,8 @@ def load_tokenizer(
 
 def _check_cache(name: str, argument: str) -> None:
     """Raises ValueError where the Hub's files have no place, or are not there and cannot be downloaded."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
     if constants.HF_HUB_CACHE.startswith("~"):
         raise ValueError(f"`{argument}`: there is no home folder for the files of '{name}': set HF_HOME to a folder")
     if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, CONFIG), str):

@@ -3,7 +3,7 @@
 from dualcodebook_hf.onnx_runtime import OnnxTokenizer, from_image, to_image
 
 tokenizer = OnnxTokenizer.from_pretrained("exported")            # a folder, or a Hub id
-pixels = from_image(Image.open("photo.jpg").convert("RGB"))      # (1, 3, H, W) float32 in [-1, 1]
+pixels = from_image(read_image("photo.jpg"))                     # (1, 3, H, W) float32 in [-1, 1]
 tokens = tokenizer.tokenize(pixels)                              # int64 (1, 2, ceil(H/f), ceil(W/f))
 to_image(tokenizer.detokenize(tokens, size=pixels.shape[-2:])).save("restored.png")
 """
@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .packages import require_package
+from .pil_images import read_image
 
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
     from PIL import Image
 
+__all__ = ["OnnxTokenizer", "from_image", "read_image", "to_image"]
 FOLDER = "onnx"
 VARIANTS = ("fp16", "int8")
 # As the model's: what lies further out has another range (0..255, ...).
@@ -185,7 +187,7 @@ class OnnxTokenizer:
 def from_image(image: Image.Image) -> np.ndarray:
     """RGB image -> (1, 3, H, W) float32 in [-1, 1]. Raises ValueError for another mode."""
     if image.mode != "RGB":
-        raise ValueError(f"`image` must be of mode RGB, got {image.mode}")
+        raise ValueError(f"`image` must be of mode RGB (see `read_image`), got {image.mode}")
     return np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / 255 * 2 - 1
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .inputs import check_folder
+from ..flags import Parser, Switch
+from .inputs import add_output, check_folder, set_command
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser."""
-    command = commands.add_parser("export", help="write a tokenizer as ONNX graphs and torch.export programs")
-    command.set_defaults(run=_export)
+def add_export(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _export, "[MODEL]")
     command.add_argument(
-        "model", nargs="?", help="folder or Hub id (default: the checkpoint inside the package, offline)"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="folder or Hub id (default: the checkpoint inside the package, offline)",
     )
-    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that is empty or new")
-    command.add_argument("--no-fp16", action="store_true", help="leave the graphs in float16 out")
-    command.add_argument(
-        "--int8", action="store_true", help="graphs with convolutions quantized to 8 bits too; their loss is printed"
-    )
-    command.add_argument("--no-programs", action="store_true", help="leave the programs of torch.export out")
+    add_output(command, "a new or empty folder for the files", "exported")
+    for name, default, text in (
+        ("fp16", True, "graphs in float16 too, whose search for codes stays in float32"),
+        ("int8", False, "graphs with convolutions quantized to 8 bits too; their loss is printed"),
+        ("programs", True, "programs of torch.export too"),
+    ):
+        shown = str(default).lower()
+        command.add_argument(f"--{name}", action=Switch, nargs=0, default=default, help=f"{text} (default: {shown})")
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -31,11 +35,11 @@ def _export(arguments: argparse.Namespace) -> int:
     check_folder(arguments.output, "--output")
     model = load_tokenizer(arguments.model, device="cpu")
     check_exportable(model)
-    variants = ["", *([] if arguments.no_fp16 else ["_fp16"]), *(["_int8"] if arguments.int8 else [])]
+    variants = ["", *(f"_{name}" for name in ("fp16", "int8") if getattr(arguments, name))]
     with atomic_folder(arguments.output) as folder:
         folder.mkdir()
         checks = export_onnx(model, folder, variants)
-        if not arguments.no_programs:
+        if arguments.programs:
             checks.append(export_programs(model, folder))
     print("\n".join(map(str, checks)))
     print(f"written to {arguments.output}")

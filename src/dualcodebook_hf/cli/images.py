@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import staged_files
+from ..flags import Parser, Switch
+from ..loading import check_tokenizer_name
 from .inputs import (
     ImageFile,
+    Item,
+    add_batch_size,
     add_model,
     add_on_bad_image,
+    add_output,
     check_file,
     find_images,
     load_model,
+    not_negative,
     png_paths,
-    positive,
+    report_left_out,
     save_png,
+    set_command,
+    with_bar,
 )
+from .tables import text_table
 
 if TYPE_CHECKING:
     import torch
@@ -31,55 +40,57 @@ if TYPE_CHECKING:
     from ..reconstruction import Reconstruction
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the three commands to the parser."""
-    command = commands.add_parser("reconstruct", help="encode and decode images; show and measure the result")
+def add_reconstruct(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _reconstruct, "IMAGE ...")
     _add_images(command)
-    command.add_argument("--output", type=Path, default=Path("reconstructions"), help="folder (default: %(default)s)")
-    command.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all comparisons into one PNG as well")
-    add_model(command)
-    command.set_defaults(run=_reconstruct)
+    output = command.add_argument_group("what is written")
+    add_output(output, "comparisons and reconstructions as PNG", "reconstructions")
+    output.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all comparisons into one PNG as well")
+    add_model(command.add_argument_group("the tokenizer"))
 
-    command = commands.add_parser("tokenize", help="images -> token file")
+
+def add_tokenize(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _tokenize, "IMAGE ...")
     _add_images(command)
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("tokens.safetensors"),
-        metavar="FILE.safetensors",
-        help="the token file (default: %(default)s)",
+    output = command.add_argument_group("what is written")
+    add_output(output, "the token file", "tokens.safetensors", "FILE.safetensors")
+    add_model(command.add_argument_group("the tokenizer"))
+
+
+def add_detokenize(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _detokenize, "FILE")
+    command.add_argument("file", type=Path, metavar="FILE", help="token file written by `tokenize`")
+    add_batch_size(command, 1, "up to N images that follow each other and have one grid of tokens at a time")
+    output = command.add_argument_group("what is written")
+    add_output(output, "the images as PNG, named after the originals", "detokenized")
+    add_model(command.add_argument_group("the tokenizer"))
+
+
+def _add_images(command: Parser) -> None:
+    from ..pil_images import DEFAULT_MAX_PIXELS
+
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
+    reading = command.add_argument_group("how they are read")
+    reading.add_argument(
+        "--recursive", action=Switch, nargs=0, default=False, help="read the folders' subfolders too (default: false)"
     )
-    add_model(command)
-    command.set_defaults(run=_tokenize)
-
-    command = commands.add_parser("detokenize", help="token file -> images")
-    command.add_argument("file", type=Path, help="token file written by `tokenize`")
-    command.add_argument("--output", type=Path, required=True, help="folder; PNGs are named after the originals")
-    add_model(command)
-    command.set_defaults(run=_detokenize)
-
-
-def _add_images(command: argparse.ArgumentParser) -> None:
-    from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS
-
-    command.add_argument("images", nargs="+", type=Path, help="images, or folders of images")
-    command.add_argument("--recursive", action="store_true", help="read the folders' subfolders too")
-    command.add_argument(
+    reading.add_argument(
         "--max-pixels",
-        type=int,
+        type=not_negative,
         default=DEFAULT_MAX_PIXELS,
         metavar="N",
         help="shrink larger images to N pixels, keeping their shape; 0: never (default: %(default)s)",
     )
-    command.add_argument(
-        "--batch-size",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="up to N images that follow each other and are of one size at a time: faster on a GPU; in rare places "
-        "another token, by rounding (default: %(default)s)",
+    add_batch_size(
+        reading,
+        1,
+        "up to N images that follow each other and are of one size at a time: faster on a GPU; in rare places another "
+        "token, by rounding",
     )
-    add_on_bad_image(command, "name it on stderr, do the others, and exit with 0 unless none is left")
+    add_on_bad_image(reading, "name it on stderr, do the others, and exit with 0 unless none is left")
 
 
 @dataclass(frozen=True)
@@ -104,21 +115,24 @@ def _read_batches(files: Sequence[ImageFile], arguments: argparse.Namespace) -> 
 
     Raises BadImageError for an image that cannot be read; under `--on-bad-image skip`, where none can.
     """
-    from tqdm import tqdm
+    sources = _read_images(with_bar(files, len(files)), arguments)
+    return _batches(sources, arguments.batch_size, lambda source: source.image.size)
 
-    batch: list[_Source] = []
-    with tqdm(files, desc="images", unit="", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for source in _read_images(bar, arguments):
-            if batch and (len(batch) == arguments.batch_size or source.image.size != batch[0].image.size):
-                yield batch
-                batch = []
-            batch.append(source)
-        if batch:
+
+def _batches(items: Iterable[Item], batch_size: int, size: Callable[[Item], object]) -> Iterator[list[Item]]:
+    """Items that follow each other and are of one size, `batch_size` at the most."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and (len(batch) == batch_size or size(item) != size(batch[0])):
             yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 def _read_images(files: Iterable[ImageFile], arguments: argparse.Namespace) -> Iterator[_Source]:
-    from ..image_processing_dualcodebook import BadImageError, read_image, resize_to_max_pixels
+    from ..pil_images import BadImageError, read_image, resize_to_max_pixels
 
     skipped, number = [], -1
     for number, file in enumerate(files):
@@ -130,12 +144,7 @@ def _read_images(files: Iterable[ImageFile], arguments: argparse.Namespace) -> I
             skipped.append(error)
         else:
             yield _Source(number, file.name, image.size, resize_to_max_pixels(image, arguments.max_pixels or None))
-    for error in skipped:
-        print(f"left out: {error}", file=sys.stderr)
-    if skipped:
-        print(f"{len(skipped)} of {number + 1} images were left out", file=sys.stderr)
-        if len(skipped) == number + 1:
-            raise skipped[-1]
+    report_left_out(skipped, number + 1)
 
 
 def _size(batch: Sequence[_Source]) -> tuple[int, int]:
@@ -155,17 +164,18 @@ def _tile_bar(model: DualCodebookVQModel, size: tuple[int, int], passes: int = 1
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
-    from PIL import Image
-
-    from ..figures import comparison, comparison_sheet
-    from ..reconstruction import reconstruct_images
-
     files = find_images(arguments)
     names = [file.name for file in files]
     figure_paths = png_paths(arguments.output, names, "-comparison")
     image_paths = png_paths(arguments.output, names, "-reconstruction")
     if arguments.sheet:
         check_file(arguments.sheet, "--sheet", ".png")
+    check_tokenizer_name(arguments.model, "--model")
+    from PIL import Image
+
+    from ..figures import comparison, comparison_sheet
+    from ..reconstruction import reconstruct_images
+
     model = load_model(arguments.model, arguments)
     table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
@@ -195,12 +205,13 @@ def _title(name: str, result: Reconstruction) -> str:
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:
+    files = find_images(arguments)
+    check_file(arguments.output, "--output", ".safetensors")
+    check_tokenizer_name(arguments.model, "--model")
     from ..reconstruction import tokenize_images
     from ..tokens.file import TokenFile, TokenizedImage, check_names, save_tokens
 
-    files = find_images(arguments)
     check_names([file.name for file in files])
-    check_file(arguments.output, "--output", ".safetensors")
     model = load_model(arguments.model, arguments)
     table, images = _Table(model), []
     for batch in _read_batches(files, arguments):
@@ -217,7 +228,10 @@ def _tokenize(arguments: argparse.Namespace) -> int:
 
 
 def _detokenize(arguments: argparse.Namespace) -> int:
-    from ..reconstruction import decode_tokens
+    if not arguments.file.is_file():
+        raise ValueError(f"`FILE` must be a token file, '{arguments.file}' is none")
+    check_tokenizer_name(arguments.model, "--model")
+    from ..reconstruction import decode_token_batch
     from ..tokens.file import load_tokens
 
     content = load_tokens(arguments.file)
@@ -225,10 +239,13 @@ def _detokenize(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, arguments)
     content.check_model(model, arguments.file, "--model")
     with staged_files(arguments.output) as folder:
-        for image, path in zip(content.images, paths, strict=True):
-            with _tile_bar(model, image.size) as bar:
-                decoded = decode_tokens(model, image.tokens, image.size, bar.update)
-            save_png(decoded, folder / path.name)
+        pairs = with_bar(zip(content.images, paths, strict=True), len(paths))
+        for batch in _batches(pairs, arguments.batch_size, lambda pair: pair[0].tokens.shape):
+            tokens, sizes = [image.tokens for image, _ in batch], [image.size for image, _ in batch]
+            with _tile_bar(model, sizes[0], len(batch)) as bar:
+                images = decode_token_batch(model, tokens, sizes, bar.update)
+            for image, (_, path) in zip(images, batch, strict=True):
+                save_png(image, folder / path.name)
     print(f"{len(paths)} images written to {arguments.output}")
     return 0
 
@@ -263,7 +280,7 @@ class _Totals:
 
 
 class _Table:
-    """One line per image, and one for all of several."""
+    """One line per image, and one for all of several; under a codebook's name, how many of its codes are used."""
 
     def __init__(self, model: DualCodebookVQModel) -> None:
         self.model, self.all = model, _Totals(model)
@@ -280,19 +297,12 @@ class _Table:
         self.rows.append([source.name, size, "x".join(map(str, tokens.shape)), *one.cells()])
 
     def __str__(self) -> str:
-        header = ["picture", "pixels", "tokens", "bytes", "bits/pixel"]
-        header += ["PSNR dB", "SSIM"] if self.all.qualities else []
-        rows = [header + [f"{name} codes" for name in self.all.codebook_sizes], *self.rows]
+        header = ["image", "pixels", "tokens", "bytes", "bits/px"]
+        header += ["PSNR", "SSIM"] if self.all.qualities else []
+        rows = [header + list(self.all.codebook_sizes), *self.rows]
         if len(self.rows) > 1:
             rows.append([f"all {len(self.rows)}", "", "", *self.all.cells()])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if place > 1 else cell.ljust(width) for place, (cell, width) in enumerate(cells)
-            )
-            for cells in (zip(row, widths, strict=True) for row in rows)
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return text_table(rows)
 
 
 def _size_text(size: tuple[int, int]) -> str:

@@ -8,20 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..files import public_name
 from ..image_datasets import ON_BAD_IMAGE, ImageReader, load_images
-from ..image_processing_dualcodebook import (
-    BadImageError,
-    center_crop,
-    cut_for_enlargement,
-    resampling_filter,
-    resize_shorter_side,
-    to_pixels,
-)
+from ..pil_images import BadImageError, center_crop, cut_for_enlargement, resampling_filter, resize_shorter_side
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset, IterableDataset
 
 CROP = "shorter side resized to `size`, up or down, by PIL's filter `resample`; then the centre, size x size"
@@ -107,6 +99,8 @@ class EvaluationImages:
     skipped: list[BadImageError] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        from ..image_processing_dualcodebook import to_pixels
+
         data = self.data
         reader = ImageReader(data.on_bad_image, data.image_column, dataset=data.dataset, split=data.split)
         for index, row in enumerate(islice(self.rows, data.limit)):
@@ -132,6 +126,8 @@ class EvaluationImages:
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """The crops as (B, 3, size, size); the last batch may be smaller."""
+        import torch
+
         crops = iter(self)
         while batch := list(islice(crops, batch_size)):
             yield torch.stack(batch)
