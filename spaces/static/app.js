@@ -163,7 +163,7 @@ function layStage() {
   const { picture } = state;
   const factor = Math.max(1, Math.floor(SMALLEST_SHOWN / Math.max(picture.width, picture.height)));
   const stage = $("stage");
-  stage.style.width = `${picture.width * factor}px`;
+  stage.style.width = fitted(picture.width * factor, picture.width, picture.height, 85);
   for (const canvas of stage.querySelectorAll("canvas")) canvas.classList.toggle("pixelated", factor > 1);
   $("original").hidden = !picture.pixels;
   if (picture.pixels) drawPixels($("original"), picture.pixels, picture.width, picture.height);
@@ -175,6 +175,9 @@ function layStage() {
   }
   divide(Number($("slider").value));
 }
+
+/** A CSS width of so many pixels at the most, at which the height is at most `part` percent of the window's. */
+const fitted = (pixels, width, height, part) => `min(${pixels}px, max(2px, ${(part * width) / height}vh))`;
 
 function divide(percent) {
   $("decoded").style.clipPath = state.picture.pixels ? `inset(0 0 0 ${percent}%)` : "";
@@ -231,6 +234,7 @@ function drawMaps() {
     const ids = plane(state.tokens, index);
     const bright = state.cell && state.cell.picked ? ids[cellIndex()] : null;
     drawTokens(map.querySelector("canvas"), ids, state.h, state.w, bright);
+    map.style.width = fitted(1000, state.w, state.h, 60);
     map.setAttribute("aria-label", `${name} tokens, ${state.w} columns and ${state.h} rows`);
     map.nextSibling.textContent = `${name}: ${new Set(ids).size} of ${size} codes`;
   });

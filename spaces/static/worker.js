@@ -11,14 +11,20 @@ let sessions = null;
 
 const tasks = { load, encode, decode };
 
-self.onmessage = async ({ data }) => {
+let last = Promise.resolve(); // one at a time: a session cannot run twice at once
+
+self.onmessage = ({ data }) => {
+  last = last.then(() => answer(data));
+};
+
+async function answer(data) {
   try {
     const { result, transfer } = await tasks[data.task](data);
     self.postMessage({ id: data.id, result }, transfer ?? []);
   } catch (error) {
     self.postMessage({ id: data.id, error: String(error?.message ?? error) });
   }
-};
+}
 
 async function load({ sizes, only }) {
   const runtime = only ?? ((await hasWebGPU()) ? "webgpu" : "wasm");
