@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 
-.PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults docs check format
+.PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults docs check types format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -48,6 +48,9 @@ docs: .venv/.installed ## this documentation as a site, into site/; fails for a 
 check: .venv/.installed ## lint and format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.installed ## mypy on the modules of the public face and on a user's script
+	$(BIN)/mypy
 
 format: .venv/.installed ## lint and format in place
 	$(BIN)/ruff check --fix .

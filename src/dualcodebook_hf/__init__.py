@@ -46,16 +46,18 @@ check_versions()  # before an import fails deep inside of a library
 register_when_imported()
 
 
-def __getattr__(name: str) -> object:
-    """A public name, or a module of the package, imported when it is asked for first (PEP 562)."""
-    if name in _MODULES:
-        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    elif not name.startswith("_") and find_spec(f".{name}", __name__):
-        value = import_module(f".{name}", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package
+
+    def __getattr__(name: str) -> object:
+        """A public name, or a module of the package, imported when it is asked for first (PEP 562)."""
+        if name in _MODULES:
+            value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        elif not name.startswith("_") and find_spec(f".{name}", __name__):
+            value = import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -26,12 +26,13 @@ def build_encoder(config: DualCodebookConfig) -> nn.Module:
     if config.backbone == "dcae":
         options = _dcae_options(config, widths, config.encoder_layers)
         encoder = autoencoder_dc.Encoder(config.in_channels, out_shortcut=False, **options)
-        encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in encoder.down_blocks)
+        levels: Any = encoder.down_blocks
+        encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in levels)
         return encoder
     attention = "AttnDownEncoderBlock2D" if config.attention else "DownEncoderBlock2D"
     return vae.Encoder(
         in_channels=config.in_channels,
-        out_channels=config.latent_channels,
+        out_channels=config.latent_width,
         down_block_types=("DownEncoderBlock2D",) * (len(widths) - 1) + (attention,),
         double_z=False,
         **_vqgan_options(config, widths),
@@ -45,11 +46,12 @@ def build_decoder(config: DualCodebookConfig) -> nn.Module:
         # The first argument, diffusers' `in_channels`, is the image's also in a decoder.
         options = _dcae_options(config, widths, config.decoder_layers)
         decoder = autoencoder_dc.Decoder(config.out_channels, in_shortcut=False, **options)
-        decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in decoder.up_blocks)
+        levels: Any = decoder.up_blocks
+        decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in levels)
         return decoder
     attention = "AttnUpDecoderBlock2D" if config.attention else "UpDecoderBlock2D"
     return vae.Decoder(
-        in_channels=config.latent_channels,
+        in_channels=config.latent_width,
         out_channels=config.out_channels,
         up_block_types=(attention,) + ("UpDecoderBlock2D",) * (len(widths) - 1),
         **_vqgan_options(config, widths),
@@ -60,12 +62,12 @@ def build_linear_decoder(config: DualCodebookConfig) -> nn.ConvTranspose2d:
     """(B, vq_embed_dim, h, w) -> (B, out_channels, h*f, w*f): patches of f x f or, overlapping, of 2f x 2f."""
     factor = config.downsample_factor
     kernel, padding = (2 * factor, factor // 2) if config.overlapping_shortcut else (factor, 0)
-    return nn.ConvTranspose2d(config.vq_embed_dim, config.out_channels, kernel, stride=factor, padding=padding)
+    return nn.ConvTranspose2d(config.latent_width, config.out_channels, kernel, stride=factor, padding=padding)
 
 
 def _dcae_options(config: DualCodebookConfig, widths: list[int], layers: list[int]) -> dict[str, Any]:
     return {
-        "latent_channels": config.latent_channels,
+        "latent_channels": config.latent_width,
         "block_out_channels": tuple(widths),
         "layers_per_block": tuple(layers),
         "qkv_multiscales": ((),) * len(widths),
@@ -83,7 +85,7 @@ def _vqgan_options(config: DualCodebookConfig, widths: list[int]) -> dict[str, A
 
 def last_convolution(decoder: nn.Module) -> nn.Conv2d:
     """The decoder's output convolution: its weight is "the last layer" of the adaptive weight (paper: the loss)."""
-    last = decoder.conv_out
+    last: Any = decoder.conv_out
     return last.conv if isinstance(last, autoencoder_dc.DCUpBlock2d) else last
 
 

@@ -345,11 +345,11 @@ class TransformerCodebook(Codebook):
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As every codebook; the latents' statistics move before the codes are computed."""
         if self.scaling_decay is not None and self._follows_vectors():
-            self._track_latents(vectors.detach())
+            self._track_latents(vectors.detach(), self.scaling_decay)
         return super().forward(vectors)
 
     @torch.no_grad()
-    def _track_latents(self, vectors: torch.Tensor) -> None:
+    def _track_latents(self, vectors: torch.Tensor, decay: float) -> None:
         moments = torch.stack([vectors.mean(0), vectors.square().mean(0)])
         _all_reduce(moments)
         if _distributed():
@@ -357,7 +357,7 @@ class TransformerCodebook(Codebook):
         std = (moments[1] - moments[0].square()).clamp_min(0).sqrt()
         finite = torch.isfinite(moments).all()
         for kept, new in ((self.latent_mean, moments[0]), (self.latent_std, std)):
-            kept.copy_(torch.where(finite, torch.lerp(kept, new, 1 - self.scaling_decay), kept))
+            kept.copy_(torch.where(finite, torch.lerp(kept, new, 1 - decay), kept))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": None}

@@ -8,11 +8,15 @@ import json
 
 from transformers import PreTrainedConfig
 
-from .configuration_fields import MOST_LABELS, DualCodebookFields, is_integer, shown
+from .configuration_fields import MOST_LABELS, DualCodebookFields, documents_fields, is_integer, shown
 
 
+@documents_fields("Args")
 class DualCodebookConfig(DualCodebookFields, PreTrainedConfig):
-    """Configuration of the Dual Codebook VQ tokenizer (arXiv 2503.10832). Fields and defaults: `DualCodebookFields`."""
+    """Configuration of the Dual Codebook VQ tokenizer (arXiv 2503.10832); the defaults are the paper's.
+
+    Takes the arguments of transformers' `PreTrainedConfig` too. Raises ValueError for a field that is wrong.
+    """
 
     model_type = "dualcodebook"
 

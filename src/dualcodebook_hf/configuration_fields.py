@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import itertools
 import math
 import reprlib
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Class = TypeVar("Class", bound=type)
 
 BACKBONES = ("vqgan", "dcae")
 QUANTIZERS = ("dual", "single", "residual", "fsq", "lfq")
@@ -150,6 +156,16 @@ class DualCodebookFields:
         """Pixels on the side of a latent position, f."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def latent_width(self) -> int:
+        """Channels of the latents, which the codebooks share out among them: global_dim + local_dim."""
+        return self.global_dim + self.local_dim
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of the largest codebook: every token lies in [0, codebook_size)."""
+        return max(self.global_codebook_size, self.local_codebook_size)
+
     def check(self) -> None:
         """Fills in `latent_channels` and `vq_embed_dim` and raises ValueError for any field that is wrong.
 
@@ -243,7 +259,7 @@ class DualCodebookFields:
                 "`quantizer: single` has one codebook, the local one: set global_codebook_size and global_dim to 0, "
                 f"got {self.global_codebook_size} and {self.global_dim}"
             )
-        width = self.global_dim + self.local_dim
+        width = self.latent_width
         for name in ("vq_embed_dim", "latent_channels"):
             if getattr(self, name) is None:
                 setattr(self, name, width)
@@ -281,7 +297,7 @@ class DualCodebookFields:
         most = BOUNDS["local_codebook_size"][1]
         for name in ("global_dim", "local_dim"):  # at least 2 values for each channel
             _within(name, getattr(self, name), 1, int(math.log2(most)), f" with `quantizer: {self.quantizer}`")
-        width, levels = self.vq_embed_dim, [2] * self.vq_embed_dim
+        width, levels = self.latent_width, [2] * self.latent_width
         if self.quantizer == "fsq":
             levels = self.fsq_levels = list(self.fsq_levels or [])
             if len(levels) != width or min(levels) < 3 or max(levels) > most:
@@ -298,7 +314,7 @@ class DualCodebookFields:
                 )
 
     def _check_cost(self) -> None:
-        width = self.vq_embed_dim
+        width = self.latent_width
         for part in ("global", "local"):
             size, layers = getattr(self, f"{part}_codebook_size"), getattr(self, f"{part}_transformer_layers")
             dim = width if self.quantizer == "residual" else getattr(self, f"{part}_dim")
@@ -323,7 +339,7 @@ class DualCodebookFields:
 
     def estimate_parameters(self) -> int:
         """About how many numbers a checkpoint holds: those of convolutions, attention and codebooks, without biases."""
-        width, factor = self.vq_embed_dim, self.downsample_factor
+        width, factor = self.latent_width, self.downsample_factor
         total = 0
         ends = ((self.block_out_channels, self.encoder_layers, 1), (self.decoder_widths, self.decoder_layers, 16))
         for widths, layers, growth in ends:
@@ -342,7 +358,7 @@ class DualCodebookFields:
         if self.quantizer in ("fsq", "lfq"):
             return 0
         if self.quantizer == "residual":  # a table and its moving average
-            return 2 * (self.global_codebook_size + self.local_codebook_size) * self.vq_embed_dim
+            return 2 * (self.global_codebook_size + self.local_codebook_size) * self.latent_width
         total = 0
         for part in ("global", "local"):
             size, dim, layers = (
@@ -367,8 +383,42 @@ def _check_dcae_widths(name: str, widths: list[int], layers: list[int]) -> None:
             )
 
 
+FIELDS = dataclasses.fields(DualCodebookFields)
+
+
+def _check_dcae_widths(name: str, widths: list[int], layers: list[int]) -> None:
+    """Its shortcuts shuffle 2 x 2 pixels into channels, and average or repeat these."""
+    for level, (width, following) in enumerate(itertools.pairwise(widths)):
+        if following % 4 or (layers[level] and 4 * width % following):
+            raise ValueError(
+                f"`{name}` with `backbone: dcae` must be multiples of 4 after the first, each a divisor "
+                f"of 4 times the one before it, got {width} and then {following} in {widths}"
+            )
+
+
 # Kept as text: HfArgumentParser replaces `Field.type` by the type itself.
-FIELD_TYPES = {spec.name: str(spec.type) for spec in dataclasses.fields(DualCodebookFields)}
+FIELD_TYPES = {spec.name: str(spec.type) for spec in FIELDS}
+
+
+def documents_fields(section: str) -> Callable[[Class], Class]:
+    """Class decorator: `help` then shows every field with type, default, meaning and range, under `section`.
+
+    All of it comes from the fields themselves, the one place where it is written.
+    """
+
+    def decorate(kind: Class) -> Class:
+        if kind.__doc__:  # there is none under `python -OO`
+            lines = [textwrap.fill(_description(spec), 110, subsequent_indent=" " * 8) for spec in FIELDS]
+            kind.__doc__ = "\n".join([inspect.cleandoc(kind.__doc__), "", f"{section}:", *lines])
+        return kind
+
+    return decorate
+
+
+def _description(spec: dataclasses.Field) -> str:
+    default: Any = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+    within = "; in [{}, {}]".format(*BOUNDS[spec.name]) if spec.name in BOUNDS else ""
+    return f"    {spec.name} ({FIELD_TYPES[spec.name]}, default {default!r}): {spec.metadata['help']}{within}."
 
 
 def shown(value: object) -> str:

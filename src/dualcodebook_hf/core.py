@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -16,6 +18,8 @@ from .backbone import build_decoder, build_encoder, build_linear_decoder, pad_to
 from .configuration_dualcodebook import DualCodebookConfig
 from .quantizers import QUANTIZERS, build_quantizer
 from .tiling import TilingMixin
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 # bfloat16 rounds values near 1 by up to 2**-9; what lies further out has another range (0..255, ...).
 RANGE_TOLERANCE = 1e-2
@@ -37,14 +41,37 @@ class DualCodebookOutput(BaseOutput):
 
     # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
     sample: torch.Tensor
-    tokens: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    latents: torch.Tensor | None = None
-    quantized: torch.Tensor | None = None
+    tokens: torch.LongTensor = None  # type: ignore[assignment]
+    losses: dict[str, torch.Tensor] = None  # type: ignore[assignment]
+    latents: torch.Tensor = None  # type: ignore[assignment]
+    quantized: torch.Tensor = None  # type: ignore[assignment]
 
 
-class DualCodebookCore(TilingMixin):
+def hooked(method: Method) -> Method:
+    """diffusers' `apply_forward_hook` (accelerate's offloading sees the call), with the method's signature kept."""
+    return cast(Method, apply_forward_hook(method))
+
+
+# What the faces bring to the mixin, for type checkers.
+if TYPE_CHECKING:
+
+    class _Module(nn.Module):
+        @property
+        def config(self) -> Any: ...
+        @property
+        def dtype(self) -> torch.dtype: ...
+
+else:
+    _Module = object
+
+
+class DualCodebookCore(TilingMixin, _Module):
     """Encoder -> quant_conv -> codebooks -> post_quant_conv -> Decoder (paper): a mixin over a module with `config`."""
+
+    encoder: Any
+    decoder: Any
+    linear_encoder: nn.Module | None
+    linear_decoder: nn.Module | None
 
     def build_layers(self, config: DualCodebookConfig) -> None:
         """Creates the submodules; both faces call it, so that their state-dict keys are equal.
@@ -52,12 +79,12 @@ class DualCodebookCore(TilingMixin):
         Raises ValueError for a field that is wrong: transformers sets fields after it made the configuration.
         """
         config.check()
-        factor, width = config.downsample_factor, config.vq_embed_dim
+        factor, width = config.downsample_factor, config.latent_width
         self.downsample_factor = factor
         self.encoder = build_encoder(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, width, 1)
+        self.quant_conv = nn.Conv2d(width, width, 1)
         self.quantize = build_quantizer(config)
-        self.post_quant_conv = nn.Conv2d(width, config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(width, width, 1)
         self.decoder = build_decoder(config)
         self.linear_encoder = self.linear_decoder = None
         if config.linear_shortcut:
@@ -86,19 +113,26 @@ class DualCodebookCore(TilingMixin):
             if name != "quantize":
                 child.to(dtype)
 
-    @apply_forward_hook
+    @overload
+    def encode(self, x: torch.Tensor, return_dict: Literal[True] = True) -> VQEncoderOutput: ...
+    @overload
+    def encode(self, x: torch.Tensor, return_dict: Literal[False]) -> tuple[torch.Tensor]: ...
+    @hooked
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Images (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
 
         Images are cast to the model's dtype and padded at the bottom and the right by reflection. Raises ValueError for
         another shape, and for what is not floating point.
         """
+        latents = self._latents(x)
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def _latents(self, x: torch.Tensor) -> torch.Tensor:
         self._check_pixels(x)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.dtype)
         x = pad_to_multiple(x, self.downsample_factor)
-        latents = self._encode(x) if not self.use_slicing else torch.cat([self._encode(part) for part in x.split(1)])
-        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+        return torch.cat([self._encode(part) for part in x.split(1)]) if self.use_slicing else self._encode(x)
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         if not self._is_tiled(*x.shape[-2:]):
@@ -110,7 +144,24 @@ class DualCodebookCore(TilingMixin):
         z = self.quant_conv(self.encoder(x))
         return z if self.linear_encoder is None else z + self.linear_encoder(x).to(z.device)
 
-    @apply_forward_hook
+    @overload
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        return_dict: Literal[True] = True,
+        shape: tuple[int, ...] | None = None,
+    ) -> DecoderOutput: ...
+    @overload
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        *,
+        return_dict: Literal[False],
+        shape: tuple[int, ...] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    @hooked
     def decode(
         self,
         h: torch.Tensor,
@@ -129,6 +180,7 @@ class DualCodebookCore(TilingMixin):
 
         Raises ValueError for another shape.
         """
+        loss: Any
         if torch.is_floating_point(h):
             if h.ndim != 4 or h.shape[1] != self.config.vq_embed_dim:
                 raise ValueError(f"`h` must be latents (B, {self.config.vq_embed_dim}, h, w), got {tuple(h.shape)}")
@@ -165,16 +217,17 @@ class DualCodebookCore(TilingMixin):
         sample = self.decoder(self.post_quant_conv(quantized))
         return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized).to(sample.device)
 
+    @hooked
     def autoencode(self, x: torch.Tensor) -> DualCodebookOutput:
         """The forward pass of both faces: images (B, C, H, W) -> DualCodebookOutput, cropped to (H, W)."""
-        latents = self.encode(x).latents
+        latents = self._latents(x)
         output = self.quantize(latents, return_dict=True)
         sample = self._decode(output.quantized)[..., : x.shape[-2], : x.shape[-1]]
         return DualCodebookOutput(sample, output.tokens, output.losses, latents, output.quantized)
 
     @torch.no_grad()
-    @apply_forward_hook
-    def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    @hooked
+    def tokenize(self, pixel_values: torch.Tensor) -> torch.LongTensor:
         """Images (B, C, H, W) in [-1, 1] -> tokens int64 (B, codebooks, ceil(H/f), ceil(W/f)).
 
         [:, 0] are the global tokens, [:, 1] the local ones. Raises ValueError for a wrong shape, type or range.
@@ -182,10 +235,10 @@ class DualCodebookCore(TilingMixin):
         self._check_pixels(pixel_values)
         if not torch.compiler.is_compiling():
             _check_range(pixel_values)
-        return self.quantize(self.encode(pixel_values).latents, return_dict=True).tokens
+        return self.quantize(self._latents(pixel_values), return_dict=True).tokens
 
     @torch.no_grad()
-    @apply_forward_hook
+    @hooked
     def detokenize(
         self, tokens: torch.Tensor, size: tuple[int, int] | None = None, only: str | None = None
     ) -> torch.Tensor:

@@ -75,18 +75,18 @@ class DualCodebookImageProcessor(PilBackend):
     `do_rescale`, else in [0, 1].
 
     Args:
-        do_resize: resize to `size` by `resample`. Off by default: the tokenizer takes any size.
-        size: {"shortest_edge": s} or {"height": h, "width": w}.
-        resample: PIL's filter.
-        max_pixels: without `do_resize`, images of more pixels than this are shrunk to no more, aspect kept. The
-            default is one megapixel; None: no limit.
-        do_center_crop: then cut `crop_size` out of the middle; a smaller image is a ValueError.
-        crop_size: {"height": h, "width": w}.
-        do_rescale: 0..255 to 0..1.
-        do_normalize: subtract `image_mean` and divide by `image_std`: 0..1 to [-1, 1] by default.
-        image_mean: of each channel.
-        image_std: of each channel.
-        do_convert_rgb: see `read_image`.
+        do_resize (bool, default False): resize to `size` by `resample`; the tokenizer takes any size.
+        size (dict[str, int], default {'shortest_edge': 256}): in pixels; or {'height': h, 'width': w}.
+        resample (PIL.Image.Resampling, default LANCZOS): PIL's filter.
+        max_pixels (int | None, default 1048576): without `do_resize`, images of more pixels than this are shrunk to no
+            more, aspect kept; None: no limit.
+        do_center_crop (bool, default False): then cut `crop_size` out of the middle; a smaller image is a ValueError.
+        crop_size (dict[str, int], default {'height': 256, 'width': 256}): in pixels.
+        do_rescale (bool, default True): 0..255 to 0..1.
+        do_normalize (bool, default True): subtract `image_mean` and divide by `image_std`: 0..1 to [-1, 1].
+        image_mean (list[float], default [0.5, 0.5, 0.5]): of each channel, in 0..1.
+        image_std (list[float], default [0.5, 0.5, 0.5]): of each channel, in 0..1.
+        do_convert_rgb (bool, default True): see `read_image`.
 
     `preprocess(images, return_tensors="pt")` raises ValueError for images that cannot be read (BadImageError), for
     arrays of another shape or range, floats in [0, 1] with `do_rescale` among them, and for images that differ in size
@@ -126,7 +126,9 @@ class DualCodebookImageProcessor(PilBackend):
             return _with_channels(images)
         return super().fetch_images(images)
 
-    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> np.ndarray:
+    def process_image(  # type: ignore[override]
+        self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any
+    ) -> np.ndarray:
         """One image or array -> array (C, H, W)."""
         if isinstance(image, Image.Image):
             return super().process_image(read_image(image) if do_convert_rgb else image, do_convert_rgb=False, **kwargs)
@@ -142,7 +144,7 @@ class DualCodebookImageProcessor(PilBackend):
         opened = Image.fromarray(np.ascontiguousarray(np.moveaxis(array, 0, -1)))
         return np.moveaxis(np.array(read_image(opened)), -1, 0)
 
-    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
+    def center_crop(self, image: np.ndarray, size: Any, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
         """The middle of an array (C, H, W); never pads."""
         if size.height > image.shape[1] or size.width > image.shape[2]:
             raise ValueError(
@@ -151,7 +153,7 @@ class DualCodebookImageProcessor(PilBackend):
             )
         return super().center_crop(image, size, **kwargs)
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self,
         images: list[np.ndarray],
         do_resize: bool,
@@ -197,9 +199,8 @@ class DualCodebookImageProcessor(PilBackend):
             raise ValueError("`postprocess` needs a processor with `do_rescale`, got one without")
         mean, std = (self.image_mean, self.image_std) if self.do_normalize else ([0.0] * 3, [1.0] * 3)
         if list(mean) != [0.5] * 3 or list(std) != [0.5] * 3:
-            shape = {"dtype": torch.float32, "device": pixel_values.device}
-            mean, std = (torch.tensor(values, **shape)[:, None, None] for values in (mean, std))
-            pixel_values = (pixel_values.float() * std + mean) * 2 - 1
+            scale, shift = (pixel_values.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (std, mean))
+            pixel_values = (pixel_values.float() * scale + shift) * 2 - 1
         return [to_image(pixels) for pixels in pixel_values]
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .autoencoder_dualcodebook import DualCodebookVQModel
 
 EMBEDDED = "embedded checkpoint"
+EMBEDDED_FOLDER = "dualcodebook_hf/checkpoints/tiny"  # the end of its path, on any machine
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
@@ -79,14 +80,14 @@ def load_tokenizer(
 
     device = check_device(device)
     path = Path(name or default_checkpoint()).expanduser()
-    source = path if path.is_dir() else name
-    if source is name:
-        _check_cache(name, argument)
+    source = path if name is None or path.is_dir() else name
+    if isinstance(source, str):
+        _check_cache(source, argument)
     try:
         model = DualCodebookVQModel.from_pretrained(source, dtype=getattr(torch, dtype))
     # Whatever somebody's files make the libraries raise: a config.json of another shape gives Attribute- and KeyError.
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = _unreachable(name) if _comes_from(error, LocalEntryNotFoundError) else error
+        reason = _unreachable(str(source)) if _comes_from(error, LocalEntryNotFoundError) else error
         raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
     return model.eval().to(device)
 

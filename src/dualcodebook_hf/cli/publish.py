@@ -34,6 +34,14 @@ def add_push(command: Parser) -> None:
         default=False,
         help="publish graphs for onnxruntime beside the weights (default: false)",
     )
+    command.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="image that the card shows beside its reconstruction, may be repeated (default: photographs of "
+        "scikit-image, where it is installed)",
+    )
     command.add_argument("--space", metavar="OWNER/NAME", help="publish the Space there, instead of a model")
     command.add_argument(
         "--model-id",
@@ -69,7 +77,7 @@ def _add_run(command: Parser) -> None:
         "--metrics", type=Path, metavar="FILE.json", help="of `evaluate` (default: RUN's metrics.json)"
     )
     command.add_argument(
-        "--license", metavar="ID", help="of the weights (default: apache-2.0; `other` for converted weights)"
+        "--license", metavar="ID", help="of the weights (default: apache-2.0, or that of the weights they started from)"
     )
 
 
@@ -109,6 +117,7 @@ def _push(arguments: argparse.Namespace) -> int:
     model = {"RUN": arguments.folder, "--repo-id": arguments.repo_id}
     details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": not arguments.samples}
     details["--onnx"] = arguments.onnx
+    details["--image"] = arguments.image
     if arguments.space:
         given = [flag for flag, value in {**model, **details}.items() if value]
         if given:
@@ -131,6 +140,7 @@ def _push(arguments: argparse.Namespace) -> int:
 
         options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": arguments.samples}
         options["onnx"] = arguments.onnx
+        options["images"] = arguments.image
         url = push_model(arguments.folder, arguments.repo_id, **options)
     print(f"published: {url}")
     return 0

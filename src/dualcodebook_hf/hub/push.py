@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..onnx_runtime import FOLDER as ONNX_FOLDER
 from ..run_folder import RECORDS
 from ..version import __version__
-from .export import PACKAGE, SAMPLES, TrainedModel, export_pipeline, prepare_folder
+from .export import PACKAGE, RECONSTRUCTIONS, SAMPLES, TrainedModel, export_pipeline, prepare_folder
 from .space import check_static_space, write_space
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def push_model(
     license: str | None = None,
     metrics: str | Path | None = None,
     samples: bool = True,
+    images: Sequence[str | Path] | None = None,
     onnx: bool = False,
     overwrite: bool = False,
 ) -> str:
@@ -62,6 +63,7 @@ def push_model(
         license: see `prepare_folder`.
         metrics: see `prepare_folder`.
         samples: see `prepare_folder`.
+        images: see `prepare_folder`.
         onnx: see `prepare_folder`.
         overwrite: publish into a repository that holds something else; its other files stay.
 
@@ -70,9 +72,16 @@ def push_model(
     TrainedModel.find(run, metrics)  # before the Hub is asked anything
 
     def prepare(folder: Path) -> None:
-        prepare_folder(run, folder, repo_id, license=license, metrics=metrics, samples=samples, onnx=onnx)
+        prepare_folder(
+            run, folder, repo_id, license=license, metrics=metrics, samples=samples, images=images, onnx=onnx
+        )
 
-    optional = {SAMPLES, *RECORDS.values(), "model.safetensors"}  # the last: transformers' own, stale beside ours
+    optional = {
+        SAMPLES,
+        RECONSTRUCTIONS,
+        *RECORDS.values(),
+        "model.safetensors",
+    }  # the last: transformers' own, stale beside ours
 
     def replaceable(name: str) -> bool:
         return name in optional or name.startswith(f"{ONNX_FOLDER}/")
@@ -125,7 +134,7 @@ def push_space(
     """
     for model in models:
         check_repo_id(model, "models")
-    options = {"token": token, "private": private, "overwrite": overwrite}
+    options: dict[str, Any] = {"token": token, "private": private, "overwrite": overwrite}
     if static is not None:
         check_static_space(static)
         return _push(lambda folder: _copy(static, folder), repo_id, "static", _is_of_static_space, **options)
