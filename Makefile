@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 
-.PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults docs check types format
+.PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults test-ray test-mds docs check types format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -41,6 +41,15 @@ test-examples: .venv/.installed ## the scripts of examples/ and the notebook
 
 test-faults: .venv/.installed ## kills, full disks, damaged files, fuzzed inputs: a table; FAULTS=small: a share, FAULTS_SEED=1: others
 	$(BIN)/python -m pytest -m '' tests/faults
+
+test-ray: .venv/.installed ## tokenize-dataset on a Ray cluster of two workers, one of which is killed; installs ray
+	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[ray]"
+	$(BIN)/python -m pytest -m '' tests/cluster
+
+# mosaicml-streaming asks for transformers below 5: what of it reads MDS is installed beside, without what it asks for.
+test-mds: .venv/.installed ## what export-tokens writes for MosaicML streaming, read by its own reader
+	$(BIN)/pip install --quiet --no-deps --target build/mds mosaicml-streaming python-snappy cramjam Brotli zstd catalogue
+	PYTHONPATH=build/mds $(BIN)/python -m pytest tests/test_token_datasets.py -k mds
 
 docs: .venv/.installed ## this documentation as a site, into site/; fails for a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

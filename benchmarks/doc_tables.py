@@ -7,13 +7,13 @@ In a page stands `<!-- table: NAME key=a,b key=c -->`, the table, `<!-- /table -
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from cost import UTILISATION, cost, cost_table, gpu_hours, model_arguments, training_flops, training_table
 from quality_report import read_lines, short_table, write_table
-from runtimes import RUNTIMES
 
 from dualcodebook_hf.evaluation.protocols import PROTOCOLS
 from dualcodebook_hf.evaluation.table import markdown_table, results_table
@@ -24,13 +24,8 @@ from dualcodebook_hf.run_folder import SavedModel
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ("quality", "quality/f16")  # folders of benchmarks/quality.py, with a table.md of their own
-PAGES = (
-    "README.md",
-    "docs/quality/README.md",
-    "docs/figures/README.md",
-    "docs/paper-table.md",
-    "docs/runtimes.md",
-)
+PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md", "docs/speed.md")
+PAGES += ("docs/runtimes.md",)
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -81,30 +76,14 @@ def equal_bytes() -> str:
     return markdown_table(header, rows)
 
 
-def runtimes() -> str:
-    """The tokenizer in each runtime, of docs/runtimes.json."""
-    rows = read_json(DOCS / "runtimes.json")["rows"]
-    header = ["runtime", "to tokens", "from tokens", "peak memory", "files", "tokens equal to torch's", "PSNR"]
-    return markdown_table(
-        header,
-        [
-            [
-                RUNTIMES[row["runtime"]][0],
-                *(f"{row[f'{kind}_seconds']:.2f} s" for kind in ("encode", "decode")),
-                f"{row['memory_bytes'] / 2**20:,.0f} MB",
-                f"{row['file_bytes'] / 1e6:.1f} MB",
-                f"{row['tokens_equal']:.2%}",
-                f"{row['psnr']:.2f} dB",
-            ]
-            for row in rows
-        ],
-    )
+def measured(name: list[str]) -> str:
+    """What benchmarks/NAME.py prints of its docs/speed/NAME.json; of several files each is NAME-more.json."""
+    (file,) = name
+    return importlib.import_module(file.split("-")[0]).table(read_json(DOCS / "speed" / f"{file}.json"))
 
 
-TABLES: dict[str, Callable[..., str]] = {
-    function.__name__: function
-    for function in (embedded, results, costs, training_hours, protocols, equal_bytes, runtimes)
-}
+FUNCTIONS = (embedded, results, costs, training_hours, protocols, equal_bytes, measured)
+TABLES: dict[str, Callable[..., str]] = {function.__name__: function for function in FUNCTIONS}
 
 
 def filled(page: str) -> str:

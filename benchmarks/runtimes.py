@@ -1,6 +1,6 @@
 """One tokenizer in every runtime, side by side: CPU time, memory, size on disk, equality. All rows in one run:
 
-    python benchmarks/runtimes.py --exported DIR --static build/static-space --output docs/runtimes.json
+    python benchmarks/runtimes.py --exported DIR --static build/static-space --output docs/speed/runtimes.json
 
 `DIR` is what `dualcodebook export --int8` wrote. Each runtime gets a process of its own with one thread and does the
 same pictures of scikit-image, centre crops of 256 pixels, one by one, `--rounds` times. Time is the median CPU time of
@@ -58,6 +58,27 @@ def main() -> None:
 
     write_json(arguments.output, {"conditions": conditions(arguments), "rows": compare(rows, arguments)})
     print(arguments.output.read_text())
+
+
+def table(record: dict) -> str:
+    """The rows, for docs/runtimes.md."""
+    from dualcodebook_hf.evaluation.table import markdown_table
+
+    header = ["runtime", "to tokens", "from tokens", "peak memory", "files", "tokens equal to torch's", "PSNR"]
+    return markdown_table(
+        header,
+        [
+            [
+                RUNTIMES[row["runtime"]][0],
+                *(f"{row[f'{kind}_seconds']:.2f} s" for kind in ("encode", "decode")),
+                f"{row['memory_bytes'] / 2**20:,.0f} MB",
+                f"{row['file_bytes'] / 1e6:.1f} MB",
+                f"{row['tokens_equal']:.2%}",
+                f"{row['psnr']:.2f} dB",
+            ]
+            for row in record["rows"]
+        ],
+    )
 
 
 def run(name: str, arguments: argparse.Namespace) -> dict:

@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import weights
 from .codebooks import SEARCH_CODES, Codebook
 from .configuration_dualcodebook import config_hash
 from .core import DualCodebookCore
@@ -35,6 +34,7 @@ from .metrics.images import psnr
 from .onnx_runtime import FOLDER, OnnxTokenizer, TokenizerFile
 from .packages import require_package
 from .version import __version__
+from .weights import weights_hash
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -222,13 +222,12 @@ def export_programs(model: DualCodebookCore, folder: Path) -> Check:
 
 
 def _describe(model: DualCodebookCore) -> TokenizerFile:
-    identify = getattr(weights, "weights_hash", None)
     return TokenizerFile(
         downsample_factor=model.downsample_factor,
         channels=model.config.in_channels,
         codebooks=[[name, size] for name, size in model.codebook_sizes.items()],
         config_hash=config_hash(model.config),
-        weights_sha256=identify(model) if identify else None,
+        weights_sha256=weights_hash(model),
         version=__version__,
     )
 

@@ -42,7 +42,7 @@ class TokenizerFile:
         channels: of images.
         codebooks: [name, number of codes], in the order of the tokens.
         config_hash: of the model's architecture, as in token files.
-        weights_sha256: of its weights, as in token files; None: unknown.
+        weights_sha256: of its weights, as in token files.
         version: of the package that wrote it.
     """
 
@@ -52,7 +52,7 @@ class TokenizerFile:
     channels: int
     codebooks: list
     config_hash: str
-    weights_sha256: str | None
+    weights_sha256: str
     version: str
 
     @classmethod

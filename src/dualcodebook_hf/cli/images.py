@@ -18,10 +18,12 @@ from .inputs import (
     add_batch_size,
     add_model,
     add_on_bad_image,
+    add_other_weights,
     add_output,
     check_file,
     find_images,
     load_model,
+    load_model_with_hash,
     not_negative,
     png_paths,
     report_left_out,
@@ -47,7 +49,7 @@ def add_reconstruct(command: Parser) -> None:
     output = command.add_argument_group("what is written")
     add_output(output, "comparisons and reconstructions as PNG", "reconstructions")
     output.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all comparisons into one PNG as well")
-    add_model(command.add_argument_group("the tokenizer"))
+    add_model(command.add_argument_group("the tokenizer"), fast=True)
 
 
 def add_tokenize(command: Parser) -> None:
@@ -56,7 +58,7 @@ def add_tokenize(command: Parser) -> None:
     _add_images(command)
     output = command.add_argument_group("what is written")
     add_output(output, "the token file", "tokens.safetensors", "FILE.safetensors")
-    add_model(command.add_argument_group("the tokenizer"))
+    add_model(command.add_argument_group("the tokenizer"), fast=True)
 
 
 def add_detokenize(command: Parser) -> None:
@@ -66,7 +68,9 @@ def add_detokenize(command: Parser) -> None:
     add_batch_size(command, 1, "up to N images that follow each other and have one grid of tokens at a time")
     output = command.add_argument_group("what is written")
     add_output(output, "the images as PNG, named after the originals", "detokenized")
-    add_model(command.add_argument_group("the tokenizer"))
+    tokenizer = command.add_argument_group("the tokenizer")
+    add_model(tokenizer, fast=True)
+    add_other_weights(tokenizer, nargs=0)
 
 
 def _add_images(command: Parser) -> None:
@@ -176,7 +180,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     from ..figures import comparison, comparison_sheet
     from ..reconstruction import reconstruct_images
 
-    model = load_model(arguments.model, arguments)
+    model = load_model(arguments.model, arguments, fast=True)
     table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
         for batch in _read_batches(files, arguments):
@@ -212,7 +216,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     from ..tokens.file import TokenFile, TokenizedImage, check_names, save_tokens
 
     check_names([file.name for file in files])
-    model = load_model(arguments.model, arguments)
+    model, weights = load_model_with_hash(arguments.model, arguments)
     table, images = _Table(model), []
     for batch in _read_batches(files, arguments):
         with _tile_bar(model, _size(batch), len(batch)) as bar:
@@ -221,7 +225,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
             table.add(source, tokens)
             images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
     with staged_files(arguments.output.parent) as folder:
-        save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images))
+        save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images, weights))
     print(table)
     print(f"tokens written to {arguments.output}")
     return 0
@@ -236,8 +240,8 @@ def _detokenize(arguments: argparse.Namespace) -> int:
 
     content = load_tokens(arguments.file)
     paths = png_paths(arguments.output, [image.name for image in content.images])
-    model = load_model(arguments.model, arguments)
-    content.check_model(model, arguments.file, "--model")
+    model, weights = load_model_with_hash(arguments.model, arguments)
+    content.check_model(model, arguments.file, "--model", weights, arguments.other_weights)
     with staged_files(arguments.output) as folder:
         pairs = with_bar(zip(content.images, paths, strict=True), len(paths))
         for batch in _batches(pairs, arguments.batch_size, lambda pair: pair[0].tokens.shape):

@@ -181,8 +181,11 @@ def _codebooks(fields: DualCodebookFields, model: DualCodebookVQModel) -> list[d
 
 def _training(train: dict[str, dict]) -> dict[str, Any]:
     settings = {name: train[section][name] for section, names in SETTINGS.items() for name in names}
+    several = {name: settings[name] for name in ("dataset", "train_split") if isinstance(settings[name], list)}
+    names = several.get("dataset", [settings["dataset"]])
+    settings |= {name: "`, `".join(values) for name, values in several.items()}  # each in Markdown's backticks
     return settings | {
-        "data_source": DATA_SOURCES.get(settings["dataset"]),
+        "data_source": "; ".join(DATA_SOURCES[name] for name in names if name in DATA_SOURCES),
         "decoder_only": train["training"].get("train") == "decoder",  # older records have no such setting
         "loss": _loss_terms(train["training"]),
     }
