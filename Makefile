@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 
-.PHONY: help demo test test-all test-lowest test-browser test-examples test-faults test-ray test-mds docs check types format
+.PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults test-ray test-mds docs check types format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -15,6 +15,9 @@ help: ## this list
 demo: .venv/.installed ## reconstruct pictures with the embedded checkpoint, into demo/
 	$(BIN)/python scripts/demo.py
 
+static-space: .venv/.installed ## the tokenizer as a page that runs in the browser, into build/static-space; needs npm
+	$(BIN)/python scripts/static_space.py
+
 test: .venv/.installed ## the default tests
 	$(BIN)/python -m pytest
 
@@ -24,7 +27,7 @@ test-all: .venv/.installed ## the slow tests too
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST)/pip install --quiet -c constraints-lowest.txt torch
-	$(LOWEST)/pip install --quiet -c constraints-lowest.txt -e ".[train,eval,perceptual,space,benchmarks]" pytest
+	$(LOWEST)/pip install --quiet -c constraints-lowest.txt -e ".[train,eval,perceptual,space,onnx,benchmarks]" pytest
 	touch $@
 
 test-lowest: .venv-lowest/.installed ## the default tests with the lowest versions that pyproject.toml allows
