@@ -221,7 +221,7 @@ class DualCodebookCore(_Module):
     @torch.no_grad()
     @hooked
     def detokenize(
-        self, tokens: torch.Tensor, size: tuple[int, int] | None = None, only: str | None = None
+        self, tokens: torch.Tensor, size: tuple[int, int] | torch.Size | None = None, only: str | None = None
     ) -> torch.Tensor:
         """Tokens to images (B, C, h*f, w*f), about [-1, 1], not clamped.
 
@@ -245,7 +245,7 @@ class DualCodebookCore(_Module):
         if not x.is_floating_point():
             raise ValueError(f"`pixel_values` must be floating point in [-1, 1], got {x.dtype}")
 
-    def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
+    def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | torch.Size | None, only: str | None) -> None:
         codebooks = self.quantize.codebooks
         if not isinstance(tokens, torch.Tensor):
             raise ValueError(f"`tokens` must be a torch tensor, got {type(tokens).__name__}")

@@ -13,6 +13,7 @@ from dualcodebook_hf import (
     DualCodebookVQModel,
     default_checkpoint,
 )
+from dualcodebook_hf.tokenizer import Tokenizer
 
 pixels = torch.zeros(1, 3, 32, 32)
 
@@ -28,8 +29,22 @@ def diffusers_face() -> torch.Tensor:
     codes: torch.Tensor = model.quantize.global_codebook.codes()
     entries: torch.Tensor = model.quantize.get_codebook_entry(model.quantize.to_product_ids(tokens), (1, 2, 2, 48))
     images: torch.Tensor = model.detokenize(tokens, size=(32, 32), only="global")
+    cropped: torch.Tensor = model.detokenize(tokens, size=pixels.shape[-2:])
+    tokenizers: list[Tokenizer] = [model]
+    channels: int = model.config.latent_channels
     output = model.forward(pixels)
-    print(sample.shape, restored + loss, sizes["global"], codes, entries, images, output.sample.shape)
+    print(
+        tokenizers,
+        channels,
+        cropped,
+        sample.shape,
+        restored + loss,
+        sizes["global"],
+        codes,
+        entries,
+        images,
+        output.sample.shape,
+    )
     model.enable_slicing()
     return DualCodebookVQModel.from_preset("tiny", local_codebook_size=16).half().tokenize(pixels)
 

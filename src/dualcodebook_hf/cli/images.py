@@ -47,7 +47,7 @@ def add_reconstruct(command: Parser) -> None:
     output = command.add_argument_group("what is written")
     add_output(output, "comparisons and reconstructions as PNG", "reconstructions")
     output.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all comparisons into one PNG as well")
-    add_model(command.add_argument_group("the tokenizer"))
+    add_model(command.add_argument_group("the tokenizer"), fast=True)
 
 
 def add_tokenize(command: Parser) -> None:
@@ -56,7 +56,7 @@ def add_tokenize(command: Parser) -> None:
     _add_images(command)
     output = command.add_argument_group("what is written")
     add_output(output, "the token file", "tokens.safetensors", "FILE.safetensors")
-    add_model(command.add_argument_group("the tokenizer"))
+    add_model(command.add_argument_group("the tokenizer"), fast=True)
 
 
 def add_detokenize(command: Parser) -> None:
@@ -67,7 +67,7 @@ def add_detokenize(command: Parser) -> None:
     output = command.add_argument_group("what is written")
     add_output(output, "the images as PNG, named after the originals", "detokenized")
     tokenizer = command.add_argument_group("the tokenizer")
-    add_model(tokenizer)
+    add_model(tokenizer, fast=True)
     add_other_weights(tokenizer, nargs=0)
 
 
@@ -162,7 +162,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     from ..figures import comparison, comparison_sheet
     from ..reconstruction import reconstruct_images
 
-    model = load_model(arguments.model, arguments)
+    model = load_model(arguments.model, arguments, fast=True)
     table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
         for batch in _read_batches(files, arguments):

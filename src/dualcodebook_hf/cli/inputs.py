@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..pil_images import BadImageError
 
 Item = TypeVar("Item")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES, AUTO = ("float32", "bfloat16", "float16"), "auto"
 LONGEST_NAME = 255  # bytes, on common file systems
 # What Pillow knows by name and cannot decode, or only by a program of the system.
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
@@ -42,12 +42,18 @@ def set_command(command: Parser, run: Callable[[argparse.Namespace], int], words
     command.usage = " ".join(filter(None, ["%(prog)s", words, "[--FLAG VALUE ...]"]))
 
 
-def add_model(command: argparse._ActionsContainer, **options: str) -> None:
-    """Adds the flags that `load_model` reads."""
+def add_model(command: argparse._ActionsContainer, fast: bool = False, **options: str) -> None:
+    """Adds the flags that `load_model` reads; `fast` where it is called so."""
     text = "folder or Hub id (default: the checkpoint inside the package, offline)"
     command.add_argument("--model", help=options.pop("also", "") + text, **options)
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, or cpu)")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
+    names, text = DTYPES, "of the network (default: %(default)s)"
+    if fast:
+        names, text = (
+            (AUTO, *DTYPES),
+            f"{text}; {AUTO}: float32, bfloat16 inside where the machine is faster at it",
+        )
+    command.add_argument("--dtype", choices=names, default=names[0], help=text)
 
 
 def add_output(
@@ -127,18 +133,41 @@ def _at_least(least: int, text: str) -> int:
     return int(text)
 
 
-def load_model(name: str | None, arguments: argparse.Namespace) -> DualCodebookVQModel:
-    """A model of `--model` by `--device` and `--dtype`, in eval mode. Raises ValueError when one of them is wrong."""
+def load_model(name: str | None, arguments: argparse.Namespace, fast: bool = False) -> DualCodebookVQModel:
+    """A model of `--model` by `--device` and `--dtype`, in eval mode.
+
+    Args:
+        name: of the model.
+        arguments: that were parsed.
+        fast: optimized for inference; results differ by rounding.
+
+    Raises ValueError when one of them is wrong.
+    """
     from ..loading import load_tokenizer
 
-    return load_tokenizer(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
+    model = load_tokenizer(name, device=arguments.device, dtype=_loaded_dtype(arguments), argument="--model")
+    return _optimized(model, arguments) if fast else model
 
 
 def load_model_with_hash(name: str | None, arguments: argparse.Namespace) -> tuple[DualCodebookVQModel, str]:
-    """As `load_model`, with the SHA-256 of its weights."""
+    """As a fast `load_model`, with the SHA-256 of its weights."""
     from ..loading import load_tokenizer_with_hash
 
-    return load_tokenizer_with_hash(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
+    dtype = _loaded_dtype(arguments)
+    model, weights = load_tokenizer_with_hash(name, device=arguments.device, dtype=dtype, argument="--model")
+    return _optimized(model, arguments), weights
+
+
+def _loaded_dtype(arguments: argparse.Namespace) -> str:
+    return "float32" if arguments.dtype == AUTO else arguments.dtype
+
+
+def _optimized(model: DualCodebookVQModel, arguments: argparse.Namespace) -> DualCodebookVQModel:
+    import torch
+
+    from ..inference import optimize_for_inference
+
+    return optimize_for_inference(model, torch.float32 if arguments.dtype == "float32" else None)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import error_map, token_map
 from ..files import public_name
+from ..inference import optimize_for_inference
 from ..loading import EMBEDDED, load_tokenizer, tokenizer_label
 from ..reconstruction import Reconstruction, decode_tokens, reconstruct_image, tokenize_image
 from . import fragments, inspection
@@ -31,7 +32,7 @@ def load_models(names: Sequence[str] | None) -> dict[str, DualCodebookVQModel]:
     """
     models: dict[str, DualCodebookVQModel] = {}
     for name in names or [None]:
-        model = load_tokenizer(name, argument="models")
+        model = optimize_for_inference(load_tokenizer(name, argument="models"))
         label = tokenizer_label(name)
         label = label if label == EMBEDDED else public_name(name)  # of a folder no more than its name
         if (model.config.in_channels, model.config.out_channels) != (3, 3):

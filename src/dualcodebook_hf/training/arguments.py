@@ -138,7 +138,10 @@ class TrainArguments(RunArguments):
     gradient_checkpointing: bool = field(
         default=False, metadata=described("recompute activations: less memory, slower")
     )
-    channels_last: bool = field(default=False, metadata=described("channels-last memory format of the convolutions"))
+    channels_last: bool | None = field(
+        default=None,
+        metadata=described("channels-last memory format of the convolutions; null: on CUDA"),
+    )
     compile: bool = field(default=False, metadata=described("torch.compile the encoder and the decoder"))
 
     l1_weight: float = field(default=1.0, metadata=described("weight of mean |x - x_hat|", heading="loss"))
