@@ -14,9 +14,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("demo", help="look at models and their tokens in a browser, on this machine")
     command.add_argument(
         "--models",
+        "--model",
+        dest="models",
         nargs="+",
         metavar="MODEL",
-        help="folders or Hub ids to choose from (default: the checkpoint inside the package, offline)",
+        help="folders or Hub ids to choose from, and to compare (default: the checkpoint inside the package, offline)",
     )
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network (default: %(default)s)")
     command.add_argument("--port", type=positive, default=7860, help="(default: %(default)s)")
