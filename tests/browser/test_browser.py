@@ -90,7 +90,7 @@ def test_reconstruct(visit, model, photo):
     expect(rows.last).to_contain_text(f"{photo.stat().st_size:,}")
     for row, name in ((1, "JPEG"), (2, "WebP")):
         expect(rows.nth(row)).to_contain_text(re.compile(f"{name}, (smallest possible|quality \\d+)"))
-    for index, (name, expected) in enumerate([("Original", result.original), ("Reconstruction", result.image)]):
+    for index, (name, expected) in enumerate([("Original", result.original), ("embedded checkpoint", result.image)]):
         assert_alike(shown(page, "#slider", index), expected)
         expect(page.locator("#slider img").nth(index)).to_have_attribute("alt", name)
     for name in ("error", "jpeg", "webp"):

@@ -7,8 +7,9 @@ from PIL import Image
 
 from ..reconstruction import decode_tokens, reconstruct_image, tokenize_image
 from . import inspection
-from .handlers import Handlers, new_folder
+from .handlers import Handlers
 from .reading import Rejected
+from .results import new_folder
 
 
 class Endpoints:

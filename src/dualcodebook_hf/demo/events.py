@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from .gate import FAILURE
 from .handlers import EVERY_CODEBOOK, ORIGINAL, OTHERS, Handlers
 
 # Handlers get the paths of files: gradio would open images itself, and fail on those that need our reader.
@@ -18,31 +17,36 @@ PRIVATE = {**LISTENER, "api_visibility": "private"}
 # By default a step that is still at work ignores what comes next: an image taken away meanwhile would stay.
 LATEST = {"trigger_mode": "always_last", **PRIVATE}
 
+# A picture tells of each upload twice by its `change`, and by its `input`, after an example, of what was there before.
+# So `change` only notes the path, one after the other, and the path's own change starts the work.
+ARRIVAL = {**PRIVATE, "concurrency_id": "arrival", "concurrency_limit": 1, "trigger_mode": "multiple"}
+
 
 def connect(handlers: Handlers, page: SimpleNamespace) -> None:
     """A new image, or model, runs through all tabs; a failure clears what another image left."""
     source, result, inside, mix, files = page.source, page.result, page.inside, page.mix, page.files
     outputs = _outputs(page)
-    for examples, image in ((source.examples, source.image), (mix.examples, mix.other)):
-        examples.select(handlers.take_example, None, image, **PRIVATE)
     source.model.change(handlers.describe_model, source.model, outputs.model, **LATEST)
+    for group in (source, mix):
+        group.image.change(handlers.arrive, group.image, group.path, **ARRIVAL)
+        group.examples.select(handlers.take_example, None, group.image, **PRIVATE)
     start = gr.on(
-        [source.image.change, source.model.change],
+        [source.path.change, source.model.change],
         handlers.show_image,
         [source.image, source.model, source.left],
         outputs.first,
         show_progress_on=[result.slider, source.about],
         **LATEST,
     )
-    for done in (start, start.failure(lambda: handlers.nothing(FAILURE), None, outputs.first, **PRIVATE)):
-        inner = done.success(handlers.look_inside, page.shown, outputs.inside, show_progress_on=inside.maps, **LATEST)
-        inner.success(
-            handlers.open_mix,
-            [page.shown, mix.other, page.cell, mix.which, mix.source],
-            outputs.mix,
-            show_progress_on=[mix.mixed, *mix.swapped],
-            **LATEST,
-        )
+    start.failure(handlers.give_up, None, [*outputs.first, *outputs.inside, *outputs.mix], **PRIVATE)
+    looked = start.success(handlers.look_inside, page.shown, outputs.inside, show_progress_on=inside.maps, **LATEST)
+    looked.success(
+        handlers.open_mix,
+        [page.shown, mix.image, page.cell, mix.which, mix.source],
+        outputs.mix,
+        show_progress_on=[mix.mixed, *mix.swapped],
+        **LATEST,
+    )
     source.left.change(
         handlers.compare, [page.shown, source.left], outputs.compared, show_progress_on=[result.slider], **LATEST
     )
@@ -67,9 +71,10 @@ def _connect_grids(handlers: Handlers, page: SimpleNamespace, outputs: SimpleNam
             handlers.name_source, [page.shown, page.cell], mix.source, show_progress="hidden", **LATEST
         )
         named.success(**repaint)
-    mix.other.change(
+    gr.on(
+        mix.path.change,
         handlers.take_other,
-        [page.shown, mix.other, *settings],
+        [page.shown, mix.image, *settings],
         outputs.others,
         show_progress_on=[mix.mixed, *mix.swapped],
         **LATEST,
@@ -100,7 +105,8 @@ def _outputs(page: SimpleNamespace) -> SimpleNamespace:
 def fill_first(handlers: Handlers, page: SimpleNamespace) -> None:
     """Puts an example's results onto the page before anybody opens it: computed once, for all visitors."""
     outputs, label = _outputs(page), next(iter(handlers.models))
-    picture, other = ({"path": image.value["path"]} for image in (page.source.image, page.mix.other))
+    picture, other = ({"path": image.value["path"]} for image in (page.source.image, page.mix.image))
+    page.source.path.value, page.mix.path.value = handlers.arrive(picture), handlers.arrive(other)
     _fill(outputs.model, handlers.describe_model(label))
     _fill(outputs.first, handlers.show_image(picture, label, ORIGINAL, progress=lambda *_, **__: None))
     _fill(outputs.inside, handlers.look_inside(page.shown.value))

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
+_ELSEWHERE = ' target="_blank" rel="noopener"'
+
 
 def block(*parts: str) -> str:
     """Wraps pieces so that the style sheet finds them."""
@@ -39,7 +41,8 @@ def problem(text: str) -> str:
 def introduction(title: str, text: str, links: Mapping[str, str]) -> str:
     """The page's heading, what it is about, and where to read more."""
     anchors = "".join(
-        f'<a href="{url}" target="_blank" rel="noopener">{html.escape(to)}</a>' for to, url in links.items()
+        f'<a href="{url}"{_ELSEWHERE if url.startswith("http") else ""}>{html.escape(to)}</a>'
+        for to, url in links.items()
     )
     return block(
         f"<h1>{html.escape(title)}</h1>",

@@ -17,6 +17,7 @@ function prepare() {
     node.cells.fill(1, start, start + length);
   }
   place(node);
+  reveal(node);
   draw(node);
 }
 
@@ -63,7 +64,17 @@ function move(node, row, column) {
     other.dataset.column = column;
     place(other);
   }
-  node.querySelector('.cursor').scrollIntoView({block: 'nearest', inline: 'nearest'});
+  reveal(node);
+}
+
+// Scrolls a long picture, and not the page.
+function reveal(node) {
+  const [cursor, sheet] = [node.querySelector('.cursor'), node.parentElement];
+  for (const [at, size, scroll, view] of [
+    [cursor.offsetLeft, cursor.offsetWidth, 'scrollLeft', sheet.clientWidth],
+    [cursor.offsetTop, cursor.offsetHeight, 'scrollTop', sheet.clientHeight],
+  ])
+    if (at < sheet[scroll] || at + size > sheet[scroll] + view) sheet[scroll] = at - view / 2;
 }
 
 function say(node, text) {

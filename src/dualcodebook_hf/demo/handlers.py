@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
-from gradio.utils import get_upload_folder
-from PIL import Image
 
 from ..figures import error_map, token_map
 from ..reconstruction import Reconstruction, decode_tokens, reconstruct_image
 from . import fragments, inspection, mixing, widgets
+from .gate import FAILURE
 from .models import ServedModel
 from .reading import Rejected, Upload, UploadReader
+from .results import Cell, Shown, file_name, new_folder, save_image, two_images
 
 HINT = "Drop in a picture, or take an example."
 NO_PICTURE = "Choose a picture first."
+EMPTY_SLIDER = "The picture and its reconstruction meet here."
 ORIGINAL = "the original"
 OTHERS, ONE_TOKEN = "other", "token"  # where the tokens of a painted region come from
 EVERY_CODEBOOK = "all"
 PROGRESS = gr.Progress()
-Cell = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a visitor is looking at; nobody changes it, so that all sessions share the first one.
-
-    Attributes:
-        label: of the model.
-        upload: the image file.
-        result: its image as the model reconstructs it.
-        rows: of the table of rates, under `TABLE_HEADERS`.
-        files: what can be saved, by what it is.
-    """
-
-    label: str
-    upload: Upload
-    result: Reconstruction
-    rows: list[list[object]]
-    files: dict[str, str]
-
-    def __deepcopy__(self, memo: dict) -> Shown:
-        return self
-
-    @property
-    def middle(self) -> Cell:
-        """Row and column of the square in the middle."""
-        return tuple(side // 2 for side in self.result.tokens.shape[1:])
 
 
 class Handlers:
@@ -68,6 +40,10 @@ class Handlers:
     def take_example(self, event: gr.EventData) -> str:
         """The example whose button was pressed."""
         return str(self.examples[event.index])
+
+    def arrive(self, file: dict | None) -> str | None:
+        """Where the picture lies that is there now."""
+        return file and os.path.realpath(file["path"])
 
     def describe_model(self, label: str) -> list[Any]:
         """[what its tokens take, its card]."""
@@ -102,12 +78,12 @@ class Handlers:
 
     def nothing(self, problem: str = "") -> list[Any]:
         """The first tab without a picture: a hint, or why there is none."""
-        words = HINT if not problem else "No picture, no tokens: choose another one."
+        words = HINT if not problem else "There is nothing to show: choose another picture."
         return [
             None,
             fragments.problem(problem) if problem else "",
             fragments.hint(words),
-            widgets.empty_slider(""),
+            widgets.empty_slider(EMPTY_SLIDER),
             "",
             "",
             None,
@@ -115,6 +91,10 @@ class Handlers:
             gr.update(label="Download tokens", value=None, interactive=False),
             "",
         ]
+
+    def give_up(self) -> list[Any]:
+        """All tabs without a picture, after a failure of the app's own."""
+        return [*self.nothing(FAILURE), *self.look_inside(None), *self.open_mix(None, None, None, "", "")]
 
     def compare(self, shown: Shown | None, left: str) -> list[Any]:
         """[slider, downloads, rates], with the original or another model's reconstruction on the slider's left."""
@@ -125,7 +105,7 @@ class Handlers:
         left_name, left_file = "Original", files.pop("original")
         if left != ORIGINAL:
             other = reconstruct_image(self.model(left).tokenizer, shown.upload.image)
-            left_name, left_file = left, _save(new_folder(), shown.upload, other.image, left)
+            left_name, left_file = left, save_image(new_folder(), shown.upload, other.image, left)
             rows[0] = [f"Tokens of {shown.label}", *rows[0][1:]]
             rows.insert(1, inspection.token_row(f"Tokens of {left}", other))
         slider = widgets.slider(
@@ -146,7 +126,7 @@ class Handlers:
                 token_map(ids, size, colours),
                 factor,
                 shown.middle,
-                _file_name(shown.upload, f"{name}-tokens"),
+                file_name(shown.upload, f"{name}-tokens"),
             )
             for name, ids, colours in zip(names, tokens, model.colours, strict=True)
         ]
@@ -158,7 +138,7 @@ class Handlers:
             gr.update(visible=True),
             *(gr.update(picture=text, visible=bool(text)) for text in (*maps, "")[:2]),
             gr.update(visible=len(names) > 1),
-            *_pair(shown.upload, halves, [f"{name.capitalize()} half only" for name in names]),
+            *two_images(shown.upload, halves, [f"{name.capitalize()} half only" for name in names]),
             fragments.histograms(inspection.usage(model.tokenizer, tokens)),
             *self._cell(shown, shown.middle),
         ]
@@ -187,7 +167,7 @@ class Handlers:
             list(zip(captions, patches, strict=False)),
         )
         places = [inspection.same_code(model.tokenizer, result, index, cell) for index in range(len(names))]
-        return [cell, text, *_pair(shown.upload, places, [f"Where else: {code}" for code in codes])]
+        return [cell, text, *two_images(shown.upload, places, [f"Where else: {code}" for code in codes])]
 
     def _codes(self, shown: Shown, cell: Cell) -> list[str]:
         """The codes at a square, in words."""
@@ -246,7 +226,7 @@ class Handlers:
         if others is not None and len(names) == 2:
             labels = [f"{names[0]}: yours, {names[1]}: the other's", f"{names[0]}: the other's, {names[1]}: yours"]
             images = mixing.swap(model.tokenizer, shown.result, others)
-            swapped = _pair(shown.upload, images, [label.capitalize() for label in labels])
+            swapped = two_images(shown.upload, images, [label.capitalize() for label in labels])
         pair = gr.update(visible=len(names) == 2)
         return [others, problem, pair, *swapped, self.mix(shown, others, region, cell, which, source)]
 
@@ -276,7 +256,7 @@ class Handlers:
         chosen = [index for index, name in enumerate(names) if which in (EVERY_CODEBOOK, name)]
         tokens = mixing.replace_tokens(result.tokens, others, squares, chosen)
         image = decode_tokens(model.tokenizer, tokens, result.original.size[::-1])
-        path = _save(new_folder(), shown.upload, image, "mixed")
+        path = save_image(new_folder(), shown.upload, image, "mixed")
         count = int((tokens != result.tokens).sum())
         return (
             widgets.slider(("Reconstruction", shown.files["reconstruction"]), ("Mixed", path), result.original.size)
@@ -320,7 +300,7 @@ class Handlers:
             **{name: baseline.image for name, baseline in baselines.items()},
         }
         folder = new_folder()
-        files = {name: _save(folder, upload, image, name) for name, image in images.items()}
+        files = {name: save_image(folder, upload, image, name) for name, image in images.items()}
         shown = Shown(label, upload, result, rows, files)
         return shown, {name: row[0] for name, row in zip(baselines, rows[1:], strict=False)}
 
@@ -335,26 +315,6 @@ class Handlers:
         return [button, fragments.token_note((columns, rows), codebooks, result.num_bytes, path.stat().st_size)]
 
 
-def new_folder() -> Path:
-    """In gradio's cache, where files are served from without a copy and deleted when they are old."""
-    cache = Path(get_upload_folder())
-    cache.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=cache))
-
-
-def _file_name(upload: Upload, what: str) -> str:
-    """Under the picture's own name: "cat.jpg" and "error map" to "cat-error-map.png"."""
-    stem = Path(upload.name).stem[: inspection.LONGEST_STEM]
-    return f"{stem}-{what.lower().replace(' ', '-').replace('/', '-')[: inspection.LONGEST_STEM]}.png"
-
-
-def _save(folder: Path, upload: Upload, image: Image.Image, what: str) -> str:
-    """Writes an image, enlarged where it is small, and gives its path."""
-    path = folder / _file_name(upload, what)
-    inspection.enlarged(image).save(path, compress_level=1)
-    return str(path)
-
-
 def _key_numbers(row: Sequence[Any]) -> dict[str, str]:
     _, num_bytes, rate, psnr, ssim = row
     return {
@@ -363,16 +323,6 @@ def _key_numbers(row: Sequence[Any]) -> dict[str, str]:
         "PSNR": f"{psnr:.2f} dB",
         "SSIM (1 is equal)": f"{ssim:.3f}",
     }
-
-
-def _pair(upload: Upload, images: Sequence[Image.Image], labels: Sequence[str]) -> list[dict]:
-    """Two pictures that can be saved; a single codebook leaves the second frame away."""
-    folder = new_folder()
-    shown = [
-        gr.update(value=_save(folder, upload, image, label.replace(":", "")), label=label, visible=True)
-        for image, label in zip(images, labels, strict=False)
-    ]
-    return (shown + [gr.update(value=None, visible=False)] * 2)[:2]
 
 
 def _times(count: int) -> str:

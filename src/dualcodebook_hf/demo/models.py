@@ -95,8 +95,8 @@ def load_models(names: Sequence[str] | None) -> dict[str, ServedModel]:
 
 
 def links() -> dict[str, str]:
-    """Addresses by what stands there: the paper and, on a Space, the code, which lies beside its app.py."""
-    found = {"Paper": PAPER}
+    """Addresses by what stands there: the paper, the page's own model card and, on a Space, the code beside app.py."""
+    found = {"Paper": PAPER, "Model card": "#card"}
     if space := os.environ.get("SPACE_ID"):
         found["Code"] = f"{HUB}/spaces/{space}/tree/main"
     return found

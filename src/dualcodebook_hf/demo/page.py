@@ -16,10 +16,11 @@ from .endpoints import add_endpoints
 from .events import LISTENER, connect, fill_first
 from .examples import example_images, thumbnail
 from .gate import GatedBlocks
-from .handlers import EVERY_CODEBOOK, HINT, NO_PICTURE, ORIGINAL, OTHERS, Handlers, new_folder
+from .handlers import EVERY_CODEBOOK, HINT, NO_PICTURE, ORIGINAL, OTHERS, Handlers
 from .limits import LARGEST_FILE, QUEUE, RETENTION, RequestLimits, use_own_folder
 from .models import links, load_models
 from .reading import UploadReader
+from .results import new_folder
 
 TITLE = "Dual Codebook VQ"
 INTRODUCTION = (
@@ -120,7 +121,9 @@ def _lay_out_source(labels: list[str], examples: Mapping[str, Path]) -> SimpleNa
         visible=several,
     )
     about_model = gr.HTML(elem_id="about-model")
-    return SimpleNamespace(image=image, examples=buttons, about=about, model=model, left=left, about_model=about_model)
+    return SimpleNamespace(
+        image=image, path=gr.State(), examples=buttons, about=about, model=model, left=left, about_model=about_model
+    )
 
 
 def _lay_out_reconstruct() -> SimpleNamespace:
@@ -212,7 +215,8 @@ def _lay_out_mix(examples: Mapping[str, Path]) -> SimpleNamespace:
     return SimpleNamespace(
         empty=empty,
         page=page,
-        other=other,
+        image=other,
+        path=gr.State(),
         examples=buttons,
         problem=problem,
         grid=grid,
