@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
+AXE := .axe/node_modules/axe-core/axe.min.js
 
 .PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults test-ray test-mds docs check types format
 help: ## this list
@@ -33,7 +34,11 @@ test-all: .venv/.installed ## the slow tests too
 test-lowest: .venv-lowest/.installed ## the default tests with the lowest versions that pyproject.toml allows
 	$(LOWEST)/python -m pytest
 
-test-browser: .venv/.installed ## the demo in a real browser; needs Chromium
+$(AXE): Makefile
+	npm install --silent --no-audit --no-fund --prefix .axe axe-core@4.14.1
+	touch $@
+
+test-browser: .venv/.installed $(AXE) ## the demo in a real browser; needs Chromium, and npm for axe-core
 	$(BIN)/python -m pytest tests/browser
 
 test-examples: .venv/.installed ## the scripts of examples/ and the notebook

@@ -30,7 +30,8 @@ TEXT = """
 # Dual Codebook VQ
 
 An image tokenizer with two codebooks: see what each of them keeps of an image. Upload one, and look at its tokens, at
-its reconstruction, and at what is left of it when one codebook is decoded alone.
+its reconstruction, and at what is left of it when one codebook is decoded alone; paint another picture's tokens into
+it, and compare two models on one slider.
 
 The Space shows `dualcodebook_hf`, an independent implementation of
 [Dual Codebook VQ](https://arxiv.org/abs/2503.10832), whose source lies beside `app.py`. It runs on a CPU with the
