@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from datasets import concatenate_datasets
 from datasets.table import embed_table_storage
-from dualcodebook_hf.tokens.augment import Augmentation
-from dualcodebook_hf.tokens.source import TokenSource
-from dualcodebook_hf.tokens.tokenizing import TokenizeJob
 from timing import add_timing, in_turns, machine, set_up, speedup, speedup_text
 
 from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.evaluation.table import markdown_table
 from dualcodebook_hf.files import public_name, write_json
 from dualcodebook_hf.image_datasets import load_images
+from dualcodebook_hf.tokens.augment import Augmentation
+from dualcodebook_hf.tokens.source import TokenSource
+from dualcodebook_hf.tokens.tokenizing import TokenizeJob
 
 READY, WRITTEN = "ready tensors", "tokenize-dataset"
 

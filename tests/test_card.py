@@ -119,6 +119,14 @@ def test_hub_ids_stay_and_paths_lose_their_folders():
     assert public_record(train) == expected
 
 
+def test_several_data_sets_are_all_named_without_their_folders(folder):
+    paths = ["/home/someone/secret/birds", "lab/photos", "/data/clothing-256"]
+    change(folder / "train_config.json", "data", dataset=paths, train_split=["train", "test", "train"])
+    text = model_card(Records.read(folder), "me/tok")
+    assert "split `train`, `test`, `train` of `birds`, `lab/photos`, `clothing-256` (3,068" in text
+    assert "someone" not in text
+
+
 def test_training_settings_are_told_as_they_are(folder):
     settings = {"perceptual": "lpips", "perceptual_weight": 1.25, "adversarial_weight": 0.8, "l1_weight": 1.0}
     change(

@@ -274,6 +274,21 @@ def test_images_of_one_size_are_done_together_and_give_the_same(tmp_path, checkp
             assert np.abs(pair[0] - pair[1]).max() <= 1
 
 
+def test_tokens_of_one_grid_are_decoded_together_and_give_the_same(tmp_path, checkpoint) -> None:
+    sizes = [(48, 32), (47, 31), (40, 30), (32, 48), (33, 20)]
+    paths = [str(tmp_path / f"{number}.png") for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        image(*size, number).save(path)
+    tokens, options = str(tmp_path / "t.safetensors"), ["--model", checkpoint]
+    assert main(["tokenize", *paths, *options, "--output", tokens]) == 0
+    for batch in ("1", "8"):
+        assert main(["detokenize", tokens, *options, "--batch-size", batch, "--output", str(tmp_path / batch)]) == 0
+    for path, size in zip(paths, sizes, strict=True):
+        pair = [Image.open(tmp_path / batch / Path(path).name) for batch in ("1", "8")]
+        assert pair[0].size == pair[1].size == size
+        assert np.abs(np.subtract(*(np.asarray(each, np.int16) for each in pair))).max() <= 1
+
+
 def test_tokens_have_a_file_by_default(tmp_path, images, checkpoint, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["tokenize", images[0], "--model", checkpoint]) == 0

@@ -37,7 +37,7 @@ registered: Callable[[Method], Method] = register_to_config  # which keeps no si
 
 
 @documents_fields("Args")
-class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):  # type: ignore[misc]
+class DualCodebookVQModel(ModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
     The defaults are the paper's. Raises ValueError for a field that is wrong.
@@ -50,8 +50,10 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
     # Through accelerate, which the base install lacks; see `from_pretrained`.
     _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None  # type: ignore[assignment]
 
-    if TYPE_CHECKING:  # diffusers' own is wrapped, and mypy does not bind it to the model
+    if TYPE_CHECKING:  # diffusers' own: a wrapped method, which mypy does not bind to the model, and a plain dict
 
+        @property
+        def config(self) -> Any: ...
         def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
 
     @registered

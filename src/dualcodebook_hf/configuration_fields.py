@@ -80,7 +80,11 @@ class DualCodebookFields:
         default=None, metadata={"help": "vqgan: self-attention in the middle blocks; None: like `attention`"}
     )
     linear_shortcut: bool = field(
-        default=False, metadata={"help": "add a linear transform of f x f patches, parallel to encoder and decoder"}
+        default=False,
+        metadata={
+            "help": "add a linear transform of f x f patches, parallel to encoder and decoder",
+            "heading": "linear shortcut and latents",
+        },
     )
     overlapping_shortcut: bool = field(
         default=False, metadata={"help": "let the decoder's linear transform write 2f x 2f patches, which overlap"}
@@ -384,18 +388,6 @@ def _check_dcae_widths(name: str, widths: list[int], layers: list[int]) -> None:
 
 
 FIELDS = dataclasses.fields(DualCodebookFields)
-
-
-def _check_dcae_widths(name: str, widths: list[int], layers: list[int]) -> None:
-    """Its shortcuts shuffle 2 x 2 pixels into channels, and average or repeat these."""
-    for level, (width, following) in enumerate(itertools.pairwise(widths)):
-        if following % 4 or (layers[level] and 4 * width % following):
-            raise ValueError(
-                f"`{name}` with `backbone: dcae` must be multiples of 4 after the first, each a divisor "
-                f"of 4 times the one before it, got {width} and then {following} in {widths}"
-            )
-
-
 # Kept as text: HfArgumentParser replaces `Field.type` by the type itself.
 FIELD_TYPES = {spec.name: str(spec.type) for spec in FIELDS}
 

@@ -92,6 +92,20 @@ def load_tokenizer(
     return model.eval().to(device)
 
 
+def load_tokenizer_with_hash(
+    name: str | None = None, *, device: str | None = None, dtype: str = "float32", argument: str = "model"
+) -> tuple[DualCodebookVQModel, str]:
+    """As `load_tokenizer`, and beside the tokenizer the `weights_hash` of its file, the same for every `dtype`."""
+    import torch
+
+    from .weights import weights_hash
+
+    model = load_tokenizer(name, device=device, argument=argument)
+    found = weights_hash(model)
+    model.cast_backbone(getattr(torch, dtype))
+    return model, found
+
+
 def _check_cache(name: str, argument: str) -> None:
     """Raises ValueError where the Hub's files have no place, or are not there and cannot be downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -203,3 +204,18 @@ def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> It
         ):
             raise OSError(missing_weights(source or "", **place)) from error
         raise
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256, as 64 hex digits, of all values of a model as float32, with their names and shapes.
+
+    It is the same whatever library, file format, number of shards or type of at least these values a model was saved
+    in. A model loaded in a lower precision than that of its file has rounded values and another hash;
+    `load_tokenizer_with_hash` gives the file's.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"{name} {list(values.shape)} ".encode())
+        digest.update(values.numpy().data)
+    return digest.hexdigest()

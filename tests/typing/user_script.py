@@ -13,6 +13,7 @@ from dualcodebook_hf import (
     DualCodebookVQModel,
     default_checkpoint,
 )
+from dualcodebook_hf.tokenizer import Tokenizer
 
 pixels = torch.zeros(1, 3, 32, 32)
 
@@ -23,13 +24,31 @@ def diffusers_face() -> torch.Tensor:
     sample: torch.Tensor = model.decode(latents, force_not_quantize=True).sample
     (same,) = model.encode(pixels, return_dict=False)
     restored, loss = model.decode(same, return_dict=False)
-    tokens: torch.LongTensor = model.tokenize(pixels)
+    tokens = model.tokenize(pixels)
+    several = [tokens]
+    several.append(model.tokenize(pixels))
+    joined: torch.Tensor = torch.cat(several)
+    print(joined)
     sizes: dict[str, int] = model.codebook_sizes
     codes: torch.Tensor = model.quantize.global_codebook.codes()
     entries: torch.Tensor = model.quantize.get_codebook_entry(model.quantize.to_product_ids(tokens), (1, 2, 2, 48))
     images: torch.Tensor = model.detokenize(tokens, size=(32, 32), only="global")
+    cropped: torch.Tensor = model.detokenize(tokens, size=pixels.shape[-2:])
+    tokenizers: list[Tokenizer] = [model]
+    channels: int = model.config.latent_channels
     output = model.forward(pixels)
-    print(sample.shape, restored + loss, sizes["global"], codes, entries, images, output.sample.shape)
+    print(
+        tokenizers,
+        channels,
+        cropped,
+        sample.shape,
+        restored + loss,
+        sizes["global"],
+        codes,
+        entries,
+        images,
+        output.sample.shape,
+    )
     model.enable_slicing()
     return DualCodebookVQModel.from_preset("tiny", local_codebook_size=16).half().tokenize(pixels)
 
@@ -55,7 +74,7 @@ def transformers_face() -> torch.Tensor:
     encoded = model.encode(pixel_values=pixels)
     latents: torch.Tensor = encoded.latents
     pixel_values: torch.Tensor = model.decode(image_tokens=model.get_image_tokens(pixels))
-    also: torch.Tensor = model.decode(model.tokenize(pixels))
+    also: torch.Tensor = model.decode(model.get_image_tokens(pixels))
     sample: torch.Tensor = model.decode(latents).sample
     size: int = model.codebook_size + config.codebook_size
     output = model.forward(pixels, return_loss=True)
@@ -70,7 +89,7 @@ def transformers_face() -> torch.Tensor:
 def wrong_uses_of_transformers_face(model: DualCodebookModel) -> None:
     model.get_image_tokens([1, 2])  # type: ignore[arg-type]
     model.encode(pixels).sample  # type: ignore[attr-defined]
-    model.decode(model.tokenize(pixels)).sample  # type: ignore[attr-defined]
+    model.decode(model.get_image_tokens(pixels)).sample  # type: ignore[attr-defined]
     model.decode(image_tokens="wrong")  # type: ignore[call-overload]
     model.forward("wrong")  # type: ignore[call-overload]
     DualCodebookConfig(quantizer=3)  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..flags import Parser
+from ..flags import Parser, Switch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,6 +78,17 @@ def add_batch_size(command: argparse._ActionsContainer, default: int, what: str)
     command.add_argument("--batch-size", type=positive, default=default, metavar="N", help=text)
 
 
+def add_other_weights(command: argparse._ActionsContainer, **options: Any) -> None:
+    """Adds `--other-weights`."""
+    command.add_argument(
+        "--other-weights",
+        action=Switch,
+        default=False,
+        help="take any model of such codebooks, such as one whose decoder alone was trained further (default: false)",
+        **options,
+    )
+
+
 def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:
     """Adds `--on-bad-image`; `skip` says what happens then."""
     command.add_argument(
@@ -134,15 +145,29 @@ def load_model(name: str | None, arguments: argparse.Namespace, fast: bool = Fal
     """
     from ..loading import load_tokenizer
 
-    dtype = "float32" if arguments.dtype == AUTO else arguments.dtype
-    model = load_tokenizer(name, device=arguments.device, dtype=dtype, argument="--model")
-    if fast:
-        import torch
+    model = load_tokenizer(name, device=arguments.device, dtype=_loaded_dtype(arguments), argument="--model")
+    return _optimized(model, arguments) if fast else model
 
-        from ..inference import optimize_for_inference
 
-        optimize_for_inference(model, torch.float32 if arguments.dtype == "float32" else None)
-    return model
+def load_model_with_hash(name: str | None, arguments: argparse.Namespace) -> tuple[DualCodebookVQModel, str]:
+    """As a fast `load_model`, with the SHA-256 of its weights."""
+    from ..loading import load_tokenizer_with_hash
+
+    dtype = _loaded_dtype(arguments)
+    model, weights = load_tokenizer_with_hash(name, device=arguments.device, dtype=dtype, argument="--model")
+    return _optimized(model, arguments), weights
+
+
+def _loaded_dtype(arguments: argparse.Namespace) -> str:
+    return "float32" if arguments.dtype == AUTO else arguments.dtype
+
+
+def _optimized(model: DualCodebookVQModel, arguments: argparse.Namespace) -> DualCodebookVQModel:
+    import torch
+
+    from ..inference import optimize_for_inference
+
+    return optimize_for_inference(model, torch.float32 if arguments.dtype == "float32" else None)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 from ..flags import Parser
-from ..image_datasets import load_images
 from ..packages import require_package
 from ..presets import load_preset
 from ..training.arguments import CLASSES, naming_arguments, parse_run_config
 from ..training.parsing import DESCRIPTION, USAGE, add_fields
+from ..training.sources import open_splits
 
 
 def add_train(command: Parser) -> None:
@@ -35,9 +35,8 @@ def train(argv: Sequence[str]) -> int:
         require_package(package, "train")
     data, validated = run.data, run.data.validation_split if run.training.validation_steps else None
     for name, split in (("train_split", data.train_split), ("validation_split", validated)):
-        if split is not None:
-            with naming_arguments(name):
-                load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
+        with naming_arguments(name):
+            open_splits(data, split)
     launch_flags = complete_launch_flags(launch_flags)
     from ..training.processes import LAUNCHED  # it needs psutil
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import public_name
-from ..image_datasets import ON_BAD_IMAGE, ImageReader, load_images
+from ..image_datasets import ON_BAD_IMAGE, ImageReader, ImageSplit, load_images
 from ..pil_images import BadImageError, center_crop, cut_for_enlargement, resampling_filter, resize_shorter_side
 
 if TYPE_CHECKING:
@@ -102,9 +102,10 @@ class EvaluationImages:
         from ..image_processing_dualcodebook import to_pixels
 
         data = self.data
-        reader = ImageReader(data.on_bad_image, data.image_column, dataset=data.dataset, split=data.split)
+        split = ImageSplit(self.rows, data.dataset, data.split, data.image_column)
+        reader = ImageReader(data.on_bad_image)
         for index, row in enumerate(islice(self.rows, data.limit)):
-            image = reader.read(row, index if self.in_order else None)
+            image = reader.read(split, row, index if self.in_order else None)
             self.skipped[:] = reader.skipped
             if image is not None:
                 resized = resize_shorter_side(cut_for_enlargement(image, data.size), data.size, data.resample)

@@ -146,6 +146,8 @@ def public_record(train: dict[str, dict]) -> dict[str, dict]:
     """
 
     def public(name: str, value: Any) -> Any:
+        if name in PATHS and isinstance(value, list):
+            return [public(name, item) for item in value]
         if name not in PATHS or not isinstance(value, str):
             return value
         if value.replace("\\", "/").rstrip("/").endswith(EMBEDDED_FOLDER):

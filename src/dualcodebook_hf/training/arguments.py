@@ -29,23 +29,33 @@ SMALLEST_ADVERSARIAL_CROPS = {"patch": 24, "projected": 128}
 class DataArguments(Arguments):
     """The images that are trained on, and how one becomes a crop."""
 
-    dataset: str | None = field(
+    dataset: str | list[str] | None = field(
         default=None,
         metadata=described(
-            "Hub id, image folder, parquet file or folder of parquet files", path=True, heading="what is read"
+            "Hub id, image folder, parquet file or folder of parquet files; several are trained on together",
+            path=True,
+            heading="what is read",
         ),
     )
-    dataset_config: str | None = field(
-        default=None, metadata=described("configuration of a Hub dataset that has several")
+    dataset_config: str | list[str] | None = field(
+        default=None,
+        metadata=described("configuration of a Hub dataset that has several; one, or one for each `dataset`"),
     )
-    train_split: str = field(default="train", metadata=described("split that is trained on"))
-    validation_split: str | None = field(
-        default="validation", metadata=described("split that is validated on; null: none")
+    train_split: str | list[str] = field(
+        default="train", metadata=described("split that is trained on; one, or one for each `dataset`")
     )
-    image_column: str = field(default="image", metadata=described("column that holds the images"))
+    validation_split: str | list[str] | None = field(
+        default="validation",
+        metadata=described("split that is validated on; null: none; one, or one for each `dataset`"),
+    )
+    image_column: str | list[str] = field(
+        default="image", metadata=described("column that holds the images; one, or one for each `dataset`")
+    )
     streaming: bool = field(default=False, metadata=described("read the data set as it arrives, without storing it"))
     shuffle_buffer: int = field(default=1000, metadata=described("images in the shuffle buffer of a streamed data set"))
-    max_train_samples: int = field(default=0, metadata=described("use only the first N images; 0: all"))
+    max_train_samples: int = field(
+        default=0, metadata=described("use only the first N images of each data set; 0: all")
+    )
     resolution: int = field(
         default=256, metadata=described("side of the square training crop, in pixels", heading="crops")
     )
@@ -81,6 +91,13 @@ class DataArguments(Arguments):
         """Raises ValueError for a field that is wrong, by name."""
         if not self.dataset:
             raise ValueError("`dataset` must name a Hub data set, an image folder or parquet files, got nothing")
+        count = len(self.of_each(self.dataset))
+        for name in ("dataset_config", "train_split", "validation_split", "image_column"):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) != count:
+                raise ValueError(
+                    f"`{name}` must be one, or one for each data set, of which there are {count}, got {len(value)}"
+                )
         one_of("resize_mode", self.resize_mode, RESIZE_MODES)
         one_of("resample", self.resample, RESAMPLES)
         one_of("crop", self.crop, CROPS)
@@ -89,6 +106,11 @@ class DataArguments(Arguments):
         at_least(self, 0, "resize", "num_workers", "max_train_samples")
         if self.resize and self.resize < self.resolution:
             raise ValueError(f"`resize` must be 0 or at least resolution={self.resolution}, got {self.resize}")
+
+    def of_each(self, value: str | list[str | None] | None) -> list[str | None]:
+        """What a field with one value, or one for each data set, says for each of them."""
+        count = len(self.dataset) if isinstance(self.dataset, list) else 1
+        return value if isinstance(value, list) else [value] * count
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ import functools
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import or_
 from typing import Any
 
 from ..flags import BOOLEANS, Parser, Switch, did_you_mean
@@ -18,6 +19,8 @@ DESCRIPTION = (
     "Each flag is also a key of a YAML file, under the section that its heading names first. Flags win over the "
     "file; `null` empties what may be empty. Defaults are those of --config."
 )
+NULL = ("null", "none", "None")
+WORDS = str | list[str]  # one text or several
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -63,7 +66,7 @@ class Field:
 
     Attributes:
         name: also of its flag.
-        kind: bool, int, float, str or list[int].
+        kind: bool, int, float, str, `WORDS` or list[int].
         optional: whether it may be None.
         default: None where there is none.
         help: one line.
@@ -86,9 +89,19 @@ def read_value(field: Field, value: Any) -> Any:
         return None
     if field.kind == list[int]:
         return [_scalar(field.name, int, item) for item in (value if isinstance(value, list) else [value])]
+    if field.kind == WORDS:
+        return _words(field, value if isinstance(value, list) else [value])
     if field.separator and isinstance(value, list):
         return field.separator.join(_scalar(field.name, str, item) for item in value)
     return _scalar(field.name, field.kind, value)
+
+
+def _words(field: Field, values: list[Any]) -> str | list[str | None] | None:
+    """One text as it is; several as a list, in which one may be None where the field may."""
+    words = [None if field.optional and value is None else _scalar(field.name, str, value) for value in values]
+    if not words:
+        raise ValueError(f"`{field.name}` must have a value, got an empty list")
+    return words if len(words) > 1 and any(words) else words[0]
 
 
 def _scalar(name: str, kind: type, value: Any) -> Any:
@@ -113,8 +126,10 @@ def _whole(value: float | str) -> int | None:
 
 def _of_flag(field: Field, words: bool | str | list[str]) -> Any:
     """A flag's words as a file would have them."""
-    alone = words[0] if isinstance(words, list) and len(words) == 1 else words
-    return None if field.optional and alone in ("null", "none", "None") else alone
+    if isinstance(words, list) and len(words) > 1:
+        return [_of_flag(field, word) for word in words]
+    alone = words[0] if isinstance(words, list) else words
+    return None if field.optional and alone in NULL else alone
 
 
 @functools.cache
@@ -125,7 +140,7 @@ def _fields(kind: type) -> dict[str, Field]:
         hint, parts = hints[spec.name], typing.get_args(hints[spec.name])
         optional = type(None) in parts
         if optional:
-            [hint] = (part for part in parts if part is not type(None))
+            hint = functools.reduce(or_, (part for part in parts if part is not type(None)))
         factory, default = spec.default_factory, spec.default
         default = factory() if factory is not dataclasses.MISSING else default
         extra = (spec.metadata.get("help", ""), spec.metadata.get("separator", ""))
@@ -161,7 +176,7 @@ def _add_field(group: argparse._ArgumentGroup, field: Field, more: Sequence[str]
     if field.kind is bool:
         group.add_argument(*flags, action=Switch, **options)
     else:
-        several = field.kind == list[int] or field.separator
+        several = field.kind in (list[int], WORDS) or field.separator
         metavar = {int: "N", float: "X", list[int]: "N"}.get(field.kind, "TEXT")
         group.add_argument(*flags, nargs="+" if several else None, metavar=metavar, **options)
 

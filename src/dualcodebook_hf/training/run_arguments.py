@@ -38,7 +38,8 @@ class Arguments:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if spec.metadata.get("path") and value is not None:
-                setattr(self, spec.name, os.path.expanduser(value))
+                words = [os.path.expanduser(word) for word in (value if isinstance(value, list) else [value])]
+                setattr(self, spec.name, words if isinstance(value, list) else words[0])
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,9 @@ class RunArguments(Arguments):
     max_train_minutes: float = field(
         default=0.0, metadata=described("stop and save after this many minutes in this process; 0: no limit")
     )
-    train_batch_size: int = field(default=16, metadata=described("samples of one process in one forward pass"))
+    train_batch_size: int = field(
+        default=16, metadata=described("samples of one process in one forward pass", flags=("--batch-size",))
+    )
     gradient_accumulation_steps: int = field(default=1, metadata=described("forward passes per update"))
     mixed_precision: str | None = field(
         default=None,
