@@ -15,7 +15,9 @@ import argparse
 import copy
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtypes", nargs="+", choices=("float32", "bfloat16"), help="(default: float32, and the machine's fastest)"
     )
+    parser.add_argument(
+        "--onnx", action="store_true", help="a row of onnxruntime on the CPU, which needs the extra onnx"
+    )
     add_timing(parser, rounds=5)
     arguments = parser.parse_args(argv)
     try:
@@ -83,7 +88,10 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
     fastest = fastest_dtype(kind)
     dtypes = [getattr(torch, name) for name in arguments.dtypes or []] or list({torch.float32, fastest})
-    contenders = build(config, device, dtypes) | without_network(images, device)
+    contenders = build(config, device, dtypes)
+    if arguments.onnx:
+        contenders["onnxruntime"] = onnxruntime_row(contenders[LOADED].model)
+    contenders |= without_network(images, device)
     flops = cost(config, arguments.size)
     timing = {"rounds": arguments.rounds, "device": device, "clock": arguments.clock}
     rows = [
@@ -127,6 +135,21 @@ def build(
             optimize_for_inference(copy.deepcopy(model).to(device), dtype), dtype
         )
     return {name: builder() for name, builder in builders.items() if only in (None, name)}
+
+
+def onnxruntime_row(model: DualCodebookVQModel) -> Contender:
+    """Exported graphs in float32, with as many threads as torch."""
+    import onnxruntime
+
+    from dualcodebook_hf.onnx_export import export_onnx
+    from dualcodebook_hf.onnx_runtime import OnnxTokenizer
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        export_onnx(copy.deepcopy(model).cpu(), Path(folder), [""])
+        tokenizer = OnnxTokenizer(folder, session_options=options)
+    return Contender(lambda pixels: tokenizer.tokenize(pixels.cpu().numpy()), tokenizer.detokenize)
 
 
 def without_network(images: torch.Tensor, device: str) -> dict[str, Contender]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..image_datasets import ON_BAD_IMAGE, check_skipped
+from ..inference import optimize_for_inference
 from ..loading import load_tokenizer_with_hash, tokenizer_label
 from ..pil_images import BadImageError
 from .augment import Augmentation, Crops
@@ -81,6 +82,7 @@ class TokenizeJob:
         num_shards = check_num_shards(self.num_shards, source)
         job = replace(self, num_shards=num_shards)
         model, weights = load_tokenizer_with_hash(job.model, device=_own_device(job.device), dtype=job.dtype)
+        optimize_for_inference(model, torch.float32 if job.dtype == "float32" else None)
         info = TokenDatasetInfo.of_model(
             model,
             weights,
