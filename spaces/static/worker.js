@@ -124,7 +124,7 @@ async function decode({ tokens, batch = 1, h, w, height, width, original }) {
   const began = performance.now();
   const planes = await run(1, { tokens: tokenTensor(tokens, batch, h, w) });
   const seconds = (performance.now() - began) / 1000;
-  const side = [planes.length / (3 * batch * w * h)].map((area) => Math.round(Math.sqrt(area)))[0];
+  const side = Math.round(Math.sqrt(planes.length / (3 * batch * w * h)));
   const [rows, columns] = [h * side, w * side];
   const pixels = new Uint8ClampedArray(4 * batch * height * width).fill(255);
   let error = 0;
