@@ -7,6 +7,7 @@ In a page stands `<!-- table: NAME key=a,b key=c -->`, the table, `<!-- /table -
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ from dualcodebook_hf.run_folder import SavedModel
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ("quality", "quality/f16")  # folders of benchmarks/quality.py, with a table.md of their own
-PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md")
+PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md", "docs/speed.md")
+PAGES += ("docs/runtimes.md",)
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -74,9 +76,14 @@ def equal_bytes() -> str:
     return markdown_table(header, rows)
 
 
-TABLES: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (embedded, results, costs, training_hours, protocols, equal_bytes)
-}
+def measured(name: list[str]) -> str:
+    """What benchmarks/NAME.py prints of its docs/speed/NAME.json; of several files each is NAME-more.json."""
+    (file,) = name
+    return importlib.import_module(file.split("-")[0]).table(read_json(DOCS / "speed" / f"{file}.json"))
+
+
+FUNCTIONS = (embedded, results, costs, training_hours, protocols, equal_bytes, measured)
+TABLES: dict[str, Callable[..., str]] = {function.__name__: function for function in FUNCTIONS}
 
 
 def filled(page: str) -> str:

@@ -19,7 +19,7 @@ READ_BY_OTHERS = {"scaling_factor", "force_upcast"}
 def test_every_field_is_read_somewhere():
     """As an attribute of something that holds arguments: `re.compile` is no reading of `compile`."""
     holders = {"arguments", "args", "data", "training", "config", "model", "run"}
-    definitions = {"arguments.py", "run_arguments.py", "configuration_dualcodebook.py"}
+    definitions = {"arguments.py", "run_arguments.py", "configuration_fields.py"}
     read = set()
     for path in SOURCES.rglob("*.py"):
         if path.name not in definitions:
@@ -106,7 +106,7 @@ def test_what_is_on_by_default_can_be_switched_off_in_both_spellings(name):
 
 @pytest.mark.parametrize("flag", ["--learning_rat", "--learning-rat", "--learning-rat=1"])
 def test_an_unknown_flag_gets_a_suggestion_in_both_spellings(flag):
-    with pytest.raises(ValueError, match=f"unknown argument `{flag}`; did you mean `--learning_rate`"):
+    with pytest.raises(ValueError, match=f"unknown argument `{flag}`; did you mean `--learning-rate`"):
         parse_run_config(["--dataset", "x", flag])
 
 
@@ -116,7 +116,7 @@ def test_the_help_names_the_command_and_each_default_once(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: dualcodebook train ")
-    assert "or a YAML file (default: tiny)" in text
+    assert "or a YAML file with the sections model, data, training (default: tiny)" in text
     assert "(default: None)" not in text
 
 
@@ -197,6 +197,8 @@ def parse(tmp_path, text, *flags):
         ("data", "train_split: on", "on"),
         ("data", "horizontal_flip: off", False),
         ("data", "validation_split: ~", None),
+        ("data", "dataset_config: [a]", "a"),
+        ("data", "validation_split: [~, ~]", None),
         ("model", "block_out_channels: [32, 6.4e1]", [32, 64]),
     ],
 )
@@ -221,6 +223,8 @@ def test_values_of_yaml_are_what_they_look_like(tmp_path, section, text, value):
         ("training: {learning_rate: fast}", "`learning_rate` must be a number, got 'fast'"),
         ("training: {learning_rate: 1" + 400 * "0" + "}", "`learning_rate` must be a number"),
         ("model: {block_out_channels: [8, wide]}", "`block_out_channels` must be a whole number, got 'wide'"),
+        ("data: {image_column: []}", "`image_column` must have a value, got an empty list"),
+        ("data: {train_split: [train, ~]}", "`train_split` must be text, got None"),
         ("model: []", "section 'model' must be a mapping"),
         ("data: {crop: center}\ntraining: {seed: 1}\ndata: {}", "'data' stands in line 1 and again in line 3"),
         ("data:\n  crop: center\n  crop: random", "'crop' stands in line 2 and again in line 3"),
@@ -242,6 +246,21 @@ def test_null_on_the_command_line_is_none(name):
 def test_several_words_are_one_list_of_trackers(tmp_path):
     for flags in (["--report_to", "tensorboard", "none"], ["--report_to=tensorboard, none"]):
         assert parse_run_config(["--dataset", "x", *flags]).training.trackers == ["tensorboard"]
+
+
+def test_a_list_in_the_file_has_a_value_for_each_data_set(tmp_path):
+    lists = "data: {dataset_config: [a, ~], train_split: [train, test], image_column: image}"
+    data = parse(tmp_path, lists, "--dataset", "x", "y").data
+    assert (data.dataset_config, data.train_split, data.image_column) == (["a", None], ["train", "test"], "image")
+    with pytest.raises(ValueError, match="`train_split` must be one, or one for each data set, of which there are 3"):
+        parse(tmp_path, lists, "--dataset", "x", "y", "z", "--dataset_config", "null")
+
+
+def test_several_words_are_several_data_sets_and_null_may_be_among_their_validation_splits():
+    flags = ["--dataset", "a", "~/b", "--validation_split", "null", "test"]
+    data = parse_run_config(flags).data
+    assert data.dataset == ["a", str(Path("~/b").expanduser())]
+    assert data.validation_split == [None, "test"]
 
 
 def test_a_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_the_template_asks_for_facts_that_there_are_and_for_no_others(repo_id):
     template = resources.files("dualcodebook_hf.hub").joinpath(TEMPLATE).read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     facts = card_facts(Records.read(EMBEDDED), repo_id)
-    facts |= dict.fromkeys(("card_data", "license", "figure", "mark"), "")
+    facts |= dict.fromkeys(("card_data", "license", "mark"), "") | {"figures": {}}
     environment.from_string(template).render(facts)  # UndefinedError names what is missing
     asked = jinja2.meta.find_undeclared_variables(environment.parse(template))
     assert asked == facts.keys() - {"name"}
@@ -80,7 +80,7 @@ def test_the_front_matter_holds_every_measurement_of_the_model_and_none_of_its_b
     assert all("256 x 256" in item.metric_args["protocol"] for item in published.values())
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "apache-2.0",
-        "diffusers",
+        "transformers",
         "image-feature-extraction",
     )
     assert data.model_name == "tok"
@@ -119,6 +119,14 @@ def test_hub_ids_stay_and_paths_lose_their_folders():
     assert public_record(train) == expected
 
 
+def test_several_data_sets_are_all_named_without_their_folders(folder):
+    paths = ["/home/someone/secret/birds", "lab/photos", "/data/clothing-256"]
+    change(folder / "train_config.json", "data", dataset=paths, train_split=["train", "test", "train"])
+    text = model_card(Records.read(folder), "me/tok")
+    assert "split `train`, `test`, `train` of `birds`, `lab/photos`, `clothing-256` (3,068" in text
+    assert "someone" not in text
+
+
 def test_training_settings_are_told_as_they_are(folder):
     settings = {"perceptual": "lpips", "perceptual_weight": 1.25, "adversarial_weight": 0.8, "l1_weight": 1.0}
     change(
@@ -140,6 +148,48 @@ def test_converted_weights_name_their_source_and_claim_no_licence(folder):
     assert ModelCard(model_card(Records.read(folder), "me/tok", license="mit")).data.license == "mit"
 
 
+@pytest.mark.parametrize(
+    "source, license, told",
+    [
+        ("embedded", "apache-2.0", "embedded checkpoint"),
+        ("licensed", "cc-by-nc-4.0", "mine"),
+        ("own run", "apache-2.0", "mine"),
+        ("converted", "other", "mine"),
+        ("lab/other", "other", "lab/other"),
+    ],
+)
+def test_weights_that_started_from_others_say_so_and_keep_their_licence(folder, tmp_path, source, license, told):
+    origin = tmp_path / "origins" / "mine"
+    origin.mkdir(parents=True)
+    shutil.copyfile(EMBEDDED / "config.json", origin / "config.json")
+    shutil.copyfile(EMBEDDED / "train_config.json", origin / "train_config.json")
+    if source == "licensed":
+        (origin / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# mine\n")
+    if source == "converted":
+        (origin / "conversion.json").write_text(json.dumps({"kind": "taming", "source": "a.ckpt", "files": {}}))
+    init_from = {"embedded": str(EMBEDDED), "lab/other": "lab/other"}.get(source, str(origin))
+    start = {"init_from": init_from, "data_initialization": 0}
+    change(folder / "train_config.json", "training", **start, train="decoder")
+    text = model_card(Records.read(folder), "me/tok")
+    data = ModelCard(text).data
+    assert data.license == license
+    assert f"the weights of `{told}`, of which only the decoder was trained" in text and str(tmp_path) not in text
+    base = ("lab/other", "finetune") if "/" in source else (None, None)
+    assert (data.base_model, data.get("base_model_relation")) == base
+    change(folder / "train_config.json", "training", train="all")
+    assert "only the decoder" not in model_card(Records.read(folder), "me/tok")
+
+
+def test_data_sets_are_named_by_hub_ids_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    for dataset, listed in (("lab/photos", ["lab/photos"]), ("data/photos", None), ("/data/photos", None)):
+        change(folder / "train_config.json", "data", dataset=dataset)
+        text = model_card(Records.read(folder), "me/tok")
+        assert ModelCard(text).data.datasets == listed
+        assert f"split `train` of `{'lab/photos' if listed else 'photos'}`" in text
+
+
 def test_weights_alone_have_a_card_that_claims_nothing(tmp_path, tiny_model):
     tiny_model.save_pretrained(tmp_path)
     text = model_card(Records.read(tmp_path), "me/tok")
@@ -156,13 +206,13 @@ def test_every_card_is_tidy_markdown(folder, record, training):
     if training is not None:
         change(folder / "train_config.json", "training", **training)
     (folder / record).unlink()
-    text = model_card(Records.read(folder), "me/tok", figure="samples.png")
+    text = model_card(Records.read(folder), "me/tok", figures={"samples.png": "Originals above reconstructions"})
     body = text.split("---\n", 2)[2]
     assert "\n\n\n" not in body and not re.search(r"[ \t]$", body, re.M) and body.endswith("-->\n")
     assert "None" not in body.replace("None lie beside the weights;", "")
     for heading in re.findall(r"^#.*$", re.sub(r"```.*?```", "", body, flags=re.S), re.M):
         assert f"\n\n{heading}\n\n" in f"\n{body}"
-    assert "\n\n![Validation images above their reconstructions](samples.png)\n\n" in body
+    assert "\n\n![Originals above reconstructions](samples.png)\n\n" in body
 
 
 def test_a_single_codebook_is_called_one(tmp_path, tiny_config):

@@ -22,9 +22,9 @@ from PIL import Image
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.cli.inputs import _unique_stems
-from dualcodebook_hf.cli.main import _build_parser
-from dualcodebook_hf.cli.parser import Parser
+from dualcodebook_hf.cli.main import build_parser
 from dualcodebook_hf.cli.train import _run_forwarding_signals, complete_launch_flags
+from dualcodebook_hf.flags import Parser, Switch
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr, ssim
 from dualcodebook_hf.tokens.file import load_tokens, save_tokens
@@ -120,9 +120,11 @@ def test_the_reconstruction_panel_is_the_decoded_tokens(tmp_path, checkpoint, mo
             (top, left)
             for top in range(figure.shape[0] - 199)
             for left in range(figure.shape[1] - 299)
-            if (figure[top, left : left + 300] == shown[0]).all()
+            if np.abs(figure[top, left : left + 300] - shown[0].astype(int)).max() <= 1
         ]
-        assert any((figure[top : top + 200, left : left + 300] == shown).all() for top, left in windows)
+        # Inference is optimized: a value between two grey levels may be rounded to the other one.
+        differences = [np.abs(figure[top : top + 200, left : left + 300] - shown.astype(int)) for top, left in windows]
+        assert min(map(np.max, differences)) <= 1
 
 
 def test_tokenize_then_detokenize_gives_the_images_of_reconstruct(tmp_path, images, checkpoint) -> None:
@@ -272,6 +274,21 @@ def test_images_of_one_size_are_done_together_and_give_the_same(tmp_path, checkp
             assert np.abs(pair[0] - pair[1]).max() <= 1
 
 
+def test_tokens_of_one_grid_are_decoded_together_and_give_the_same(tmp_path, checkpoint) -> None:
+    sizes = [(48, 32), (47, 31), (40, 30), (32, 48), (33, 20)]
+    paths = [str(tmp_path / f"{number}.png") for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        image(*size, number).save(path)
+    tokens, options = str(tmp_path / "t.safetensors"), ["--model", checkpoint]
+    assert main(["tokenize", *paths, *options, "--output", tokens]) == 0
+    for batch in ("1", "8"):
+        assert main(["detokenize", tokens, *options, "--batch-size", batch, "--output", str(tmp_path / batch)]) == 0
+    for path, size in zip(paths, sizes, strict=True):
+        pair = [Image.open(tmp_path / batch / Path(path).name) for batch in ("1", "8")]
+        assert pair[0].size == pair[1].size == size
+        assert np.abs(np.subtract(*(np.asarray(each, np.int16) for each in pair))).max() <= 1
+
+
 def test_tokens_have_a_file_by_default(tmp_path, images, checkpoint, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["tokenize", images[0], "--model", checkpoint]) == 0
@@ -400,11 +417,11 @@ def test_missing_files_and_empty_folders_are_known_before_the_model_is_loaded(tm
         (["--model", "."], "`--model`.*config.json"),
         (["--device", "cuda:99"], "`--device` cuda:99"),
         (["--device", "abacus"], "`--device` abacus"),
-        (["--dtype", "int8"], "--dtype.*'int8'.*float32"),
+        (["--dtype", "float"], "`--dtype` must be one of auto, float32, .*, got 'float'; did you mean float"),
         (["--max-pixels", "-1"], "`--max-pixels`.*-1"),
         (["--output", "a-file/out"], "`--output`.*a-file"),
         (["--sheet", "sheet.jpg"], r"`--sheet`.*\.png"),
-        (["--colour", "red"], "--colour"),
+        (["--colour", "red"], "unknown argument `--colour`"),
     ],
 )
 def test_bad_options_are_named_before_anything_is_written(
@@ -418,22 +435,16 @@ def test_bad_options_are_named_before_anything_is_written(
     assert re.search(message, error)
 
 
-def commands() -> dict[str, Parser]:
-    """The parsers of all commands, by name."""
-    (action,) = (action for action in _build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return action.choices
-
-
 def given(action: argparse.Action) -> list[str]:
     """Words that an option or a positional argument accepts as its values."""
-    if action.nargs == 0:
+    if action.nargs == 0 or isinstance(action, Switch):
         return []
     return [str(action.choices[0]) if action.choices else "3"]
 
 
 FLAGS = [
     (name, flag)
-    for name, parser in commands().items()
+    for name, parser in build_parser().commands().items()
     for action in parser._actions
     for flag in action.option_strings
     if flag.startswith("--") and flag != "--help"
@@ -443,7 +454,7 @@ FLAGS = [
 @pytest.mark.parametrize(("name", "flag"), FLAGS)
 def test_every_flag_is_taken_with_hyphens_and_with_underscores(name: str, flag: str) -> None:
     """Over all flags of all commands, as the parsers list them."""
-    parser = commands()[name]
+    parser = build_parser([name]).commands()[name]
     action = parser._option_string_actions[flag]
     needed = [other for other in parser._actions if other.required and other is not action]
     words = [word for other in needed for word in [*other.option_strings[:1], *given(other)]]
@@ -452,18 +463,18 @@ def test_every_flag_is_taken_with_hyphens_and_with_underscores(name: str, flag: 
     spellings = [[flag, *values], [underscored, *values]]
     if values:
         spellings += [[f"{flag}={values[0]}"], [f"{underscored}={values[0]}"]]
-    expected, *others = (vars(_build_parser().parse_args([name, *words, *spelling])) for spelling in spellings)
+    expected, *others = (vars(build_parser([name]).parse_args([name, *words, *spelling])) for spelling in spellings)
     assert all(other == expected for other in others)
 
 
 def test_the_flags_of_all_commands_were_found() -> None:
     assert {("reconstruct", "--max-pixels"), ("evaluate", "--no-rfid"), ("push", "--repo-id")} <= set(FLAGS)
-    assert {name for name, _ in FLAGS} == set(commands()) - {"train"}  # whose flags are the trainer's
+    assert {name for name, _ in FLAGS} == set(build_parser().commands())
 
 
 def test_values_and_files_keep_their_underscores() -> None:
     command = ["reconstruct", "--output=c_d", "--model", "me/e_f", "--", "a_b.png", "--g_h.png"]
-    arguments = _build_parser().parse_args(command)
+    arguments = build_parser().parse_args(command)
     assert [str(path) for path in arguments.images] == ["a_b.png", "--g_h.png"]
     assert (str(arguments.output), arguments.model) == ("c_d", "me/e_f")
 
@@ -556,8 +567,9 @@ def test_evaluate_lists_the_images_that_it_left_out(tmp_path, checkpoint, capsys
     assert "1b.png" in message
     output = ["--output", str(tmp_path / "result.json"), "--fit-pictures", "3"]
     assert main([*command, *output, "--on-bad-image", "skip"]) == 0
-    report = capsys.readouterr().out
-    assert "images left out because they cannot be read: 1" in report and "row 2 (1b.png): not in an image" in report
+    named, count = capsys.readouterr().err.splitlines()[-2:]
+    assert named.startswith("left out: cannot read row 2 of ") and "1b.png': not in an image" in named
+    assert count == "1 of 4 images were left out"
     for result in json.loads((tmp_path / "result.json").read_text())["results"]:
         assert result["protocol"]["pictures"] == 3
         assert [item["file"] for item in result["protocol"]["skipped"]] == ["1b.png"]
@@ -582,7 +594,7 @@ def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys
         capsys, tmp_path, *command, *fit, "--save-pictures", str(tmp_path / "out")
     )
     assert not (tmp_path / "out").exists()
-    assert "unrecognized arguments: --patch" in refused(capsys, tmp_path, *command, "--patch")
+    assert "unknown argument `--patch`; did you mean" in refused(capsys, tmp_path, *command, "--patch")
 
 
 def test_messages_name_the_flags_of_the_command_and_not_the_arguments_behind_them(tmp_path, checkpoint, capsys) -> None:
@@ -604,7 +616,9 @@ def test_messages_name_the_flags_of_the_command_and_not_the_arguments_behind_the
 
 def test_train_checks_its_arguments_before_it_launches_anything(tmp_path, capsys) -> None:
     pytest.importorskip("accelerate")
-    assert "learning_rate" in refused(capsys, tmp_path, "train", "--dataset", "d", "--learning_rat", "1")
+    assert "did you mean `--learning-rate`" in refused(
+        capsys, tmp_path, "train", "--dataset", "d", "--learning_rat", "1"
+    )
     assert "`dataset`" in refused(capsys, tmp_path, "train", "--config", "tiny")
     assert "./nowhere" in refused(capsys, tmp_path, "train", "--config", "tiny", "--dataset", "./nowhere")
 

@@ -19,7 +19,7 @@ from dualcodebook_hf.codebooks import (
     build_codebook,
     nearest_codes,
 )
-from dualcodebook_hf.configuration_dualcodebook import UPDATES
+from dualcodebook_hf.configuration_fields import UPDATES
 
 
 def transformer_codebook(size=16, dim=8, layers=2, dropout=0.0, **options):

@@ -1,13 +1,17 @@
 import dataclasses
 import inspect
+import pydoc
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from dualcodebook_hf import DualCodebookConfig, DualCodebookModel, DualCodebookVQModel
+from dualcodebook_hf import DualCodebookConfig, DualCodebookImageProcessor, DualCodebookModel, DualCodebookVQModel
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields, config_hash
+from dualcodebook_hf.configuration_fields import BOUNDS, FIELD_TYPES
 from dualcodebook_hf.presets import load_preset, preset_names
+from dualcodebook_hf.reconstruction_pipeline import ImageReconstructionPipeline
 
 
 def test_defaults_are_the_papers():
@@ -53,6 +57,21 @@ def test_diffusers_signature_equals_the_fields():
         ({"quantizer": "single"}, "`quantizer: single` has one codebook, .* got 512 and 128"),
         ({"block_out_channels": [48]}, r"`block_out_channels` must be multiples of norm_num_groups=32, got \[48\]"),
         ({"layers_per_level": [1]}, "`layers_per_level` is for `backbone: dcae`"),
+        ({"decoder_layers_per_level": [1]}, "`decoder_layers_per_level` is for `backbone: dcae`"),
+        (
+            {"decoder_block_out_channels": [32]},
+            r"`decoder_block_out_channels` must have one number for each of the 5 levels .*, got \[32\]",
+        ),
+        ({"decoder_block_out_channels": [48] * 5}, "`decoder_block_out_channels` must be multiples of norm_num_groups"),
+        (
+            {"backbone": "dcae", "decoder_block_out_channels": [8, 20, 16, 16, 16]},
+            "`decoder_block_out_channels` with `backbone: dcae` .* got 8 and then 20",
+        ),
+        ({"overlapping_shortcut": True}, "`overlapping_shortcut` needs `linear_shortcut: true`"),
+        (
+            {"overlapping_shortcut": True, "linear_shortcut": True, "block_out_channels": [32]},
+            "`overlapping_shortcut` needs two levels",
+        ),
         ({"local_codebook_size": 0}, r"`local_codebook_size` must lie in \[1, 4194304\], got 0"),
         ({"local_update": "matrix"}, "`local_update` must be one of gradient, ema, linear, got 'matrix'"),
         (
@@ -184,3 +203,26 @@ def test_fields_that_transformers_sets_afterwards_are_checked(tmp_path, tiny_con
         DualCodebookModel.from_pretrained(tmp_path, global_codebook_size=10**9)
     with pytest.raises(ValueError, match=r"`num_labels` must be a whole number in \[0, 65536\], got 1000000000"):
         DualCodebookConfig(num_labels=10**9)
+
+
+@pytest.mark.parametrize("kind", [DualCodebookConfig, DualCodebookVQModel, DualCodebookModel])
+def test_help_shows_every_field_with_type_default_and_meaning(kind):
+    shown = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+    text = " ".join(re.sub(r"^ \|", "", shown, flags=re.M).split())
+    for spec in dataclasses.fields(DualCodebookFields):
+        default = getattr(DualCodebookFields(), spec.name)
+        meaning = " ".join(spec.metadata["help"].split())
+        assert f" {spec.name} ({FIELD_TYPES[spec.name]}, default {default!r}): {meaning}" in text
+        if spec.name in BOUNDS:
+            assert f"{meaning}; in [{BOUNDS[spec.name][0]}, {BOUNDS[spec.name][1]}]." in text
+
+
+def test_help_shows_every_option_of_the_image_processor_and_of_the_pipeline():
+    kind, text = DualCodebookImageProcessor, inspect.getdoc(DualCodebookImageProcessor)
+    names = ("do_resize", "size", "max_pixels", "do_center_crop", "crop_size", "do_rescale", "do_normalize")
+    for name in (*names, "image_mean", "image_std", "do_convert_rgb"):
+        default = re.escape(repr(getattr(kind, name)))
+        assert re.search(rf"^    {name} \([^:]+, default {default}\): \w+", text, re.M), name
+    assert f"default {kind.resample.name})" in text
+    options = re.findall(r"^    (\w+)(?: \([^)]*\))?: ", inspect.getdoc(ImageReconstructionPipeline), re.M)
+    assert options == ["model", "image_processor", "batch_size", "image_processor_kwargs", "kwargs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dualcodebook_hf.image_datasets import ImageSplit
 from dualcodebook_hf.image_processing_dualcodebook import LARGEST_ENLARGEMENT, BadImageError, center_crop
 from dualcodebook_hf.training.arguments import DataArguments
 from dualcodebook_hf.training.data import (
@@ -62,10 +64,14 @@ def dataset(request, table) -> datasets.Dataset | datasets.IterableDataset:
     return table if request.param == "table" else table.to_iterable_dataset(num_shards=3)
 
 
-def batches(dataset, count: int, workers: int = 0, **arguments) -> list[dict[str, torch.Tensor]]:
+def batches(data, count: int, workers: int = 0, name: str = "x", **arguments) -> list[dict[str, torch.Tensor]]:
     transform = ImageTransform(SIDE, horizontal_flip=True, seed=3)
     defaults = {"batch_size": 4, "seed": 3, "shuffle_buffer": 5}
-    stream = TrainingBatches(dataset, transform, **defaults | arguments)
+    stream = TrainingBatches(
+        [ImageSplit(rows, name) for rows in (data if isinstance(data, tuple) else (data,))],
+        transform,
+        **defaults | arguments,
+    )
     return list(itertools.islice(TrainingLoader(stream, num_workers=workers), count))
 
 
@@ -383,7 +389,7 @@ def test_of_an_image_too_long_to_be_enlarged_the_middle_is_taken(size):
 
 def test_a_data_set_without_images_is_refused(table):
     for empty in (table.select([]), table.to_iterable_dataset().take(0)):
-        with pytest.raises(ValueError, match="birds has no images"):
+        with pytest.raises(ValueError, match="no images in 'birds'"):
             batches(empty, 1, name="birds")
 
 
@@ -463,3 +469,82 @@ def test_validation_mirrors_some_images_where_asked_to_and_always_the_same_ones(
     mirrored = [torch.equal(one, other.flip(-1)) for one, other in zip(first, plain, strict=True)]
     assert 0 < sum(mirrored) < COUNT
     assert all(torch.equal(first[i], plain[i]) for i in range(COUNT) if not mirrored[i])
+
+
+OTHERS = 7
+
+
+@pytest.fixture(scope="module")
+def other_table() -> datasets.Dataset:
+    """A second data set: images of another size, numbered on, beside another column."""
+    rows = [encode(draw(COUNT + number, width=30, height=24)) for number in range(OTHERS)]
+    features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
+    return datasets.Dataset.from_dict({"image": rows, "text": ["a"] * OTHERS}, features=features)
+
+
+@pytest.fixture(params=["table", "stream"])
+def two(request, table, other_table):
+    pair = table, other_table
+    return pair if request.param == "table" else tuple(rows.to_iterable_dataset(num_shards=2) for rows in pair)
+
+
+def test_every_image_of_every_data_set_comes_exactly_once_per_epoch(two):
+    found, whole = numbers(joined(batches(two, 9))["pixel_values"]), COUNT + OTHERS
+    orders = [found[start : start + whole] for start in (0, whole)]
+    assert [sorted(order) for order in orders] == [list(range(whole))] * 2
+    assert orders[0] != orders[1]
+
+
+def test_tables_are_shuffled_together_and_streams_give_a_row_in_turn(table, other_table):
+    found = joined(batches((table, other_table), 4))
+    assert found["index"].tolist() == numbers(found["pixel_values"])
+    assert found["index"].tolist() == np.random.default_rng([3, 0]).permutation(COUNT + OTHERS).tolist()[:16]
+    streams = tuple(rows.to_iterable_dataset() for rows in (table, other_table))
+    first = [number < COUNT for number in numbers(joined(batches(streams, 4))["pixel_values"])]
+    assert first == [True, False] * OTHERS + [True] * 2
+
+
+def test_several_data_sets_depend_on_neither_workers_nor_processes_nor_the_place_of_a_resume(two):
+    whole = batches(two, 9)
+    assert_equal(batches(two, 9, workers=2), whole)
+    halves = [batches(two, 9, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
+    assert_equal([joined(list(pair)) for pair in zip(*halves, strict=True)], whole)
+    for start in (3, 16, 23):
+        tail = joined(batches(two, 2, start=start))
+        assert torch.equal(tail["pixel_values"], joined(whole)["pixel_values"][start : start + 8])
+
+
+def test_a_bad_image_is_named_by_the_row_of_its_own_data_set(table, other_table):
+    bad = other_table.map(lambda row, index: {"image": None if index == 2 else row["image"]}, with_indices=True)
+    splits = [ImageSplit(table, "birds"), ImageSplit(bad, "fish", "test")]
+    loader = TrainingLoader(TrainingBatches(splits, ImageTransform(SIDE), batch_size=COUNT + OTHERS))
+    with pytest.raises(BadImageError, match=r"row 2 of 'fish' \(test\)"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_arguments_name_several_data_sets_with_what_differs_between_them(folder, other_table, tmp_path, streaming):
+    other_table.rename_column("image", "png").to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    args = DataArguments(
+        dataset=[folder, str(tmp_path)],
+        train_split=["train", "test"],
+        validation_split=["validation", None],
+        image_column=["image", "png"],
+        streaming=streaming,
+        resolution=SIDE,
+        num_workers=0,
+    )
+    args.check()
+    assert sorted(numbers(TrainingImages(args).first(COUNT + OTHERS))) == list(range(COUNT + OTHERS))
+    assert numbers(torch.cat(list(ValidationImages(args).batches(4)))) == list(range(COUNT))
+    both = dataclasses.replace(args, validation_split=["validation", "test"])
+    shown = numbers(torch.cat(list(ValidationImages(both, 6).batches(4))))
+    assert shown == ([0, COUNT, 1, COUNT + 1, 2, COUNT + 2] if streaming else [0, 3, 6, 9, 12, 15])
+    first = TrainingImages(dataclasses.replace(args, max_train_samples=2)).first(4)
+    assert sorted(numbers(first)) == [0, 1, COUNT, COUNT + 1]
+
+
+def test_what_is_not_one_for_each_data_set_is_refused_by_name():
+    for name in ("dataset_config", "train_split", "validation_split", "image_column"):
+        with pytest.raises(ValueError, match=f"`{name}` must be one, or one for each .* 2, got 3"):
+            DataArguments(dataset=["a", "b"], **{name: ["x", "y", "z"]}).check()

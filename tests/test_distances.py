@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dualcodebook_hf.perceptual.distances import FORMS, EfficientNetDistance
+from dualcodebook_hf.perceptual import FORMS
+from dualcodebook_hf.perceptual.distances import EfficientNetDistance
 from dualcodebook_hf.perceptual.efficientnet_lite import EfficientNetLite
 
 COMPARED = (0, 1, 2, 4)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hub_rule import shown_libraries, transformers_snippets
 from loopback_hub import LoopbackHub
 from packaging.requirements import Requirement
 from PIL import Image
@@ -71,7 +72,8 @@ def test_a_run_is_published_by_one_commit_without_a_path_of_this_machine(hub, ru
     files = hub.files("me/tok")
     code = {path.name for path in code_files()}
     json_files = {"config.json", "preprocessor_config.json", "train_config.json"}
-    assert set(files) == {".gitattributes", "README.md", "samples.png", WEIGHTS} | json_files | code
+    pictures = {"reconstructions.png", "samples.png"}
+    assert set(files) == {".gitattributes", "README.md", WEIGHTS} | pictures | json_files | code
     assert len(hub.repos["model", "me/tok"]["commits"]) == hub.named("commit") == 1
     assert hub.repos["model", "me/tok"]["private"]
     assert files[WEIGHTS] == (run / "final" / WEIGHTS).read_bytes()
@@ -146,6 +148,66 @@ def test_a_process_without_the_package_loads_it_as_the_card_says(hub, run, tmp_p
     with torch.no_grad():
         out = tiny_model(pixels)
     assert torch.equal(tokens, out.tokens) and torch.equal(decoded, out.sample)
+
+
+# What the Hub shows for the folder, and what diffusers offers for it, each in turn.
+READ_AS_SHOWN = (
+    WITHOUT_PACKAGE
+    + """
+import json, torch
+from pathlib import Path
+from PIL import Image
+image, results = Image.open("photo.jpg"), []
+for snippets in json.loads(sys.argv[2]):
+    names = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    if "processor" in names:
+        pixels = names["processor"](image, return_tensors="pt")["pixel_values"]
+    results.append(names["model"].tokenize(pixels))
+    results.append(torch.tensor(names["pipe"](image)))
+from diffusers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[3], trust_remote_code=True)
+latents = model.encode(pixels).latents
+torch.save([pixels, *results, model.tokenize(pixels), model.decode(latents).sample.detach()], sys.argv[1])
+assert "dualcodebook_hf" not in sys.modules
+"""
+)
+
+
+def test_what_the_hub_shows_and_diffusers_automodel_load_a_published_folder(hub, run, tmp_path, tiny_model, photo):
+    folder = tmp_path / "published"
+    prepare_folder(run, folder, "me/tok")
+    assert shown_libraries(folder) == ["transformers"]  # diffusers' DiffusionPipeline would fail
+    processors = ("AutoImageProcessor", "AutoProcessor", None)
+    snippets = [transformers_snippets(folder, str(folder), processor) for processor in processors]
+    assert all(len(shown) == 2 and "trust_remote_code=True" in "".join(shown) for shown in snippets)
+    arguments = (tmp_path / "out.pt", json.dumps(snippets), folder)
+    call(hub, READ_AS_SHOWN, *arguments, cache=tmp_path / "cache", cwd=photo.parent)
+    pixels, *tokens, sample = torch.load(tmp_path / "out.pt")
+    assert len(tokens) == 2 * len(processors) + 1
+    assert all(torch.equal(found, tiny_model.tokenize(pixels)) for found in tokens)
+    with torch.no_grad():
+        assert torch.equal(sample, tiny_model.decode(tiny_model.encode(pixels).latents).sample)
+
+
+def test_the_cards_sheet_shows_images_that_may_be_published(run, tmp_path, tiny_model, photo):
+    names = prepare_folder(run, tmp_path / "own", images=[photo, photo])
+    assert "reconstructions.png" in names
+    sheet = Image.open(tmp_path / "own" / "reconstructions.png")
+    size = 256
+    assert sheet.size == (2 * size + 2, 2 * size + 2)
+    assert sheet.crop((0, 0, size, size)).tobytes() == sheet.crop((size + 2, 0, 2 * size + 2, size)).tobytes()
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert "(reconstructions.png)" in card and str(tmp_path) not in card and "scikit-image" not in card
+    assert "reconstructions.png" not in prepare_folder(run, tmp_path / "none", images=[])
+    prepare_folder(run, tmp_path / "default")
+    assert "scikit-image" in (tmp_path / "default" / "README.md").read_text()
+    absent = tmp_path / "absent.png"
+    for wrong, message in (([absent], "absent.png"), ([photo] * 9, "`images` must be at most 8, got 9")):
+        with pytest.raises(ValueError, match=message):
+            prepare_folder(run, tmp_path / "wrong", images=wrong)
+    assert not (tmp_path / "wrong").exists()
 
 
 @pytest.fixture
@@ -433,6 +495,40 @@ def test_the_space_is_published_with_the_whole_package(hub):
     assert (front["sdk"], front["app_file"], front["models"]) == ("gradio", "app.py", ["me/a", "lab/b"])
 
 
+@pytest.fixture
+def built(tmp_path):
+    """What `make static-space` writes, as far as publishing looks at it."""
+    folder = tmp_path / "static-space"
+    contents = {"index.html": "<!doctype html>", "build.json": '{"dualcodebook_hf": "0"}', "ort/a.wasm": "binary"}
+    contents |= {"onnx/tokenizer.json": "{}", "README.md": space.static_readme(), ".cache/x": "mine"}
+    for name, text in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_page_that_runs_in_the_browser_is_published(hub, built, capsys):
+    command = ["push", "--space", "me/browser", "--static", str(built)]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"published: {hub.url}/spaces/me/browser\n"
+    files = hub.files("me/browser", "space")
+    published = {"index.html", "build.json", "README.md", "ort/a.wasm", "onnx/tokenizer.json"}
+    assert set(files) == {".gitattributes", *published}
+    front = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (front["sdk"], front["app_file"]) == ("static", "index.html")
+    assert front["custom_headers"]["cross-origin-opener-policy"] == "same-origin"
+    files |= {"ort/old.wasm": b"", "mine.txt": b""}
+    assert main(command) == 0
+    assert set(hub.files("me/browser", "space")) == {".gitattributes", "mine.txt", *published}
+
+
+def test_a_folder_that_is_no_page_is_refused_before_anything_is_asked(hub, built, capsys):
+    (built / "onnx" / "tokenizer.json").unlink()
+    assert main(["push", "--space", "me/browser", "--static", str(built)]) == 2
+    assert "`--static` must be the folder that `make static-space` writes" in capsys.readouterr().err
+    assert not hub.repos
+
+
 RUN_SPACE = (
     WITHOUT_PACKAGE
     + """
@@ -460,7 +556,9 @@ def test_push_and_card_from_the_command_line(hub, run, tmp_path, capsys):
     card = tmp_path / "cards" / "card.md"
     for _ in range(2):  # a card of ours is replaced
         assert main(["card", str(run), "--repo-id", "me/tok", "--license", "mit", "--output", str(card)]) == 0
-        assert card.read_bytes() == hub.files("me/tok")["README.md"]
+        published = hub.files("me/tok")["README.md"]
+        assert b"reconstructions.png" in published  # the picture is what `card` cannot show
+        assert card.read_bytes() == re.sub(rb"\n!\[[^\n]*\n\n\*[^\n]*\*\n", b"", published)
     card.write_text("by hand")
     capsys.readouterr()
     assert main(["card", str(run), "--output", str(card)]) == 2
@@ -476,6 +574,8 @@ def test_push_and_card_from_the_command_line(hub, run, tmp_path, capsys):
         (["push", "{run}"], "--repo-id missing"),
         (["push", "{run}", "--space", "me/demo"], "`--space` publishes the Space alone; it does not go with RUN"),
         (["push", "{run}", "--repo-id", "me/tok", "--model-id", "me/a"], "`--model-id` goes with `--space`"),
+        (["push", "{run}", "--repo-id", "me/tok", "--static"], "`--static` goes with `--space`"),
+        (["push", "--space", "me/demo", "--onnx"], "it does not go with --onnx"),
         (["push", "{run}/samples", "--repo-id", "me/tok"], "there is no config.json in"),
         (["push", "{run}/nothing", "--repo-id", "me/tok"], "`RUN` must be the folder of a run"),
         (

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dualcodebook_hf.metrics.images import ms_ssim
 from dualcodebook_hf.perceptual.vgg import LPIPS
@@ -16,6 +17,7 @@ from dualcodebook_hf.training.losses import (
     adaptive_weight,
     generator_loss,
     hinge_discriminator_loss,
+    take_gradient,
     weighted_sum,
 )
 
@@ -51,6 +53,28 @@ def test_adaptive_weight_by_hand():
     assert not weight.requires_grad
     (rec + weight * g).backward()  # the graphs are still there
     torch.testing.assert_close(last.grad, torch.tensor([3.0, 4 + 2 * weight.item()]))
+
+
+def test_a_gradient_taken_once_is_the_plain_one_through_every_later_pass():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1))
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    measure = ReconstructionLoss(l2_weight=0.5, perceptual=MSSSIMLoss())
+    found = {}
+    for taken in (False, True):
+        layers.zero_grad()
+        x_hat = layers(x)
+        leaf = x_hat.detach().requires_grad_() if taken else x_hat
+        rec, g = measure.rec(measure(leaf, x)), (leaf[:, :1] * x[:, :1]).mean()
+        if taken:
+            rec = take_gradient(rec, leaf, x_hat)
+            leaf = x_hat.detach().requires_grad_()
+            g = take_gradient((leaf[:, :1] * x[:, :1]).mean(), leaf, x_hat)
+        weight = adaptive_weight(rec, g, layers[2].weight)
+        (rec + 0.8 * weight * g).backward()
+        found[taken] = [rec.detach(), weight, *(parameter.grad.clone() for parameter in layers.parameters())]
+    for plain, once in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(once, plain, rtol=1e-5, atol=1e-8)
 
 
 def test_adaptive_weight_is_clamped_and_finite_where_the_generators_gradient_vanishes():

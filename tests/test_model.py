@@ -17,7 +17,15 @@ DCAE = {
 }
 
 
-@pytest.fixture(params=[TINY, DCAE], ids=["vqgan", "dcae"])
+OWN_DECODER = {
+    **DCAE,
+    "decoder_block_out_channels": [8, 32, 16],
+    "decoder_layers_per_level": [1, 2, 1],
+    "overlapping_shortcut": True,
+}
+
+
+@pytest.fixture(params=[TINY, DCAE, OWN_DECODER], ids=["vqgan", "dcae", "own decoder"])
 def model(request):
     torch.manual_seed(0)
     return spread_codes(DualCodebookVQModel(**request.param)).eval()
@@ -160,7 +168,6 @@ def test_the_dcae_backbone_is_diffusers_autoencoderdc(images):
         (torch.zeros(3, 8, 8), r"shape \(B, 3, H, W\)", r"\(3, 8, 8\)"),
         (torch.zeros(1, 4, 8, 8), r"shape \(B, 3, H, W\)", r"\(1, 4, 8, 8\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point", "uint8"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.float64), "dtype torch.float32", "float64"),
         (torch.full((1, 3, 8, 8), 255.0), r"lie in \[-1, 1\]", r"\[255, 255\]"),
         (torch.full((1, 3, 8, 8), float("nan")), r"lie in \[-1, 1\]", "nan"),
     ],
@@ -211,3 +218,44 @@ def test_layerwise_casting_stores_in_float8_and_computes_in_float32(model, image
     assert (out.sample - expected.sample).square().mean() < 0.2 * expected.sample.square().mean() + 0.1
     codes = [codebook.codes() for codebook in model.quantize.codebooks.values()]
     assert all(code.dtype == torch.float32 for code in codes)
+
+
+def test_a_decoder_has_its_own_widths_and_layers():
+    decoder = DualCodebookVQModel(**OWN_DECODER).decoder
+    levels = [[block.norm.weight.numel() for block in level if hasattr(block, "norm")] for level in decoder.up_blocks]
+    assert levels == [[8], [32, 32], [16]]
+    widths = {**TINY, "decoder_block_out_channels": [2 * width for width in TINY["block_out_channels"]]}
+    model = DualCodebookVQModel(**widths)
+    assert model.decoder.conv_norm_out.num_channels == 2 * model.encoder.down_blocks[0].resnets[0].out_channels
+
+
+def test_patches_of_the_shortcut_overlap_by_half():
+    model = DualCodebookVQModel(**OWN_DECODER)
+    f = model.downsample_factor
+    latents = torch.zeros(1, model.config.vq_embed_dim, 3, 3)
+    latents[:, :, 1, 1] = 1
+    patch = model.linear_decoder(latents) - model.linear_decoder.bias[:, None, None]
+    rows = patch.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert patch.shape[-2:] == (3 * f, 3 * f)
+    assert (rows.min().item(), rows.max().item()) == (f // 2, 3 * f - f // 2 - 1)
+
+
+@torch.no_grad()
+def test_a_grown_decoder_computes_the_same_images(images):
+    from benchmarks.grow_decoder import grow
+
+    torch.manual_seed(0)
+    model = spread_codes(DualCodebookVQModel(**DCAE)).eval()
+    for parameter in model.decoder.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    grown = grow(model, [8, 32, 32], [0, 2, 3], overlapping=True)
+    assert grown.num_parameters() > model.num_parameters()
+    assert torch.equal(grown.tokenize(images), model.tokenize(images))
+    torch.testing.assert_close(grown(images).sample, model(images).sample, rtol=1e-3, atol=1e-4)
+    with torch.enable_grad():
+        optimizer = torch.optim.SGD(grown.parameters(), lr=0.01)
+        for _ in range(2):  # what is new is behind zeros: these move first
+            grown(images).sample.square().mean().backward()
+            optimizer.step()
+    new = grown.decoder.up_blocks[1][1]
+    assert all(row.abs().sum() > 0 for row in new.conv2.weight.grad[16:])

@@ -1,9 +1,12 @@
 """transformers' face: the same model as diffusers', at home in Auto classes, pipelines, Trainer and loading options."""
 
+import dataclasses
+import inspect
 import json
 
 import pytest
 import torch
+from conftest import spread_codes
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, TrainingArguments, pipeline
 
@@ -14,6 +17,7 @@ from dualcodebook_hf import (
     DualCodebookVQModel,
     default_checkpoint,
 )
+from dualcodebook_hf.modeling_dualcodebook import DualCodebookEncoderOutput
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -214,3 +218,103 @@ def test_config_json_names_the_code_that_serves_remote_loading(folder):
         module, attribute = config["auto_map"][key].split(".")
         assert attribute == name and getattr(__import__(f"dualcodebook_hf.{module}", fromlist=[name]), name)
     assert config["transformers_weights"] == WEIGHTS
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.float32, torch.bfloat16, torch.float16])
+def test_the_two_canonical_lines_work_in_every_dtype(image, dtype):
+    """Floating pixels are cast to the model's dtype, the checkpoint's own (bfloat16) where nothing is said."""
+    model = AutoModel.from_pretrained(default_checkpoint(), dtype=dtype)
+    assert model.dtype == (torch.bfloat16 if dtype == "auto" else dtype)
+    inputs = AutoImageProcessor.from_pretrained(default_checkpoint())(image, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**inputs)
+    assert inputs["pixel_values"].dtype == torch.float32 and out.decoded_pixel_values.dtype == model.dtype
+    assert torch.equal(out.image_tokens, model.tokenize(inputs["pixel_values"].to(model.dtype)))
+    vq_model = DualCodebookVQModel.from_pretrained(default_checkpoint(), dtype=model.dtype)
+    assert torch.equal(out.image_tokens, vq_model.tokenize(inputs["pixel_values"].double()))
+    with pytest.raises(ValueError, match=r"`pixel_values` must be floating point in \[-1, 1\], got torch.uint8"):
+        model(pixel_values=(inputs["pixel_values"] * 100).byte())
+
+
+def test_pixels_that_fill_0_to_1_are_told_from_minus_1_to_1(tiny_model, images, recwarn):
+    tiny_model.tokenize(images)
+    tiny_model.tokenize(images.clamp(0.2, 0.8))  # a pale image of [-1, 1]
+    assert not [warning for warning in recwarn if "pixel_values" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"the model takes \[-1, 1\], so for values in \[0, 1\] pass"):
+        tiny_model.tokenize((images + 1) / 2)
+
+
+# --- the interface of transformers' own image tokenizers
+
+
+@pytest.mark.parametrize("quantizer", [{}, {"quantizer": "single", "global_codebook_size": 0, "global_dim": 0}])
+def test_image_tokens_decode_to_what_the_forward_pass_gives(tiny_config, images, quantizer):
+    model = spread_codes(build({**tiny_config, **quantizer})).eval()
+    size = images.shape[-2:]
+    with torch.no_grad():
+        out = model(images)
+        encoded = model.encode(pixel_values=images)
+        whole = model.decode(encoded.image_tokens)
+    assert isinstance(whole, torch.Tensor)
+    torch.testing.assert_close(whole[..., : size[0], : size[1]], out.decoded_pixel_values)
+    assert torch.equal(model.decode(image_tokens=encoded.image_tokens), whole)
+    assert torch.equal(model.decode(model.quantize.to_product_ids(encoded.image_tokens)), whole)
+    assert torch.equal(model.get_image_tokens(images), out.image_tokens)
+    for name in ("image_tokens", "last_hidden_state", "quantized_last_hidden_state"):
+        assert torch.equal(encoded[name], out[name])
+    assert torch.equal(encoded.embedding_loss, model(images, return_loss=True).embedding_loss)
+    assert model.codebook_size == model.config.codebook_size == max(model.codebook_sizes.values())
+    assert out.image_tokens.max() < model.codebook_size
+
+
+def test_the_names_are_those_of_transformers_own_image_tokenizers():
+    """Of `encode` and `decode`, and of the fields that `encode` returns; VQModel's stand beside them."""
+    from transformers.models.janus.modeling_janus import JanusVQVAE, JanusVQVAEModelOutput
+
+    for method, name in (("encode", "pixel_values"), ("decode", "image_tokens")):
+        assert name in inspect.signature(getattr(JanusVQVAE, method)).parameters
+        assert name in inspect.signature(getattr(DualCodebookModel, method)).parameters
+    theirs = [field.name for field in dataclasses.fields(JanusVQVAEModelOutput)]
+    ours = [field.name for field in dataclasses.fields(DualCodebookEncoderOutput)]
+    assert ours == [name for name in theirs if name in ours] and len(ours) == 4
+
+
+def test_vqmodels_contract_holds_beside_them(tiny_config, images, tiny_model):
+    model = build(tiny_config).eval()
+    model.load_state_dict(tiny_model.state_dict())
+    with torch.no_grad():
+        latents = model.encode(images).latents
+        assert torch.equal(latents, tiny_model.encode(images).latents)
+        assert torch.equal(model.encode(images, return_dict=False)[0], latents)
+        for options in ({}, {"force_not_quantize": True}):
+            assert torch.equal(model.decode(latents, **options).sample, tiny_model.decode(latents, **options).sample)
+        ids, (b, c, h, w) = model.quantize(latents)[2][2], latents.shape
+        shape = {"shape": (b, h, w, c)}
+        assert torch.equal(model.decode(ids, **shape).sample, tiny_model.decode(ids, **shape).sample)
+        assert torch.equal(model.decode(ids.view(b, h, w)), tiny_model.decode(ids, **shape).sample)
+
+
+def test_the_decoder_learns_from_image_tokens(tiny_config, images):
+    model = build(tiny_config).eval()
+    model.decode(model.get_image_tokens(images)).square().mean().backward()
+    assert model.decoder.conv_out.weight.grad.abs().sum() > 0
+    assert model.encoder.conv_in.weight.grad is None
+
+
+def test_wrong_image_tokens_are_refused_by_name(tiny_config, images):
+    model = build(tiny_config).eval()
+    tokens = model.get_image_tokens(images)
+    for wrong, message in (
+        (tokens.flatten(1), r"`tokens` must be of shape \(B, 2, h, w\)"),
+        (tokens + model.codebook_size, r"`tokens` of the global codebook must lie in"),
+        (model.quantize.to_product_ids(tokens) + 10**6, r"`tokens` of the global codebook must lie in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.decode(wrong)
+    with pytest.raises(ValueError, match="`tokens` must be integers"):
+        model.decode(image_tokens=tokens.float())
+    for call in (model.decode, model.encode):
+        with pytest.raises(ValueError, match="exactly one of"):
+            call()
+    with pytest.raises(ValueError, match="exactly one of `x` and `pixel_values`"):
+        model.encode(images, pixel_values=images)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dualcodebook_hf.perceptual.efficientnet_lite import EfficientNetLite
-from dualcodebook_hf.training.discriminators.augment import AUGMENTATIONS, Augmentation
+from dualcodebook_hf.training.discriminators import AUGMENTATIONS
+from dualcodebook_hf.training.discriminators.augment import Augmentation
 from dualcodebook_hf.training.discriminators.norms import build_norm
 from dualcodebook_hf.training.discriminators.patch import PatchDiscriminator
 from dualcodebook_hf.training.discriminators.projected import ProjectedDiscriminator, SpectralConv2d

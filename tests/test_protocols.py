@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dualcodebook_hf.cli import main
-from dualcodebook_hf.cli.main import _build_parser
+from dualcodebook_hf.cli.main import build_parser
 from dualcodebook_hf.evaluation.data import EvaluationData
 from dualcodebook_hf.evaluation.evaluator import evaluate
 from dualcodebook_hf.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
@@ -147,7 +147,7 @@ def test_the_commands_of_the_papers_table_are_valid(monkeypatch):
             run = parse_run_config(command[command.index("--") + 1 :])
             trained[run.training.output_dir] = run
         else:
-            arguments = _build_parser().parse_args(command)
+            arguments = build_parser(command[:1]).parse_args(command)
             assert get_protocol(arguments.protocol) and arguments.model[0].removesuffix("/final") in trained
     images = {"runs/ade20k": 20_210, "runs/celebahq": 28_000, "runs/coco2017": 117_266}
     assert set(trained) == set(images)

@@ -21,6 +21,7 @@ from dualcodebook_hf.tokens.file import (
     save_tokens,
     token_bytes,
 )
+from dualcodebook_hf.weights import weights_hash
 
 CODEBOOKS = {"global": 512, "local": 300}
 
@@ -160,13 +161,40 @@ def test_missing_broken_and_foreign_files_are_value_errors_that_name_them(tmp_pa
             load_tokens(tmp_path / name)
 
 
-def test_tokens_are_taken_by_their_models_architecture_alone(tiny_model, tiny_config) -> None:
+def test_tokens_are_taken_by_the_model_that_made_them(tiny_model, tiny_config) -> None:
     made = TokenFile.of_model(tiny_model, [])
     assert (made.downsample_factor, made.codebooks) == (2, {"global": 32, "local": 16})
-    made.check_model(DualCodebookVQModel(**tiny_config), "t.safetensors")  # other weights
+    made.check_model(tiny_model, "t.safetensors")
     other = DualCodebookVQModel(**{**tiny_config, "local_codebook_size": 17})
     with pytest.raises(ValueError, match=rf"`--model`.*'t.safetensors'.*{made.config_hash}.*'local': 16"):
         made.check_model(other, "t.safetensors", "--model")
+
+
+def test_other_weights_are_refused_with_both_hashes_unless_asked_for(tiny_model, tiny_config, tmp_path) -> None:
+    save_tokens(tmp_path / "t.safetensors", TokenFile.of_model(tiny_model, []))
+    made, other = load_tokens(tmp_path / "t.safetensors"), DualCodebookVQModel(**tiny_config)
+    assert made.weights_sha256 == weights_hash(tiny_model)
+    with pytest.raises(ValueError, match=f"SHA-256 {made.weights_sha256}; got weights .* {weights_hash(other)}"):
+        made.check_model(other, "t.safetensors")
+    made.check_model(other, "t.safetensors", other_weights=True)
+    with pytest.raises(ValueError, match=r"`model` must have the codebooks {'global': 32, 'local': 16} .* got"):
+        made.check_model(
+            DualCodebookVQModel(**{**tiny_config, "local_codebook_size": 17}), "t.safetensors", other_weights=True
+        )
+
+
+def test_a_file_of_before_the_hash_is_read_with_a_warning(tiny_model, tmp_path) -> None:
+    path = tmp_path / "t.safetensors"
+    save_tokens(path, dataclasses.replace(TokenFile.of_model(tiny_model, [])))
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[METADATA_KEY])
+    del header["weights_sha256"]
+    save_file({}, path, metadata={METADATA_KEY: json.dumps(header)})
+    with pytest.warns(UserWarning, match=r"'old\.safetensors' was written before token files named the weights"):
+        load_tokens(path).check_model(tiny_model, "old.safetensors")
+    rewrite(path, weights_sha256=7)
+    with pytest.raises(ValueError, match="`weights_sha256` must be text, got 7"):
+        load_tokens(path)
 
 
 def test_more_names_than_a_header_holds_are_refused_before_any_work():

@@ -1,23 +1,25 @@
-"""Dual Codebook VQ (arXiv 2503.10832) for the Hugging Face ecosystem: an image tokenizer with two codebooks."""
+"""Dual Codebook VQ (arXiv 2503.10832) for the Hugging Face ecosystem: an image tokenizer with two codebooks.
+
+Names are imported when they are asked for; transformers and diffusers know the classes all the same (registration.py).
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
 from .packages import check_versions
-
-check_versions()  # before an import fails deep inside of a library
-
-# isort: split
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .autoencoder_dualcodebook import DualCodebookVQModel
-from .configuration_dualcodebook import DualCodebookConfig
-from .core import DualCodebookOutput
-from .image_processing_dualcodebook import DualCodebookImageProcessor
-from .loading import default_checkpoint
-from .modeling_dualcodebook import DualCodebookModel, DualCodebookModelOutput
-from .reconstruction_pipeline import TASK, ImageReconstructionPipeline
+from .registration import register_when_imported
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .autoencoder_dualcodebook import DualCodebookVQModel
+    from .configuration_dualcodebook import DualCodebookConfig
+    from .core import DualCodebookOutput
+    from .image_processing_dualcodebook import DualCodebookImageProcessor
+    from .loading import default_checkpoint
+    from .modeling_dualcodebook import DualCodebookModel, DualCodebookModelOutput
 
 __all__ = [
     "DualCodebookConfig",
@@ -30,12 +32,33 @@ __all__ = [
     "default_checkpoint",
 ]
 
-AutoConfig.register(DualCodebookConfig.model_type, DualCodebookConfig, exist_ok=True)
-AutoModel.register(DualCodebookConfig, DualCodebookModel, exist_ok=True)
-AutoImageProcessor.register(
-    DualCodebookConfig, image_processor_classes={"pil": DualCodebookImageProcessor}, exist_ok=True
-)
-PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=ImageReconstructionPipeline, pt_model=AutoModel, type="image")
+_MODULES = {
+    "DualCodebookConfig": "configuration_dualcodebook",
+    "DualCodebookImageProcessor": "image_processing_dualcodebook",
+    "DualCodebookModel": "modeling_dualcodebook",
+    "DualCodebookModelOutput": "modeling_dualcodebook",
+    "DualCodebookOutput": "core",
+    "DualCodebookVQModel": "autoencoder_dualcodebook",
+    "default_checkpoint": "loading",
+}
 
-# Without it a saved pipeline would carry a copy of its code, and want trust_remote_code where the package is there.
-del ImageReconstructionPipeline._registered_impl
+check_versions()  # before an import fails deep inside of a library
+register_when_imported()
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package
+
+    def __getattr__(name: str) -> object:
+        """A public name, or a module of the package, imported when it is asked for first (PEP 562)."""
+        if name in _MODULES:
+            value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        elif not name.startswith("_") and find_spec(f".{name}", __name__):
+            value = import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -18,7 +19,8 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .configuration_dualcodebook import DualCodebookConfig
-from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput
+from .configuration_fields import documents_fields
+from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput, Method
 from .presets import load_preset
 from .weights import LOCATION_ARGUMENTS, check_weights, find_shards, find_weights, missing_weights, readable
 
@@ -31,21 +33,30 @@ AUTO_MAP = {
 }
 
 
-class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):
+registered: Callable[[Method], Method] = register_to_config  # which keeps no signature
+
+
+@documents_fields("Args")
+class DualCodebookVQModel(ModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
-    The arguments are the fields of `DualCodebookConfig`, described there; the defaults are the paper's.
-    Raises ValueError for a field that is wrong.
+    The defaults are the paper's. Raises ValueError for a field that is wrong.
     """
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
-    _no_split_modules = NO_SPLIT_MODULES
-    _skip_layerwise_casting_patterns = ["quantize"]
+    _no_split_modules = NO_SPLIT_MODULES  # type: ignore[assignment]
+    _skip_layerwise_casting_patterns = ["quantize"]  # type: ignore[assignment]
     # Through accelerate, which the base install lacks; see `from_pretrained`.
-    _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None
+    _keep_in_fp32_modules = ["quantize"] if is_accelerate_available() else None  # type: ignore[assignment]
 
-    @register_to_config
+    if TYPE_CHECKING:  # diffusers' own: a wrapped method, which mypy does not bind to the model, and a plain dict
+
+        @property
+        def config(self) -> Any: ...
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
+
+    @registered
     def __init__(
         self,
         in_channels: int = 3,
@@ -54,10 +65,13 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
         layers_per_block: int = 2,
         layers_per_level: tuple[int, ...] | None = None,
+        decoder_block_out_channels: tuple[int, ...] | None = None,
+        decoder_layers_per_level: tuple[int, ...] | None = None,
         norm_num_groups: int = 32,
         attention: bool = True,
         mid_attention: bool | None = None,
         linear_shortcut: bool = False,
+        overlapping_shortcut: bool = False,
         latent_channels: int | None = None,
         vq_embed_dim: int | None = None,
         quantizer: str = "dual",
@@ -101,7 +115,9 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> DualCodebookVQModel:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> Self:
         """diffusers' method (folder or Hub id, eval mode), strict; the codebooks stay in float32 under any `dtype`.
 
         A folder that transformers saved is loaded too. Raises ValueError, naming the file and the tensors, for weights
@@ -110,7 +126,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         source = pretrained_model_name_or_path
         location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
         with readable(source, kwargs):
-            config = cls.load_config(source, **location)
+            config: Any = cls.load_config(source, **location)
             if not is_saved_by_transformers(config):
                 return cls._load(source, **kwargs)
             with _as_diffusers_saves(source, config, kwargs.get("variant"), location) as folder:
@@ -120,7 +136,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return loaded
 
     @classmethod
-    def _load(cls, source: str | Path, **kwargs) -> DualCodebookVQModel:
+    def _load(cls, source: str | os.PathLike, **kwargs: Any) -> Any:
         if cls._keep_in_fp32_modules is not None:
             return super().from_pretrained(source, **kwargs)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
@@ -141,7 +157,7 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
 
     @classmethod
-    def from_preset(cls, name: str, **overrides) -> DualCodebookVQModel:
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
         """A model with fresh weights.
 
         Args:
@@ -150,11 +166,15 @@ class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodeboo
         """
         return cls(**{**load_preset(name)["model"], **overrides})
 
-    def half(self) -> DualCodebookVQModel:
+    def half(self) -> Self:
         """float16 but for the codebooks: a pipeline that upcasts would come back to rounded ones (`force_upcast`)."""
         self.cast_backbone(torch.float16)
         return self
 
+    @overload
+    def forward(self, sample: torch.Tensor, return_dict: Literal[True] = True) -> DualCodebookOutput: ...
+    @overload
+    def forward(self, sample: torch.Tensor, return_dict: Literal[False]) -> tuple: ...
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DualCodebookOutput | tuple:
         """Images (B, C, H, W) in [-1, 1] -> DualCodebookOutput with a `.sample` of the same size.
 
@@ -171,7 +191,7 @@ def is_saved_by_transformers(config: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _as_diffusers_saves(
-    source: str | Path, config: Mapping[str, Any], variant: str | None, location: Mapping[str, Any]
+    source: str | os.PathLike, config: Mapping[str, Any], variant: str | None, location: Mapping[str, Any]
 ) -> Iterator[Path]:
     """Yields a folder of links to what transformers saved in `source`, under the names that diffusers looks for."""
     weights = find_weights(source, SAFE_WEIGHTS_NAME, variant, **location)

@@ -22,51 +22,61 @@ class CheckpointedLevel(GradientCheckpointingLayer, nn.Sequential):
 
 def build_encoder(config: DualCodebookConfig) -> nn.Module:
     """(B, in_channels, H, W) with H, W multiples of f -> (B, latent_channels, H/f, W/f)."""
+    widths = config.block_out_channels
     if config.backbone == "dcae":
-        encoder = autoencoder_dc.Encoder(config.in_channels, out_shortcut=False, **_dcae_options(config))
-        encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in encoder.down_blocks)
+        options = _dcae_options(config, widths, config.encoder_layers)
+        encoder = autoencoder_dc.Encoder(config.in_channels, out_shortcut=False, **options)
+        levels: Any = encoder.down_blocks
+        encoder.down_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in levels)
         return encoder
-    plain = len(config.block_out_channels) - 1
     attention = "AttnDownEncoderBlock2D" if config.attention else "DownEncoderBlock2D"
     return vae.Encoder(
         in_channels=config.in_channels,
-        out_channels=config.latent_channels,
-        down_block_types=("DownEncoderBlock2D",) * plain + (attention,),
+        out_channels=config.latent_width,
+        down_block_types=("DownEncoderBlock2D",) * (len(widths) - 1) + (attention,),
         double_z=False,
-        **_vqgan_options(config),
+        **_vqgan_options(config, widths),
     )
 
 
 def build_decoder(config: DualCodebookConfig) -> nn.Module:
     """(B, latent_channels, h, w) -> (B, out_channels, h*f, w*f)."""
+    widths = config.decoder_widths
     if config.backbone == "dcae":
         # The first argument, diffusers' `in_channels`, is the image's also in a decoder.
-        decoder = autoencoder_dc.Decoder(config.out_channels, in_shortcut=False, **_dcae_options(config))
-        decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in decoder.up_blocks)
+        options = _dcae_options(config, widths, config.decoder_layers)
+        decoder = autoencoder_dc.Decoder(config.out_channels, in_shortcut=False, **options)
+        levels: Any = decoder.up_blocks
+        decoder.up_blocks = nn.ModuleList(CheckpointedLevel(*level) for level in levels)
         return decoder
-    plain = len(config.block_out_channels) - 1
     attention = "AttnUpDecoderBlock2D" if config.attention else "UpDecoderBlock2D"
     return vae.Decoder(
-        in_channels=config.latent_channels,
+        in_channels=config.latent_width,
         out_channels=config.out_channels,
-        up_block_types=(attention,) + ("UpDecoderBlock2D",) * plain,
-        **_vqgan_options(config),
+        up_block_types=(attention,) + ("UpDecoderBlock2D",) * (len(widths) - 1),
+        **_vqgan_options(config, widths),
     )
 
 
-def _dcae_options(config: DualCodebookConfig) -> dict[str, Any]:
-    levels = len(config.block_out_channels)
+def build_linear_decoder(config: DualCodebookConfig) -> nn.ConvTranspose2d:
+    """(B, vq_embed_dim, h, w) -> (B, out_channels, h*f, w*f): patches of f x f or, overlapping, of 2f x 2f."""
+    factor = config.downsample_factor
+    kernel, padding = (2 * factor, factor // 2) if config.overlapping_shortcut else (factor, 0)
+    return nn.ConvTranspose2d(config.latent_width, config.out_channels, kernel, stride=factor, padding=padding)
+
+
+def _dcae_options(config: DualCodebookConfig, widths: list[int], layers: list[int]) -> dict[str, Any]:
     return {
-        "latent_channels": config.latent_channels,
-        "block_out_channels": tuple(config.block_out_channels),
-        "layers_per_block": tuple(config.layers_per_level or [config.layers_per_block] * levels),
-        "qkv_multiscales": ((),) * levels,
+        "latent_channels": config.latent_width,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": tuple(layers),
+        "qkv_multiscales": ((),) * len(widths),
     }
 
 
-def _vqgan_options(config: DualCodebookConfig) -> dict[str, Any]:
+def _vqgan_options(config: DualCodebookConfig, widths: list[int]) -> dict[str, Any]:
     return {
-        "block_out_channels": tuple(config.block_out_channels),
+        "block_out_channels": tuple(widths),
         "layers_per_block": config.layers_per_block,
         "norm_num_groups": config.norm_num_groups,
         "mid_block_add_attention": config.attention if config.mid_attention is None else config.mid_attention,
@@ -75,7 +85,7 @@ def _vqgan_options(config: DualCodebookConfig) -> dict[str, Any]:
 
 def last_convolution(decoder: nn.Module) -> nn.Conv2d:
     """The decoder's output convolution: its weight is "the last layer" of the adaptive weight (paper: the loss)."""
-    last = decoder.conv_out
+    last: Any = decoder.conv_out
     return last.conv if isinstance(last, autoencoder_dc.DCUpBlock2d) else last
 
 

@@ -9,6 +9,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ class ScalarCodebook(nn.Module):
         super().__init__()
         library()
         self.size, self.dim = size, dim
+        self._device: torch.Tensor
         self.register_buffer("_device", torch.empty(0), persistent=False)  # follows `to`, and holds nothing
         self._library_modules: dict[torch.device, nn.Module] = {}  # of one device; a dict, so that it is no submodule
 
@@ -74,7 +76,8 @@ class FSQCodebook(ScalarCodebook):
 
     def codes(self) -> torch.Tensor:
         """(N, D) float32 in [-1, 1]."""
-        return self._library_module().implicit_codebook.float()
+        codes: Any = self._library_module().implicit_codebook
+        return codes.float()
 
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Vectors (M, D) float32 -> codes (M, D) with the library's gradient, ids int64 (M,), the loss 0."""
@@ -102,7 +105,8 @@ class LFQCodebook(ScalarCodebook):
 
     def codes(self) -> torch.Tensor:
         """(N, D) float32, -1 and 1."""
-        return self._library_module().codebook
+        codes: Any = self._library_module().codebook
+        return codes
 
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Vectors (M, D) float32 -> codes (M, D) with the library's gradient, ids int64 (M,), loss."""
@@ -168,7 +172,7 @@ class Stage:
         dim: D.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         self._layer = layer
         self.size, self.dim = layer.codebook_size, layer.dim
 

@@ -217,7 +217,8 @@ class EMACodebook(Codebook):
 
     @torch.no_grad()
     def _update(self, vectors: torch.Tensor, ids: torch.Tensor) -> None:
-        counts = torch.bincount(ids, minlength=self.size).to(vectors.dtype)
+        counts = torch.zeros(self.size, dtype=vectors.dtype, device=vectors.device)
+        counts.index_add_(0, ids, torch.ones_like(ids, dtype=vectors.dtype))  # bincount would wait for the device
         sums = torch.zeros_like(self.weight, dtype=vectors.dtype).index_add_(0, ids, vectors)
         _all_reduce(counts)
         _all_reduce(sums)
@@ -300,6 +301,7 @@ class TransformerCodebook(Codebook):
             self.latent_mean = nn.Parameter(torch.empty(dim), requires_grad=False)
             self.latent_std = nn.Parameter(torch.empty(dim), requires_grad=False)
         self._cache: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._frozen: torch.Tensor | None = None
         self.reset_parameters()
 
     @property
@@ -321,10 +323,25 @@ class TransformerCodebook(Codebook):
         without a graph, for as long as the parameters hold the same values (they are compared, because weight swaps
         such as `EMAModel.copy_to` leave no other trace). A compiled or exported graph computes them in place.
         """
+        if self._frozen is not None:
+            return self._frozen
         if self.training or torch.compiler.is_compiling():
             return super().codes()
         with _offloaded_parameters(self):
             return self._compute_codes() if self.weight.is_meta else self._cached_codes()
+
+    def freeze(self) -> None:
+        """Keeps the codes of eval mode, without a look at the parameters, until the module is moved or trained."""
+        self._frozen = self.eval().codes().detach()
+
+    def train(self, mode: bool = True) -> TransformerCodebook:
+        """torch's switch; frozen codes are let go."""
+        self._frozen = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True) -> TransformerCodebook:
+        self._frozen = None
+        return super()._apply(fn, recurse)
 
     def _cached_codes(self) -> torch.Tensor:
         # With gradients on, torch takes the same kernels as in training; without, a fused path that rounds differently.
@@ -345,11 +362,11 @@ class TransformerCodebook(Codebook):
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As every codebook; the latents' statistics move before the codes are computed."""
         if self.scaling_decay is not None and self._follows_vectors():
-            self._track_latents(vectors.detach())
+            self._track_latents(vectors.detach(), self.scaling_decay)
         return super().forward(vectors)
 
     @torch.no_grad()
-    def _track_latents(self, vectors: torch.Tensor) -> None:
+    def _track_latents(self, vectors: torch.Tensor, decay: float) -> None:
         moments = torch.stack([vectors.mean(0), vectors.square().mean(0)])
         _all_reduce(moments)
         if _distributed():
@@ -357,10 +374,10 @@ class TransformerCodebook(Codebook):
         std = (moments[1] - moments[0].square()).clamp_min(0).sqrt()
         finite = torch.isfinite(moments).all()
         for kept, new in ((self.latent_mean, moments[0]), (self.latent_std, std)):
-            kept.copy_(torch.where(finite, torch.lerp(kept, new, 1 - self.scaling_decay), kept))
+            kept.copy_(torch.where(finite, torch.lerp(kept, new, 1 - decay), kept))
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cache": None}
+        return {**self.__dict__, "_cache": None, "_frozen": None}
 
 
 class SimVQCodebook(Codebook):

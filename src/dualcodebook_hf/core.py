@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -11,9 +14,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from .backbone import build_decoder, build_encoder, pad_to_multiple
+from .backbone import build_decoder, build_encoder, build_linear_decoder, pad_to_multiple
 from .configuration_dualcodebook import DualCodebookConfig
 from .quantizers import QUANTIZERS, build_quantizer
+from .tiling import TilingMixin
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 # bfloat16 rounds values near 1 by up to 2**-9; what lies further out has another range (0..255, ...).
 RANGE_TOLERANCE = 1e-2
@@ -35,14 +41,37 @@ class DualCodebookOutput(BaseOutput):
 
     # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
     sample: torch.Tensor
-    tokens: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    latents: torch.Tensor | None = None
-    quantized: torch.Tensor | None = None
+    tokens: torch.Tensor = None  # type: ignore[assignment]
+    losses: dict[str, torch.Tensor] = None  # type: ignore[assignment]
+    latents: torch.Tensor = None  # type: ignore[assignment]
+    quantized: torch.Tensor = None  # type: ignore[assignment]
 
 
-class DualCodebookCore:
+def hooked(method: Method) -> Method:
+    """diffusers' `apply_forward_hook` (accelerate's offloading sees the call), with the method's signature kept."""
+    return cast(Method, apply_forward_hook(method))
+
+
+# What the faces bring to the mixin, for type checkers.
+if TYPE_CHECKING:
+
+    class _Module(nn.Module):
+        @property
+        def config(self) -> Any: ...
+        @property
+        def dtype(self) -> torch.dtype: ...
+
+else:
+    _Module = object
+
+
+class DualCodebookCore(TilingMixin, _Module):
     """Encoder -> quant_conv -> codebooks -> post_quant_conv -> Decoder (paper): a mixin over a module with `config`."""
+
+    encoder: Any
+    decoder: Any
+    linear_encoder: nn.Module | None
+    linear_decoder: nn.Module | None
 
     def build_layers(self, config: DualCodebookConfig) -> None:
         """Creates the submodules; both faces call it, so that their state-dict keys are equal.
@@ -50,18 +79,18 @@ class DualCodebookCore:
         Raises ValueError for a field that is wrong: transformers sets fields after it made the configuration.
         """
         config.check()
-        factor, width = config.downsample_factor, config.vq_embed_dim
+        factor, width = config.downsample_factor, config.latent_width
         self.downsample_factor = factor
         self.encoder = build_encoder(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, width, 1)
+        self.quant_conv = nn.Conv2d(width, width, 1)
         self.quantize = build_quantizer(config)
-        self.post_quant_conv = nn.Conv2d(width, config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(width, width, 1)
         self.decoder = build_decoder(config)
         self.linear_encoder = self.linear_decoder = None
         if config.linear_shortcut:
             self.linear_encoder = nn.Conv2d(config.in_channels, width, factor, stride=factor)
-            self.linear_decoder = nn.ConvTranspose2d(width, config.out_channels, factor, stride=factor)
-        self.use_slicing = False
+            self.linear_decoder = build_linear_decoder(config)
+        self._set_tiles()
 
     @property
     def codebook_sizes(self) -> dict[str, int]:
@@ -84,23 +113,55 @@ class DualCodebookCore:
             if name != "quantize":
                 child.to(dtype)
 
-    @apply_forward_hook
+    @overload
+    def encode(self, x: torch.Tensor, return_dict: Literal[True] = True) -> VQEncoderOutput: ...
+    @overload
+    def encode(self, x: torch.Tensor, return_dict: Literal[False]) -> tuple[torch.Tensor]: ...
+    @hooked
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Images (B, C, H, W) -> `.latents` (B, vq_embed_dim, ceil(H/f), ceil(W/f)), not quantized.
 
-        Images are padded at the bottom and the right by reflection. Raises ValueError for another shape or type.
+        Images are cast to the model's dtype and padded at the bottom and the right by reflection. Raises ValueError for
+        another shape, and for what is not floating point.
         """
-        self._check_pixels(x)
-        x = pad_to_multiple(x, self.downsample_factor)
-        slices = x.split(1) if self.use_slicing else [x]
-        latents = torch.cat([self._encode(part) for part in slices])
+        latents = self._latents(x)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
+    def _latents(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_pixels(x)
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.dtype)
+        x = pad_to_multiple(x, self.downsample_factor)
+        return torch.cat([self._encode(part) for part in x.split(1)]) if self.use_slicing else self._encode(x)
+
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._is_tiled(*x.shape[-2:]):
+            return self._encode_whole(x)
+        grid = (side // self.downsample_factor for side in x.shape[-2:])
+        return torch.cat(list(self.encode_strips(lambda rows, columns: x[..., rows, columns], *grid)), dim=-2)
+
+    def _encode_whole(self, x: torch.Tensor) -> torch.Tensor:
         z = self.quant_conv(self.encoder(x))
         return z if self.linear_encoder is None else z + self.linear_encoder(x).to(z.device)
 
-    @apply_forward_hook
+    @overload
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        return_dict: Literal[True] = True,
+        shape: tuple[int, ...] | None = None,
+    ) -> DecoderOutput: ...
+    @overload
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        *,
+        return_dict: Literal[False],
+        shape: tuple[int, ...] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    @hooked
     def decode(
         self,
         h: torch.Tensor,
@@ -119,6 +180,7 @@ class DualCodebookCore:
 
         Raises ValueError for another shape.
         """
+        loss: Any
         if torch.is_floating_point(h):
             if h.ndim != 4 or h.shape[1] != self.config.vq_embed_dim:
                 raise ValueError(f"`h` must be latents (B, {self.config.vq_embed_dim}, h, w), got {tuple(h.shape)}")
@@ -135,22 +197,36 @@ class DualCodebookCore:
 
     def _decode(self, quantized: torch.Tensor) -> torch.Tensor:
         quantized = quantized.to(self.dtype)
-        slices = quantized.split(1) if self.use_slicing else [quantized]
-        return torch.cat([self._decode_slice(part) for part in slices])
+        if self.use_slicing:
+            return torch.cat([self._decode_slice(part) for part in quantized.split(1)])
+        return self._decode_slice(quantized)
 
     def _decode_slice(self, quantized: torch.Tensor) -> torch.Tensor:
+        height, width = (side * self.downsample_factor for side in quantized.shape[-2:])
+        if not self._is_tiled(height, width):
+            return self._decode_whole(quantized)
+        sample = quantized.new_empty(len(quantized), self.config.out_channels, height, width)
+        strips = self.decode_strips(lambda rows, columns: quantized[..., rows, columns], *quantized.shape[-2:])
+        top = 0
+        for strip in strips:  # not by `torch.cat`, which would hold the image twice
+            sample[..., top : top + strip.shape[-2], :] = strip
+            top += strip.shape[-2]
+        return sample
+
+    def _decode_whole(self, quantized: torch.Tensor) -> torch.Tensor:
         sample = self.decoder(self.post_quant_conv(quantized))
         return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized).to(sample.device)
 
+    @hooked
     def autoencode(self, x: torch.Tensor) -> DualCodebookOutput:
         """The forward pass of both faces: images (B, C, H, W) -> DualCodebookOutput, cropped to (H, W)."""
-        latents = self.encode(x).latents
+        latents = self._latents(x)
         output = self.quantize(latents, return_dict=True)
         sample = self._decode(output.quantized)[..., : x.shape[-2], : x.shape[-1]]
         return DualCodebookOutput(sample, output.tokens, output.losses, latents, output.quantized)
 
     @torch.no_grad()
-    @apply_forward_hook
+    @hooked
     def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) in [-1, 1] -> tokens int64 (B, codebooks, ceil(H/f), ceil(W/f)).
 
@@ -159,12 +235,12 @@ class DualCodebookCore:
         self._check_pixels(pixel_values)
         if not torch.compiler.is_compiling():
             _check_range(pixel_values)
-        return self.quantize(self.encode(pixel_values).latents, return_dict=True).tokens
+        return self.quantize(self._latents(pixel_values), return_dict=True).tokens
 
     @torch.no_grad()
-    @apply_forward_hook
+    @hooked
     def detokenize(
-        self, tokens: torch.Tensor, size: tuple[int, int] | None = None, only: str | None = None
+        self, tokens: torch.Tensor, size: tuple[int, int] | torch.Size | None = None, only: str | None = None
     ) -> torch.Tensor:
         """Tokens to images (B, C, h*f, w*f), about [-1, 1], not clamped.
 
@@ -187,10 +263,8 @@ class DualCodebookCore:
             raise ValueError(f"`pixel_values` must be of shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"`pixel_values` must be floating point in [-1, 1], got {x.dtype}")
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"`pixel_values` must have the model's dtype {self.dtype}, got {x.dtype}")
 
-    def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | None, only: str | None) -> None:
+    def _check_tokens(self, tokens: torch.Tensor, size: tuple[int, int] | torch.Size | None, only: str | None) -> None:
         codebooks = self.quantize.codebooks
         if not isinstance(tokens, torch.Tensor):
             raise ValueError(f"`tokens` must be a torch tensor, got {type(tokens).__name__}")
@@ -219,3 +293,10 @@ def _check_range(pixels: torch.Tensor) -> None:
     # Written so that NaN, which compares false, fails too.
     if not (low >= -1 - RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
         raise ValueError(f"`pixel_values` must lie in [-1, 1], got [{low.item():.4g}, {high.item():.4g}]")
+    # An image of [-1, 1] may have no value below 0, but hardly ever both ends of [0, 1].
+    if 0 <= low < 0.1 and high > 0.9:
+        warnings.warn(
+            f"`pixel_values` lie in [{low.item():.4g}, {high.item():.4g}]: the model takes [-1, 1], so for values in "
+            "[0, 1] pass `2 * pixel_values - 1`",
+            stacklevel=4,
+        )

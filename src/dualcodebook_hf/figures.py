@@ -15,6 +15,7 @@ from .image_processing_dualcodebook import to_image
 PAPER, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
 ERROR_SCALE = 0.25  # mean absolute difference of the channels, of 1, that gets the brightest colour
 LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller images are enlarged by whole factors
+LARGEST_PIECE = 2**20  # pixels of an error map that are made at a time
 # Text and spaces for a panel of 340 pixels and less; they grow with larger ones.
 MARGIN, GAP, TITLE_SIZE, CAPTION_SIZE, NOTE_SIZE, SCALE_WIDTH = 16, 12, 17, 15, 12, 110
 
@@ -63,16 +64,17 @@ def comparison(
         )
     size_note = f"{original.width} x {original.height}"
     grid_note = f"{tokens.shape[2]} x {tokens.shape[1]}"
+    unit = max(1.0, max(_fitted_size(original.size)) / 340)
     panels = [
-        ("original", size_note, original, Image.Resampling.LANCZOS),
-        ("reconstruction", size_note, reconstruction, Image.Resampling.LANCZOS),
-        ("absolute error", None, error_map(original, reconstruction), Image.Resampling.BOX),
+        _panel("original", size_note, original, Image.Resampling.LANCZOS, unit),
+        _panel("reconstruction", size_note, reconstruction, Image.Resampling.LANCZOS, unit),
+        _panel("absolute error", None, error_map(original, reconstruction), Image.Resampling.BOX, unit),
     ]
     for (name, codebook_size), ids in zip(codebook_sizes.items(), tokens, strict=True):
         note = f"{grid_note}, {len(torch.unique(ids))} of {codebook_size} codes"
-        panels.append((f"{name} tokens", note, token_map(ids, original.size), Image.Resampling.NEAREST))
-    unit = max(1.0, max(_fitted_size(original.size)) / 340)
-    return _row([_panel(*panel, unit) for panel in panels], title, unit)
+        colours = token_map(ids, original.size)
+        panels.append(_panel(f"{name} tokens", note, colours, Image.Resampling.NEAREST, unit))
+    return _row(panels, title, unit)
 
 
 def comparison_sheet(rows: Iterable[Image.Image], sizes: Sequence[tuple[int, int]] | None = None) -> Image.Image:
@@ -125,8 +127,14 @@ def grid(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 
 
 def error_map(original: Image.Image, reconstruction: Image.Image) -> Image.Image:
     """Mean absolute difference of the channels, each of 0..1, from 0 (black) to `ERROR_SCALE` and above (cream)."""
-    difference = np.asarray(original, dtype=np.float32) - np.asarray(reconstruction, dtype=np.float32)
-    return _error_colours(np.abs(difference).mean(axis=-1) / 255 / ERROR_SCALE)
+    errors = Image.new("RGB", original.size)
+    step = max(LARGEST_PIECE // original.width, 1)
+    for top in range(0, original.height, step):  # in pieces: a huge image in floating point takes gigabytes
+        box = (0, top, original.width, min(top + step, original.height))
+        pair = (np.asarray(image.crop(box), dtype=np.float32) for image in (original, reconstruction))
+        difference = np.abs(np.subtract(*pair)).mean(axis=-1)
+        errors.paste(_error_colours(difference / 255 / ERROR_SCALE), (0, top))
+    return errors
 
 
 def token_map(ids: torch.Tensor, size: tuple[int, int], colours: np.ndarray | None = None) -> Image.Image:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .image_processing_dualcodebook import BadImageError, read_image
+from .pil_images import BadImageError, read_image
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 KEY_COLUMN = "__key__"  # of a webdataset: what its row is found by
 # What a path of a row may be made of: a file, one in the streamed repository, one in an archive.
 PROTOCOLS = {"file", "hf", "zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"}
+FILES = {".parquet": "parquet", ".tar": "webdataset"}  # suffixes and their builders of `datasets`
 ON_BAD_IMAGE = ("error", "skip")
 SKIPPED_COUNT, SKIPPED_SHARE = 10, 0.01
 
@@ -41,24 +46,25 @@ def load_images(
 ) -> Dataset | IterableDataset:
     """Opens one split of a data set of images, not decoded: `read_row` decodes.
 
-    `dataset` is a Hub id, a folder of parquet files, a folder of images (with or without subfolders named as the
-    splits), one parquet file (its split is "train") or a folder written by `save_to_disk`. `config` names one of the
-    data set's configurations. Streaming reads rows in order as they are asked for and prepares nothing on disk.
+    `dataset` is a Hub id, a folder of parquet files or webdataset tars, a folder of images (with or without subfolders
+    named as the splits), one parquet file or tar (its split is "train") or a folder written by `save_to_disk`. `config`
+    names one of the data set's configurations. Streaming reads rows in order as they are asked for and prepares nothing
+    on disk.
 
     Raises ValueError, before any row is read, when the folder does not exist or holds no data, when the split does not
     exist (its message names those that do), and when the column does not exist or cannot hold images.
     """
-    import datasets
-
     path = Path(dataset).expanduser()
     saved = path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    source = {} if saved else {**_source(dataset, path), "name": config}
+    import datasets  # takes seconds: what is missing is told before
+
     if saved:
         if config is not None:
             raise DatasetError("config", f"must be None for a folder written by save_to_disk, got {config!r}")
         opened = datasets.load_from_disk(str(path))
         splits = opened if isinstance(opened, datasets.DatasetDict) else {str(opened.split or "train"): opened}
     else:
-        source = {**_source(dataset, path), "name": config}
         splits = _open_splits(dataset, source, streaming)
     if split not in splits:
         raise DatasetError("split", f"must be one of {list(splits)} in {str(dataset)!r}, got {split!r}")
@@ -98,6 +104,75 @@ def read_row(
         if file is None and index is None and value and value["bytes"]:
             file = f"sha256 {hashlib.sha256(value['bytes']).hexdigest()}"
         raise BadImageError(error.reason, file, dataset=str(dataset), split=split, row=index) from error
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """An opened split, and what messages call it.
+
+    Attributes:
+        rows: what `load_images` opened, or any sequence of such rows.
+        dataset: its name.
+        split: its name.
+        image_column: the rows' column with the images.
+    """
+
+    rows: Any
+    dataset: str = "the data set"
+    split: str = "train"
+    image_column: str = "image"
+
+    def read(self, row: dict[str, Any], index: int | None = None) -> Image.Image:
+        """The RGB image of one of the rows; see `read_row`."""
+        return read_row(row, self.image_column, dataset=self.dataset, split=self.split, index=index)
+
+
+class ImageSplits:
+    """Splits of one or several data sets as one: tables one after the other; of streams a row of each in turn.
+
+    Args:
+        splits: at least one; all tables (with a length) or all streams.
+
+    Attributes:
+        splits: as given.
+        streaming: whether they are streams.
+    """
+
+    def __init__(self, splits: Sequence[ImageSplit]) -> None:
+        self.splits = list(splits)
+        self.streaming = not hasattr(self.splits[0].rows, "__len__")
+        self._ends = [] if self.streaming else list(accumulate(len(split.rows) for split in self.splits))
+
+    def __len__(self) -> int:
+        """Rows of all tables."""
+        return self._ends[-1]
+
+    def locate(self, index: int) -> tuple[ImageSplit, int]:
+        """The table that holds row `index` of all, and the row's index in it."""
+        place = bisect_right(self._ends, index)
+        return self.splits[place], index - (self._ends[place - 1] if place else 0)
+
+    def stream(self, prepare: Callable[[Any], Any] = lambda rows: rows) -> Iterator[tuple[ImageSplit, dict[str, Any]]]:
+        """A row of each stream in turn, until all have ended.
+
+        Args:
+            prepare: what is done to each stream before it is read, such as shuffling.
+        """
+        streams = [(split, _rows(prepare(split.rows))) for split in self.splits]
+        while streams:
+            going = []
+            for split, rows in streams:
+                row = next(rows, None)
+                if row is not None:
+                    going.append((split, rows))
+                    yield split, row
+            streams = going
+
+
+def _rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
+    # By batches of one: iterating a stream itself inside a loader's worker gives each worker a share of the files only.
+    for rows in stream.iter(batch_size=1):
+        yield {column: values[0] for column, values in rows.items()}
 
 
 def image_source(value: dict[str, Any] | None) -> bytes | str:
@@ -142,28 +217,24 @@ class ImageReader:
 
     Args:
         on_bad_image: "error", or "skip" to leave it out.
-        image_column: see `read_row`.
-        dataset: see `read_row`.
-        split: see `read_row`.
 
     Attributes:
         skipped: what was left out so far.
     """
 
-    def __init__(self, on_bad_image: str, image_column: str, *, dataset: str | Path, split: str) -> None:
-        self.on_bad_image, self.image_column = on_bad_image, image_column
-        self.dataset, self.split = dataset, split
+    def __init__(self, on_bad_image: str) -> None:
+        self.on_bad_image = on_bad_image
         self.skipped: list[BadImageError] = []
         self._read = 0
 
-    def read(self, row: dict[str, Any], index: int | None = None) -> Image.Image | None:
-        """A row's image; None for one that is left out.
+    def read(self, split: ImageSplit, row: dict[str, Any], index: int | None = None) -> Image.Image | None:
+        """The image of one of a split's rows; None for one that is left out.
 
         Raises BadImageError for one that is not, and where too many are left out (see `check_skipped`).
         """
         self._read += 1
         try:
-            return read_row(row, self.image_column, dataset=self.dataset, split=self.split, index=index)
+            return split.read(row, index)
         except BadImageError as error:
             if self.on_bad_image == "error":
                 raise
@@ -175,9 +246,10 @@ class ImageReader:
 def _source(dataset: str | Path, path: Path) -> dict[str, Any]:
     """The arguments of `datasets.load_dataset` that say where the data is."""
     if path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(f"`dataset` must be a Hub id, a folder or a .parquet file, got the file {str(path)!r}")
-        return {"path": "parquet", "data_files": str(path)}
+        if path.suffix not in FILES:
+            kinds = " or ".join(FILES)
+            raise ValueError(f"`dataset` must be a Hub id, a folder or a {kinds} file, got the file {str(path)!r}")
+        return {"path": FILES[path.suffix], "data_files": str(path)}
     if path.is_dir():
         return {"path": str(path)}
     name = str(dataset)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError
-
-from .autoencoder_dualcodebook import DualCodebookVQModel
 from .files import public_name
 from .run_folder import CONFIG
 
+if TYPE_CHECKING:
+    from .autoencoder_dualcodebook import DualCodebookVQModel
+
 EMBEDDED = "embedded checkpoint"
+EMBEDDED_FOLDER = "dualcodebook_hf/checkpoints/tiny"  # the end of its path, on any machine
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
@@ -49,6 +49,8 @@ def check_tokenizer_name(name: str | None, argument: str = "model") -> None:
 
 def check_device(device: str | None) -> str:
     """The device, or CUDA's where there is one and none is named. Raises ValueError when it cannot be used."""
+    import torch
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -71,22 +73,43 @@ def load_tokenizer(
     Raises ValueError that names the tokenizer when it cannot be loaded.
     """
     check_tokenizer_name(name, argument)
+    import torch
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from .autoencoder_dualcodebook import DualCodebookVQModel
+
     device = check_device(device)
     path = Path(name or default_checkpoint()).expanduser()
-    source = path if path.is_dir() else name
-    if source is name:
-        _check_cache(name, argument)
+    source = path if name is None or path.is_dir() else name
+    if isinstance(source, str):
+        _check_cache(source, argument)
     try:
         model = DualCodebookVQModel.from_pretrained(source, dtype=getattr(torch, dtype))
     # Whatever somebody's files make the libraries raise: a config.json of another shape gives Attribute- and KeyError.
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = _unreachable(name) if _comes_from(error, LocalEntryNotFoundError) else error
+        reason = _unreachable(str(source)) if _comes_from(error, LocalEntryNotFoundError) else error
         raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
     return model.eval().to(device)
 
 
+def load_tokenizer_with_hash(
+    name: str | None = None, *, device: str | None = None, dtype: str = "float32", argument: str = "model"
+) -> tuple[DualCodebookVQModel, str]:
+    """As `load_tokenizer`, and beside the tokenizer the `weights_hash` of its file, the same for every `dtype`."""
+    import torch
+
+    from .weights import weights_hash
+
+    model = load_tokenizer(name, device=device, argument=argument)
+    found = weights_hash(model)
+    model.cast_backbone(getattr(torch, dtype))
+    return model, found
+
+
 def _check_cache(name: str, argument: str) -> None:
     """Raises ValueError where the Hub's files have no place, or are not there and cannot be downloaded."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
     if constants.HF_HUB_CACHE.startswith("~"):
         raise ValueError(f"`{argument}`: there is no home folder for the files of '{name}': set HF_HOME to a folder")
     if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, CONFIG), str):

@@ -18,7 +18,7 @@ def requirements(extra: str | None = None) -> list[Requirement]:
         extra: None: the base install; a name: what this extra adds.
     """
     found = []
-    for needed in map(Requirement, metadata.requires(DISTRIBUTION)):
+    for needed in map(Requirement, metadata.requires(DISTRIBUTION) or ()):
         marker, needed.marker = needed.marker, None
         if marker.evaluate({"extra": extra or ""}) if marker else extra is None:
             found.append(needed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,12 @@ class QuantizerOutput:
     losses: dict[str, torch.Tensor]
 
 
+def sum_losses(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """L_global + L_local, a scalar."""
+    first, *others = losses.values()
+    return sum(others, start=first)
+
+
 class Quantizer(nn.Module):
     """Splits the channels among its codebooks, in order, and quantizes each slice by its own codebook.
 
@@ -35,6 +42,10 @@ class Quantizer(nn.Module):
     """
 
     codebook_names: dict[str, str] = {}
+
+    if TYPE_CHECKING:  # which codebooks there are is known at run time alone
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, commitment_cost: float = 0.25) -> None:
         super().__init__()
@@ -73,15 +84,15 @@ class Quantizer(nn.Module):
         Raises ValueError when C is not the sum of the codebooks' widths.
         """
         self._check_latents(z)
-        quantized, tokens, losses = [], [], {}
+        parts, tokens, losses = [], [], {}
         with torch.autocast(z.device.type, enabled=False):
             for (name, codebook), part in zip(self.codebooks.items(), z.float().split(self.dims, dim=1), strict=True):
                 vectors = part.movedim(1, -1)
                 codes, ids, loss = self._quantize_slice(codebook, vectors.reshape(-1, codebook.dim))
                 losses[f"{name}_codebook" if name != "codebook" else name] = loss
-                quantized.append(codes.view(vectors.shape).movedim(-1, 1))
+                parts.append(codes.view(vectors.shape).movedim(-1, 1))
                 tokens.append(ids.view(vectors.shape[:-1]))
-        quantized = torch.cat(quantized, dim=1).to(z.dtype)
+        quantized = torch.cat(parts, dim=1).to(z.dtype)
         return QuantizerOutput(quantized.contiguous(), torch.stack(tokens, dim=1), losses)
 
     def _quantize_slice(
@@ -129,6 +140,12 @@ class Quantizer(nn.Module):
         # What is left is not wrapped into the first codebook: an id out of range must fail when it is looked up.
         return torch.stack([ids, *parts[::-1]], dim=1)
 
+    @overload
+    def forward(
+        self, z: torch.Tensor, return_dict: Literal[False] = False
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[None, None, torch.Tensor]]: ...
+    @overload
+    def forward(self, z: torch.Tensor, return_dict: Literal[True]) -> QuantizerOutput: ...
     def forward(
         self, z: torch.Tensor, return_dict: bool = False
     ) -> QuantizerOutput | tuple[torch.Tensor, torch.Tensor, tuple[None, None, torch.Tensor]]:
@@ -139,7 +156,8 @@ class Quantizer(nn.Module):
         output = self.quantize_latents(z)
         if return_dict:
             return output
-        return output.quantized, sum(output.losses.values()), (None, None, self.to_product_ids(output.tokens).flatten())
+        ids = self.to_product_ids(output.tokens).flatten()
+        return output.quantized, sum_losses(output.losses), (None, None, ids)
 
     def get_codebook_entry(self, indices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """diffusers' VQModel contract: product ids of any shape and (B, h, w, C) -> codes (B, C, h, w).
@@ -189,16 +207,17 @@ class ScalarQuantizer(Quantizer):
         from .baseline_quantizers import FSQCodebook, LFQCodebook
 
         super().__init__(config.commitment_cost)
+        self.first_codebook: nn.Module
+        self.second_codebook: nn.Module
         if config.quantizer == "fsq":
-            self.first_codebook = FSQCodebook(config.fsq_levels[: config.global_dim])
-            self.second_codebook = FSQCodebook(config.fsq_levels[config.global_dim :])
+            levels = config.fsq_levels or []
+            self.first_codebook = FSQCodebook(levels[: config.global_dim])
+            self.second_codebook = FSQCodebook(levels[config.global_dim :])
         else:
             self.first_codebook = LFQCodebook(config.global_dim, config.commitment_cost)
             self.second_codebook = LFQCodebook(config.local_dim, config.commitment_cost)
 
-    def _quantize_slice(
-        self, codebook: nn.Module, vectors: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _quantize_slice(self, codebook: Any, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         quantized, ids, loss = codebook(vectors)
         return straight_through(quantized, F.embedding(ids, codebook.codes())), ids, loss
 
@@ -216,14 +235,14 @@ class ResidualQuantizer(Quantizer):
         super().__init__(config.commitment_cost)
         self.stages = ResidualStages(
             [config.global_codebook_size, config.local_codebook_size],
-            config.vq_embed_dim,
+            config.latent_width,
             commitment_cost=config.commitment_cost,
             ema_decay=config.codebook_ema_decay,
             revival_threshold=config.revival_threshold,
         )
 
     @property
-    def codebooks(self) -> dict[str, object]:
+    def codebooks(self) -> dict[str, Any]:
         """The stages, each with `size`, `dim` (all channels) and `codes()`."""
         return dict(zip(("first", "second"), self.stages.codebooks(), strict=True))
 
@@ -252,12 +271,12 @@ class ResidualQuantizer(Quantizer):
 
         Returns (B, C, h, w) float32.
         """
-        total = 0.0
+        parts = []
         for index, (name, codebook) in enumerate(self.codebooks.items()):
             codes = codebook.codes()
             ids = tokens[:, index].to(codes.device)
-            total = total + (F.embedding(ids, codes) if only in (None, name) else codes.mean(0))
-        return total.movedim(-1, 1).contiguous()
+            parts.append(F.embedding(ids, codes) if only in (None, name) else codes.mean(0))
+        return sum(parts[1:], start=parts[0]).movedim(-1, 1).contiguous()
 
 
 QUANTIZERS = {
@@ -277,7 +296,7 @@ def build_quantizer(config: DualCodebookConfig) -> Quantizer:
     install, when the quantizer needs a package that is not there.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch.randint(2**62, (), device="cpu").item())
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
         return QUANTIZERS[config.quantizer](config)
 
 

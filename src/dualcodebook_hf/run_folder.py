@@ -39,8 +39,9 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first; an empty folder is none."""
-        folders = [path for path in self.path.glob("checkpoint-*") if checkpoint_step(path) is not None]
-        return sorted((path for path in folders if path.is_dir() and any(path.iterdir())), key=checkpoint_step)
+        folders = [path for path in self.path.glob("checkpoint-*") if path.is_dir() and any(path.iterdir())]
+        steps = [(step, path) for path in folders if (step := checkpoint_step(path)) is not None]
+        return [path for _, path in sorted(steps)]
 
     def sample(self, step: int) -> Path:
         """The validation images after `step` updates, whether they exist or not."""

@@ -17,10 +17,14 @@ class Autoencoded(Protocol):
         quantized: (B, D, h, w), after them.
     """
 
-    sample: torch.Tensor
-    tokens: torch.Tensor
-    latents: torch.Tensor
-    quantized: torch.Tensor
+    @property
+    def sample(self) -> torch.Tensor: ...
+    @property
+    def tokens(self) -> torch.Tensor: ...
+    @property
+    def latents(self) -> torch.Tensor: ...
+    @property
+    def quantized(self) -> torch.Tensor: ...
 
 
 class Tokenizer(Protocol):
@@ -35,12 +39,18 @@ class Tokenizer(Protocol):
         bits_per_position: log2 of the number of combinations of tokens at one position.
     """
 
-    device: torch.device
-    dtype: torch.dtype
-    downsample_factor: int
-    codebook_sizes: dict[str, int]
-    latent_slices: dict[str, int]
-    bits_per_position: float
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def downsample_factor(self) -> int: ...
+    @property
+    def codebook_sizes(self) -> dict[str, int]: ...
+    @property
+    def latent_slices(self) -> dict[str, int]: ...
+    @property
+    def bits_per_position(self) -> float: ...
 
     def autoencode(self, x: torch.Tensor) -> Autoencoded:
         """Images to tokens and back."""
@@ -57,7 +67,7 @@ class Tokenizer(Protocol):
 
 def check_tokenizer(model: Any) -> None:
     """Raises ValueError that names what `model` lacks of the contract."""
-    names = [*Tokenizer.__annotations__, *(name for name, part in vars(Tokenizer).items() if callable(part))]
+    names = [name for name, part in vars(Tokenizer).items() if callable(part) or isinstance(part, property)]
     missing = [name for name in names if not name.startswith("_") and not hasattr(model, name)]
     if missing:
         raise ValueError(f"`model` must be a tokenizer, got {type(model).__name__}, which has no {', '.join(missing)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,7 +126,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 # --- files
 
 
-def find_weights(source: str | Path, name: str, variant: str | None = None, **location) -> Path | None:
+def find_weights(source: str | os.PathLike, name: str, variant: str | None = None, **location) -> Path | None:
     """A weights file, or the index of its shards; None where there is neither.
 
     Args:
@@ -141,7 +143,7 @@ def find_weights(source: str | Path, name: str, variant: str | None = None, **lo
     return None
 
 
-def find_shards(index: Path, source: str | Path, **location) -> list[Path]:
+def find_shards(index: Path, source: str | os.PathLike, **location) -> list[Path]:
     """The files that an index names. Raises ValueError for one that is not there or is not plainly named."""
     names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     shards = []
@@ -153,7 +155,7 @@ def find_shards(index: Path, source: str | Path, **location) -> list[Path]:
     return shards
 
 
-def _find_file(source: str | Path, name: str, **location) -> Path | None:
+def _find_file(source: str | os.PathLike, name: str, **location) -> Path | None:
     found = cached_file(
         str(source),
         name,
@@ -164,7 +166,7 @@ def _find_file(source: str | Path, name: str, **location) -> Path | None:
     return None if found is None else Path(found)
 
 
-def missing_weights(source: str | Path, subfolder: str | None = None, variant: str | None = None) -> str:
+def missing_weights(source: str | os.PathLike, subfolder: str | None = None, variant: str | None = None) -> str:
     """The message where there are no weights that can be read: what is there instead, and what to do."""
     folder = Path(source) / (subfolder or "")
     stems = {Path(name).stem for name in WEIGHTS_NAMES}
@@ -178,7 +180,7 @@ def missing_weights(source: str | Path, subfolder: str | None = None, variant: s
 
 
 @contextmanager
-def readable(source: str | Path | None, options: Mapping[str, Any]) -> Iterator[None]:
+def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> Iterator[None]:
     """What the libraries raise for damaged files and for none, as errors that name them and say what to do.
 
     Args:
@@ -198,7 +200,22 @@ def readable(source: str | Path | None, options: Mapping[str, Any]) -> Iterator[
         place = {"subfolder": options.get("subfolder"), "variant": options.get("variant")}
         folder = Path(source or "") / (place["subfolder"] or "")
         if (folder / "config.json").is_file() and not any(
-            find_weights(source, name, **place) for name in WEIGHTS_NAMES
+            find_weights(source or "", name, **place) for name in WEIGHTS_NAMES
         ):
-            raise OSError(missing_weights(source, **place)) from error
+            raise OSError(missing_weights(source or "", **place)) from error
         raise
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256, as 64 hex digits, of all values of a model as float32, with their names and shapes.
+
+    It is the same whatever library, file format, number of shards or type of at least these values a model was saved
+    in. A model loaded in a lower precision than that of its file has rounded values and another hash;
+    `load_tokenizer_with_hash` gives the file's.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"{name} {list(values.shape)} ".encode())
+        digest.update(values.numpy().data)
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ import pytest
 from fuzz import SEEDS, TARGETS, fuzz, repeat_corpus
 from harness import HEADER
 from test_training import dataset  # noqa: F401
+from token_faults import TokenFaults
 from training_faults import TrainingFaults
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,25 @@ def training(dataset, tmp_path_factory):  # noqa: F811
 )
 def test_a_run_that_goes_on_equals_the_undisturbed_one(training, report, fault):
     report(fault(training))
+
+
+@pytest.fixture(scope="module")
+def tokenizing(tmp_path_factory):
+    return TokenFaults(tmp_path_factory.mktemp("tokens"), max(2, round(20 * FACTOR)), SEED)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        TokenFaults.killed_at_file_system_events,
+        TokenFaults.killed_five_times_by_one_process,
+        TokenFaults.killed_five_times_by_two_processes,
+        TokenFaults.disk_full,
+    ],
+    ids=lambda fault: fault.__name__,
+)
+def test_tokens_that_are_made_again_equal_the_undisturbed_ones(tokenizing, report, fault):
+    report(fault(tokenizing))
 
 
 @pytest.mark.parametrize("target", TARGETS)

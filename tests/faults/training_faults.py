@@ -158,9 +158,9 @@ class TrainingFaults:
         """A file system that is too small by another number of bytes each time, and then grows."""
         size = sum(path.stat().st_size for path in self.whole.rglob("*") if path.is_file())
         kilobytes = [16 + k * (int(1.6 * size) // 1024) // self.tries for k in range(self.tries)]
-        may_mount = _may_mount(self.work)
-        attempt = self._small_disk if may_mount else self._short_files
-        how = "tmpfs of k KiB" if may_mount else "files of at most k KiB"
+        mounting = may_mount(self.work)
+        attempt = self._small_disk if mounting else self._short_files
+        how = "tmpfs of k KiB" if mounting else "files of at most k KiB"
         return tally(f"disk full: {how}, then room", ((f"k={k}", attempt(k)) for k in kilobytes))
 
     def _small_disk(self, kilobytes: int) -> Callable[[], str]:
@@ -272,27 +272,11 @@ class TrainingFaults:
             if longest:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (longest, resource.RLIM_INFINITY))
             if at_event:
-                self._watch(folder, at_event)
+                watch_events(self.events, folder, at_event, EVENTS)
             return main(flags)
 
         self.count += 1
         return Child(work, self.work / f"log-{self.count}", ACCELERATE_USE_CPU="true", **environment)
-
-    def _watch(self, folder: Path, last: int) -> None:
-        """Kills this process at event number `last`; the number so far stands in a file."""
-        seen, prefix, pid = 0, str(folder), os.getpid()
-        count = os.open(self.events, os.O_WRONLY | os.O_CREAT)
-
-        def hook(event: str, arguments: tuple) -> None:
-            nonlocal seen
-            if event in EVENTS and os.getpid() == pid and str(arguments[0]).startswith(prefix):
-                seen += 1
-                if last == 10**9:
-                    os.pwrite(count, str(seen).encode(), 0)
-                if seen == last:
-                    os.kill(pid, signal.SIGKILL)
-
-        sys.addaudithook(hook)
 
     def _finish(self, folder: Path, resume: bool = True, at_event: int = 0) -> None:
         """Continues a run, which then is as the undisturbed one is."""
@@ -318,6 +302,23 @@ class TrainingFaults:
         folder = self._folder()
         shutil.copytree(self.whole, folder)
         return folder
+
+
+def watch_events(counter: Path, folder: Path, last: int, events: set[str]) -> None:
+    """Kills this process at event number `last` inside a folder; of 10**9 the number so far stands in `counter`."""
+    seen, prefix, pid = 0, str(folder), os.getpid()
+    count = os.open(counter, os.O_WRONLY | os.O_CREAT)
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        if event in events and os.getpid() == pid and str(arguments[0]).startswith(prefix):
+            seen += 1
+            if last == 10**9:
+                os.pwrite(count, str(seen).encode(), 0)
+            if seen == last:
+                os.kill(pid, signal.SIGKILL)
+
+    sys.addaudithook(hook)
 
 
 class Payload:
@@ -351,7 +352,7 @@ def mounted(folder: Path, kilobytes: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _may_mount(work: Path) -> bool:
+def may_mount(work: Path) -> bool:
     place = work / "mount"
     place.mkdir()
     try:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .inputs import check_folder
+from ..flags import Parser
+from .inputs import add_output, check_folder, set_command
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser."""
-    command = commands.add_parser("convert", help="turn other tokenizers' weights into a folder of ours")
-    command.set_defaults(run=_convert)
+def add_convert(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _convert, "SOURCE")
     command.add_argument(
         "source",
+        metavar="SOURCE",
         help="checkpoint of the paper's authors or of taming-transformers (.ckpt, .pt, .pth, .bin, .safetensors), or "
         "folder or Hub id of a diffusers VQModel",
     )
-    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that is empty or new")
+    add_output(command, "a new or empty folder for the model", "converted")
     command.add_argument(
         "--kind", help="authors, taming or vqmodel (default: whichever the tensors' names show); another is an error"
     )

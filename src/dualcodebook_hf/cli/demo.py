@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import socket
 
+from ..flags import Parser
 from ..packages import require_package
-from .inputs import positive
+from .inputs import positive, set_command
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser."""
-    command = commands.add_parser("demo", help="look at models and their tokens in a browser, on this machine")
+def add_demo(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _demo)
     command.add_argument(
         "--models",
         "--model",
@@ -21,8 +22,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="folders or Hub ids to choose from, and to compare (default: the checkpoint inside the package, offline)",
     )
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network (default: %(default)s)")
-    command.add_argument("--port", type=positive, default=7860, help="(default: %(default)s)")
-    command.set_defaults(run=_demo)
+    command.add_argument("--port", type=positive, default=7860, metavar="N", help="(default: %(default)s)")
 
 
 def _demo(arguments: argparse.Namespace) -> int:

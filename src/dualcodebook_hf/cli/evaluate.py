@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.protocols import PROTOCOLS, get_protocol
 from ..files import is_free_folder, write_json
-from ..image_processing_dualcodebook import BadImageError
+from ..flags import Parser, Switch, boolean
 from ..loading import check_device, check_tokenizer_name, tokenizer_label
 from ..metrics import DEFAULT_METRICS, IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..packages import require_package
-from .inputs import add_model, add_on_bad_image, check_file, check_folder, load_model, positive
+from ..pil_images import BadImageError
+from .inputs import (
+    add_batch_size,
+    add_model,
+    add_on_bad_image,
+    add_output,
+    check_file,
+    check_folder,
+    load_model,
+    positive,
+    report_left_out,
+    set_command,
+)
+from .tables import transposed_tables
 
 if TYPE_CHECKING:
     from ..evaluation.data import EvaluationData, EvaluationImages
@@ -26,33 +39,34 @@ DEFAULTS = {"split": "test", "image_column": "image", "size": 256, "resample": "
 DATA_FLAGS = ("dataset", "config", *DEFAULTS, "limit", "on_bad_image")
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser."""
-    command = commands.add_parser("evaluate", help="measure tokenizers on a split of a data set")
-    command.set_defaults(run=_evaluate)
-    add_model(command, action="append", also="may be repeated; ")
+def add_evaluate(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _evaluate, "--dataset DATASET | --protocol NAME")
+    add_model(command.add_argument_group("the tokenizers"), action="append", also="may be repeated; ")
     _add_data(command.add_argument_group("data: --protocol or --dataset"))
+    output = command.add_argument_group("what is written")
+    add_output(output, "a record of the results and their protocol", metavar="FILE.json")
+    output.add_argument(
+        "--save-pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="what was measured as PNG, FOLDER/0-MODEL/original and FOLDER/0-MODEL/reconstruction, for other tools",
+    )
     networks = command.add_argument_group("metrics by pretrained networks, which are downloaded")
     for name in NETWORK_METRICS:
         spec = IMAGE_METRICS[name]
         text = f"{spec.title}: needs {spec.needs} (default: with --protocol, where they are available)"
-        networks.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=text)
+        networks.add_argument(f"--{name.replace('_', '-')}", action=Switch, type=boolean, help=text)
     baseline = command.add_argument_group(
         "patch-linear codec: the baseline without a network, at the first model's bits"
     )
-    baseline.add_argument("--patch-linear", action="store_true", help="fit and measure it as well")
+    text = "fit and measure it as well (default: false)"
+    baseline.add_argument("--patch-linear", action=Switch, type=boolean, default=False, help=text)
     baseline.add_argument("--fit-dataset", help="data set that it is fitted to (default: --dataset's, --protocol's)")
     baseline.add_argument("--fit-split", help="split that it is fitted to (default: train)")
     baseline.add_argument(
-        "--fit-pictures", type=positive, default=400, help="number of its images (default: %(default)s)"
+        "--fit-pictures", type=positive, default=400, metavar="N", help="number of its images (default: %(default)s)"
     )
-    command.add_argument(
-        "--save-pictures",
-        type=Path,
-        metavar="DIR",
-        help="write what was measured as PNG, DIR/0-MODEL/original and DIR/0-MODEL/reconstruction, for other tools",
-    )
-    command.add_argument("--output", type=Path, metavar="FILE.json", help="write the results, with their protocol")
 
 
 def _add_data(data: argparse._ArgumentGroup) -> None:
@@ -67,20 +81,26 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--image-column", help=f"column of the images (default: {DEFAULTS['image_column']})")
     data.add_argument(
         "--streaming",
-        action=argparse.BooleanOptionalAction,
-        help="read the data set as it arrives, without storing it (default: with --protocol only)",
+        action=Switch,
+        type=boolean,
+        help="read the data set as it arrives, without storing it (default: false; true with --protocol)",
     )
     data.add_argument(
-        "--size", type=positive, help=f"side of the centre crop that is measured (default: {DEFAULTS['size']})"
+        "--size",
+        type=positive,
+        metavar="PIXELS",
+        help=f"side of the centre crop that is measured (default: {DEFAULTS['size']})",
     )
     data.add_argument(
         "--resample",
         choices=("bilinear", "bicubic", "lanczos"),
         help=f"filter that resizes the shorter side (default: {DEFAULTS['resample']})",
     )
-    data.add_argument("--limit", type=positive, help="measure the first N images only")
-    add_on_bad_image(data, "measure the others and list it in the results (more than 10 and 1%% end the command)")
-    data.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
+    data.add_argument("--limit", type=positive, metavar="N", help="measure the first N images only (default: all)")
+    add_batch_size(data, 8, "N images at a time")
+    add_on_bad_image(
+        data, "name it on stderr and in the results, and measure the others (more than 10 and 1%% end the command)"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -99,6 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     train_images = _train_data(arguments, data).open() if arguments.patch_linear else None
     networks, not_measured = _load_networks(arguments, data.size)
     results = _measure(arguments, models, images, train_images, networks)
+    report_left_out(images.skipped, results[0]["protocol"]["pictures"] + len(images.skipped))
     for result in results if not_measured else ():
         result["protocol"]["not_measured"] = not_measured
     if arguments.output:
@@ -192,18 +213,14 @@ def _fit(
 
 
 def _report(arguments: argparse.Namespace, results: list[dict[str, Any]], not_measured: dict[str, str]) -> None:
-    from ..evaluation.table import results_table
+    from ..evaluation.table import results_cells
 
-    print(results_table((result["model"]["name"], result) for result in results))
+    header, rows = results_cells((result["model"]["name"], result) for result in results)
+    print(transposed_tables(header, rows))
     protocol = results[0]["protocol"]
     if not protocol.get("complete", True):
         measured, expected = protocol["pictures"], protocol["expected_pictures"]
         print(f"{measured} of the {expected} images of {arguments.protocol}: not comparable with the whole split")
-    skipped = protocol.get("skipped", [])
-    if skipped:
-        print(f"images left out because they cannot be read: {len(skipped)}")
-    for image in skipped:
-        print(f"  row {image['row']}" + (f" ({image['file']})" if image["file"] else "") + f": {image['reason']}")
     for reason in not_measured.values():
         print(reason)
     if arguments.output:

@@ -4,81 +4,97 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import staged_files
+from ..flags import Parser, Switch
+from ..loading import check_tokenizer_name
 from .inputs import (
     ImageFile,
+    Item,
+    add_batch_size,
     add_model,
     add_on_bad_image,
+    add_other_weights,
+    add_output,
     check_file,
     find_images,
     load_model,
+    load_model_with_hash,
+    not_negative,
     png_paths,
-    positive,
+    report_left_out,
     save_png,
+    set_command,
+    with_bar,
 )
+from .tables import text_table
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+    from tqdm import tqdm
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
     from ..reconstruction import Reconstruction
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the three commands to the parser."""
-    command = commands.add_parser("reconstruct", help="encode and decode images; show and measure the result")
+def add_reconstruct(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _reconstruct, "IMAGE ...")
     _add_images(command)
-    command.add_argument("--output", type=Path, default=Path("reconstructions"), help="folder (default: %(default)s)")
-    command.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all comparisons into one PNG as well")
-    add_model(command)
-    command.set_defaults(run=_reconstruct)
+    output = command.add_argument_group("what is written")
+    add_output(output, "comparisons and reconstructions as PNG", "reconstructions")
+    output.add_argument("--sheet", type=Path, metavar="FILE.png", help="write all comparisons into one PNG as well")
+    add_model(command.add_argument_group("the tokenizer"), fast=True)
 
-    command = commands.add_parser("tokenize", help="images -> token file")
+
+def add_tokenize(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _tokenize, "IMAGE ...")
     _add_images(command)
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("tokens.safetensors"),
-        metavar="FILE.safetensors",
-        help="the token file (default: %(default)s)",
+    output = command.add_argument_group("what is written")
+    add_output(output, "the token file", "tokens.safetensors", "FILE.safetensors")
+    add_model(command.add_argument_group("the tokenizer"), fast=True)
+
+
+def add_detokenize(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _detokenize, "FILE")
+    command.add_argument("file", type=Path, metavar="FILE", help="token file written by `tokenize`")
+    add_batch_size(command, 1, "up to N images that follow each other and have one grid of tokens at a time")
+    output = command.add_argument_group("what is written")
+    add_output(output, "the images as PNG, named after the originals", "detokenized")
+    tokenizer = command.add_argument_group("the tokenizer")
+    add_model(tokenizer, fast=True)
+    add_other_weights(tokenizer, nargs=0)
+
+
+def _add_images(command: Parser) -> None:
+    from ..pil_images import DEFAULT_MAX_PIXELS
+
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
+    reading = command.add_argument_group("how they are read")
+    reading.add_argument(
+        "--recursive", action=Switch, nargs=0, default=False, help="read the folders' subfolders too (default: false)"
     )
-    add_model(command)
-    command.set_defaults(run=_tokenize)
-
-    command = commands.add_parser("detokenize", help="token file -> images")
-    command.add_argument("file", type=Path, help="token file written by `tokenize`")
-    command.add_argument("--output", type=Path, required=True, help="folder; PNGs are named after the originals")
-    add_model(command)
-    command.set_defaults(run=_detokenize)
-
-
-def _add_images(command: argparse.ArgumentParser) -> None:
-    from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS
-
-    command.add_argument("images", nargs="+", type=Path, help="images, or folders of images")
-    command.add_argument("--recursive", action="store_true", help="read the folders' subfolders too")
-    command.add_argument(
+    reading.add_argument(
         "--max-pixels",
-        type=int,
+        type=not_negative,
         default=DEFAULT_MAX_PIXELS,
         metavar="N",
         help="shrink larger images to N pixels, keeping their shape; 0: never (default: %(default)s)",
     )
-    command.add_argument(
-        "--batch-size",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="up to N images that follow each other and are of one size at a time: faster on a GPU; in rare places "
-        "another token, by rounding (default: %(default)s)",
+    add_batch_size(
+        reading,
+        1,
+        "up to N images that follow each other and are of one size at a time: faster on a GPU; in rare places another "
+        "token, by rounding",
     )
-    add_on_bad_image(command, "name it on stderr, do the others, and exit with 0 unless none is left")
+    add_on_bad_image(reading, "name it on stderr, do the others, and exit with 0 unless none is left")
 
 
 @dataclass(frozen=True)
@@ -103,21 +119,24 @@ def _read_batches(files: Sequence[ImageFile], arguments: argparse.Namespace) -> 
 
     Raises BadImageError for an image that cannot be read; under `--on-bad-image skip`, where none can.
     """
-    from tqdm import tqdm
+    sources = _read_images(with_bar(files, len(files)), arguments)
+    return _batches(sources, arguments.batch_size, lambda source: source.image.size)
 
-    batch: list[_Source] = []
-    with tqdm(files, desc="images", unit="", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for source in _read_images(bar, arguments):
-            if batch and (len(batch) == arguments.batch_size or source.image.size != batch[0].image.size):
-                yield batch
-                batch = []
-            batch.append(source)
-        if batch:
+
+def _batches(items: Iterable[Item], batch_size: int, size: Callable[[Item], object]) -> Iterator[list[Item]]:
+    """Items that follow each other and are of one size, `batch_size` at the most."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and (len(batch) == batch_size or size(item) != size(batch[0])):
             yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 def _read_images(files: Iterable[ImageFile], arguments: argparse.Namespace) -> Iterator[_Source]:
-    from ..image_processing_dualcodebook import BadImageError, read_image, resize_to_max_pixels
+    from ..pil_images import BadImageError, read_image, resize_to_max_pixels
 
     skipped, number = [], -1
     for number, file in enumerate(files):
@@ -129,31 +148,45 @@ def _read_images(files: Iterable[ImageFile], arguments: argparse.Namespace) -> I
             skipped.append(error)
         else:
             yield _Source(number, file.name, image.size, resize_to_max_pixels(image, arguments.max_pixels or None))
-    for error in skipped:
-        print(f"left out: {error}", file=sys.stderr)
-    if skipped:
-        print(f"{len(skipped)} of {number + 1} images were left out", file=sys.stderr)
-        if len(skipped) == number + 1:
-            raise skipped[-1]
+    report_left_out(skipped, number + 1)
+
+
+def _size(batch: Sequence[_Source]) -> tuple[int, int]:
+    """(H, W) of its images."""
+    return batch[0].image.height, batch[0].image.width
+
+
+def _tile_bar(model: DualCodebookVQModel, size: tuple[int, int], passes: int = 1) -> tqdm:
+    """A bar on a terminal for the tiles of an image that is so large, (H, W), that it is done in tiles."""
+    from tqdm import tqdm
+
+    from ..reconstruction import count_tiles
+
+    tiles = count_tiles(model, size)
+    hidden = not tiles or not sys.stderr.isatty()
+    return tqdm(total=passes * tiles, desc="tiles", unit="", disable=hidden, leave=False)
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
-    from PIL import Image
-
-    from ..figures import comparison, comparison_sheet
-    from ..reconstruction import reconstruct_images
-
     files = find_images(arguments)
     names = [file.name for file in files]
     figure_paths = png_paths(arguments.output, names, "-comparison")
     image_paths = png_paths(arguments.output, names, "-reconstruction")
     if arguments.sheet:
         check_file(arguments.sheet, "--sheet", ".png")
-    model = load_model(arguments.model, arguments)
+    check_tokenizer_name(arguments.model, "--model")
+    from PIL import Image
+
+    from ..figures import comparison, comparison_sheet
+    from ..reconstruction import reconstruct_images
+
+    model = load_model(arguments.model, arguments, fast=True)
     table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
         for batch in _read_batches(files, arguments):
-            for source, result in zip(batch, reconstruct_images(model, [s.image for s in batch]), strict=True):
+            with _tile_bar(model, _size(batch), 2 * len(batch)) as bar:
+                results = reconstruct_images(model, [source.image for source in batch], bar.update)
+            for source, result in zip(batch, results, strict=True):
                 table.add(source, result.tokens, (result.psnr, result.ssim))
                 title = _title(source.name, result)
                 figure = comparison(result.original, result.image, result.tokens, model.codebook_sizes, title)
@@ -176,36 +209,47 @@ def _title(name: str, result: Reconstruction) -> str:
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:
+    files = find_images(arguments)
+    check_file(arguments.output, "--output", ".safetensors")
+    check_tokenizer_name(arguments.model, "--model")
     from ..reconstruction import tokenize_images
     from ..tokens.file import TokenFile, TokenizedImage, check_names, save_tokens
 
-    files = find_images(arguments)
     check_names([file.name for file in files])
-    check_file(arguments.output, "--output", ".safetensors")
-    model = load_model(arguments.model, arguments)
+    model, weights = load_model_with_hash(arguments.model, arguments)
     table, images = _Table(model), []
     for batch in _read_batches(files, arguments):
-        for source, tokens in zip(batch, tokenize_images(model, [s.image for s in batch]), strict=True):
+        with _tile_bar(model, _size(batch), len(batch)) as bar:
+            grids = tokenize_images(model, [source.image for source in batch], bar.update)
+        for source, tokens in zip(batch, grids, strict=True):
             table.add(source, tokens)
             images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
     with staged_files(arguments.output.parent) as folder:
-        save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images))
+        save_tokens(folder / arguments.output.name, TokenFile.of_model(model, images, weights))
     print(table)
     print(f"tokens written to {arguments.output}")
     return 0
 
 
 def _detokenize(arguments: argparse.Namespace) -> int:
-    from ..reconstruction import decode_tokens
+    if not arguments.file.is_file():
+        raise ValueError(f"`FILE` must be a token file, '{arguments.file}' is none")
+    check_tokenizer_name(arguments.model, "--model")
+    from ..reconstruction import decode_token_batch
     from ..tokens.file import load_tokens
 
     content = load_tokens(arguments.file)
     paths = png_paths(arguments.output, [image.name for image in content.images])
-    model = load_model(arguments.model, arguments)
-    content.check_model(model, arguments.file, "--model")
+    model, weights = load_model_with_hash(arguments.model, arguments)
+    content.check_model(model, arguments.file, "--model", weights, arguments.other_weights)
     with staged_files(arguments.output) as folder:
-        for image, path in zip(content.images, paths, strict=True):
-            save_png(decode_tokens(model, image.tokens, image.size), folder / path.name)
+        pairs = with_bar(zip(content.images, paths, strict=True), len(paths))
+        for batch in _batches(pairs, arguments.batch_size, lambda pair: pair[0].tokens.shape):
+            tokens, sizes = [image.tokens for image, _ in batch], [image.size for image, _ in batch]
+            with _tile_bar(model, sizes[0], len(batch)) as bar:
+                images = decode_token_batch(model, tokens, sizes, bar.update)
+            for image, (_, path) in zip(images, batch, strict=True):
+                save_png(image, folder / path.name)
     print(f"{len(paths)} images written to {arguments.output}")
     return 0
 
@@ -240,7 +284,7 @@ class _Totals:
 
 
 class _Table:
-    """One line per image, and one for all of several."""
+    """One line per image, and one for all of several; under a codebook's name, how many of its codes are used."""
 
     def __init__(self, model: DualCodebookVQModel) -> None:
         self.model, self.all = model, _Totals(model)
@@ -257,19 +301,12 @@ class _Table:
         self.rows.append([source.name, size, "x".join(map(str, tokens.shape)), *one.cells()])
 
     def __str__(self) -> str:
-        header = ["picture", "pixels", "tokens", "bytes", "bits/pixel"]
-        header += ["PSNR dB", "SSIM"] if self.all.qualities else []
-        rows = [header + [f"{name} codes" for name in self.all.codebook_sizes], *self.rows]
+        header = ["image", "pixels", "tokens", "bytes", "bits/px"]
+        header += ["PSNR", "SSIM"] if self.all.qualities else []
+        rows = [header + list(self.all.codebook_sizes), *self.rows]
         if len(self.rows) > 1:
             rows.append([f"all {len(self.rows)}", "", "", *self.all.cells()])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if place > 1 else cell.ljust(width) for place, (cell, width) in enumerate(cells)
-            )
-            for cells in (zip(row, widths, strict=True) for row in rows)
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return text_table(rows)
 
 
 def _size_text(size: tuple[int, int]) -> str:

@@ -8,44 +8,85 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..flags import Parser, Switch
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
+    from ..pil_images import BadImageError
 
-DTYPES = ("float32", "bfloat16", "float16")
+Item = TypeVar("Item")
+DTYPES, AUTO = ("float32", "bfloat16", "float16"), "auto"
 LONGEST_NAME = 255  # bytes, on common file systems
 # What Pillow knows by name and cannot decode, or only by a program of the system.
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 SOFTWARE = "dualcodebook_hf"  # the PNG text that marks images written here, which alone may be overwritten
 
 
-def add_model(command: argparse.ArgumentParser, **options: str) -> None:
-    """Adds the flags that `load_model` reads."""
+def set_command(command: Parser, run: Callable[[argparse.Namespace], int], words: str = "") -> None:
+    """What a command does, and its usage.
+
+    Args:
+        command: its parser.
+        run: from the parsed arguments to the exit code.
+        words: what stands between its name and its flags, such as "IMAGE ...".
+    """
+    command.set_defaults(run=run)
+    command.usage = " ".join(filter(None, ["%(prog)s", words, "[--FLAG VALUE ...]"]))
+
+
+def add_model(command: argparse._ActionsContainer, fast: bool = False, **options: str) -> None:
+    """Adds the flags that `load_model` reads; `fast` where it is called so."""
     text = "folder or Hub id (default: the checkpoint inside the package, offline)"
     command.add_argument("--model", help=options.pop("also", "") + text, **options)
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, or cpu)")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network (default: %(default)s)")
+    names, text = DTYPES, "of the network (default: %(default)s)"
+    if fast:
+        names, text = (
+            (AUTO, *DTYPES),
+            f"{text}; {AUTO}: float32, bfloat16 inside where the machine is faster at it",
+        )
+    command.add_argument("--dtype", choices=names, default=names[0], help=text)
 
 
-def positive(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+def add_output(
+    command: argparse._ActionsContainer, what: str, default: str | None = None, metavar: str = "FOLDER"
+) -> None:
+    """Adds `--output`, which no command demands: what has no default there is printed.
+
+    Args:
+        command: the parser, or a group of it.
+        what: is written.
+        default: a path; None: nothing is written.
+        metavar: "FOLDER", or "FILE" and its suffix.
+    """
+    path = None if default is None else Path(default)
+    ends = "default: no file; it is printed" if default is None else "default: %(default)s"
+    command.add_argument("--output", type=Path, default=path, metavar=metavar, help=f"{what} ({ends})")
 
 
-def load_model(name: str | None, arguments: argparse.Namespace) -> DualCodebookVQModel:
-    """A model of `--model` by `--device` and `--dtype`, in eval mode. Raises ValueError when one of them is wrong."""
-    from ..loading import load_tokenizer
+def add_batch_size(command: argparse._ActionsContainer, default: int, what: str) -> None:
+    """Adds `--batch-size`; `what` says of which N items."""
+    text = f"{what} (default: %(default)s)"
+    command.add_argument("--batch-size", type=positive, default=default, metavar="N", help=text)
 
-    return load_tokenizer(name, device=arguments.device, dtype=arguments.dtype, argument="--model")
+
+def add_other_weights(command: argparse._ActionsContainer, **options: Any) -> None:
+    """Adds `--other-weights`."""
+    command.add_argument(
+        "--other-weights",
+        action=Switch,
+        default=False,
+        help="take any model of such codebooks, such as one whose decoder alone was trained further (default: false)",
+        **options,
+    )
 
 
 def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:
@@ -56,6 +97,77 @@ def add_on_bad_image(command: argparse._ActionsContainer, skip: str) -> None:
         default="error",
         help=f"an image that cannot be read: end the command (error), or {skip} (default: %(default)s)",
     )
+
+
+def report_left_out(skipped: Sequence[BadImageError], count: int) -> None:
+    """Names on stderr what `--on-bad-image skip` left out, of `count` images. Raises the last one if it was all."""
+    for error in skipped:
+        print(f"left out: {error}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} of {count} images were left out", file=sys.stderr)
+        if len(skipped) == count:
+            raise skipped[-1]
+
+
+def with_bar(items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The items; on a terminal, a bar on stderr counts them."""
+    from tqdm import tqdm
+
+    with tqdm(items, desc="images", total=total, unit="", disable=not sys.stderr.isatty(), leave=False) as bar:
+        yield from bar
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """argparse type: a whole number of at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    return int(text)
+
+
+def load_model(name: str | None, arguments: argparse.Namespace, fast: bool = False) -> DualCodebookVQModel:
+    """A model of `--model` by `--device` and `--dtype`, in eval mode.
+
+    Args:
+        name: of the model.
+        arguments: that were parsed.
+        fast: optimized for inference; results differ by rounding.
+
+    Raises ValueError when one of them is wrong.
+    """
+    from ..loading import load_tokenizer
+
+    model = load_tokenizer(name, device=arguments.device, dtype=_loaded_dtype(arguments), argument="--model")
+    return _optimized(model, arguments) if fast else model
+
+
+def load_model_with_hash(name: str | None, arguments: argparse.Namespace) -> tuple[DualCodebookVQModel, str]:
+    """As a fast `load_model`, with the SHA-256 of its weights."""
+    from ..loading import load_tokenizer_with_hash
+
+    dtype = _loaded_dtype(arguments)
+    model, weights = load_tokenizer_with_hash(name, device=arguments.device, dtype=dtype, argument="--model")
+    return _optimized(model, arguments), weights
+
+
+def _loaded_dtype(arguments: argparse.Namespace) -> str:
+    return "float32" if arguments.dtype == AUTO else arguments.dtype
+
+
+def _optimized(model: DualCodebookVQModel, arguments: argparse.Namespace) -> DualCodebookVQModel:
+    import torch
+
+    from ..inference import optimize_for_inference
+
+    return optimize_for_inference(model, torch.float32 if arguments.dtype == "float32" else None)
 
 
 @dataclass(frozen=True)
@@ -77,8 +189,6 @@ def find_images(arguments: argparse.Namespace) -> list[ImageFile]:
     Says on stderr how many files of a folder are left out, and why. Raises ValueError for a file that is missing and
     for a folder without images.
     """
-    if arguments.max_pixels < 0:
-        raise ValueError(f"`--max-pixels` must be 0 (no limit) or above, got {arguments.max_pixels}")
     files = []
     for path in arguments.images:
         if path.is_dir():
@@ -114,7 +224,7 @@ def _images_in(folder: Path, recursive: bool) -> list[ImageFile]:
 
 def _why_no_image(path: Path) -> str | None:
     """Why a file is not read as an image, by its suffix; None: it is read."""
-    from ..image_processing_dualcodebook import PLUGINS
+    from ..pil_images import PLUGINS
 
     suffix = path.suffix.lower()
     if not path.is_file():
@@ -130,7 +240,7 @@ def _decodable_suffixes() -> set[str]:
     """Suffixes that PIL and its installed plugins decode, in lower case."""
     from PIL import Image
 
-    from ..image_processing_dualcodebook import PLUGINS
+    from ..pil_images import PLUGINS
 
     Image.init()
     for plugin in PLUGINS:
@@ -184,18 +294,18 @@ def _check_length(path: Path) -> None:
 
 def _check_overwrite(path: Path) -> None:
     """Raises ValueError where a file lies that was not written here: the original, maybe."""
-    from PIL import Image
-
-    from ..tokens.file import load_tokens
-
     if not path.exists():
         return
     try:
         if path.suffix == ".json":
             ours = "results" in json.loads(path.read_text())
         elif path.suffix == ".safetensors":
+            from ..tokens.file import load_tokens
+
             ours = bool(load_tokens(path))
         else:
+            from PIL import Image
+
             with Image.open(path) as image:
                 ours = image.info.get("Software") == SOFTWARE
     except (OSError, SyntaxError, TypeError, ValueError):

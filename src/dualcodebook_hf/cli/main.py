@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
-from . import convert, demo, evaluate, images, publish, train
-from .parser import Parser
+from ..flags import Parser
+from ..version import __version__
+from .completion import add_print_completion
 
 BAD_INPUT = 2
+# What adds a command's flags to its parser, and a line of help. A command's module is imported when it is named.
+COMMANDS = {
+    "reconstruct": ("images.add_reconstruct", "encode and decode images; show and measure the result"),
+    "tokenize": ("images.add_tokenize", "images -> token file"),
+    "detokenize": ("images.add_detokenize", "token file -> images"),
+    "tokenize-dataset": ("tokenize_dataset.add_tokenize_dataset", "a whole data set -> parquet shards of tokens"),
+    "detokenize-dataset": ("token_datasets.add_detokenize_dataset", "token data set -> parquet shards of images"),
+    "export-tokens": ("token_datasets.add_export_tokens", "token data set -> what trainers of generators read"),
+    "evaluate": ("evaluate.add_evaluate", "measure tokenizers on a split of a data set"),
+    "train": ("train.add_train", "train a tokenizer"),
+    "convert": ("convert.add_convert", "turn other tokenizers' weights into a folder of ours"),
+    "export": ("export.add_export", "write a tokenizer as ONNX graphs and torch.export programs"),
+    "card": ("publish.add_card", "write the model card of a trained model"),
+    "push": ("publish.add_push", "publish a trained model, or the Space, on the Hugging Face Hub"),
+    "demo": ("demo.add_demo", "look at models and their tokens in a browser, on this machine"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if argv[:1] == ["train"]:  # its flags are the trainer's
-            return train.train(argv[1:])
-        parser = _build_parser()
+        if argv[:1] == ["train"]:  # flags of accelerate's launcher may stand before its own
+            from .train import train
+
+            return train(argv[1:])
+        parser = build_parser(argv[:1])
         arguments = parser.parse_args(argv)
         try:
             return arguments.run(arguments)
@@ -41,9 +61,22 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
-def _build_parser() -> Parser:
-    parser = Parser(prog="dualcodebook", description="Dual Codebook VQ: images to two grids of tokens and back.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for family in (images, evaluate, train, convert, publish, demo):
-        family.add_command(commands)
+def build_parser(names: Container[str] = COMMANDS) -> Parser:
+    """The parser of all commands, of which those in `names` have their flags."""
+    parser = Parser(
+        prog="dualcodebook",
+        usage="%(prog)s COMMAND ...",
+        description="Dual Codebook VQ: images to two grids of tokens and back.",
+        epilog="`dualcodebook COMMAND --help` tells more. Flags are written with dashes or with underscores.",
+    )
+    parser.add_argument("--version", action="version", version=f"dualcodebook_hf {__version__}")
+    add_print_completion(parser, build_parser)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", prog="dualcodebook"
+    )
+    for name, (place, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name in names:
+            module, function = place.split(".")
+            getattr(importlib.import_module(f".{module}", __package__), function)(command)
     return parser

@@ -6,21 +6,42 @@ import argparse
 from pathlib import Path
 
 from ..files import atomic_file
-from .inputs import check_folder
+from ..flags import Parser, Switch
+from ..run_folder import SavedModel
+from .inputs import add_output, check_folder, set_command
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds the two commands to the parser."""
-    command = commands.add_parser("card", help="write the model card of a trained model")
+def add_card(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _card, "[RUN]")
     _add_run(command)
     command.add_argument("--repo-id", metavar="OWNER/NAME", help="what the card's examples load (default: you/...)")
-    command.add_argument("--output", type=Path, metavar="FILE.md", help="write it there (default: print it)")
-    command.set_defaults(run=_card)
+    add_output(command, "the card", metavar="FILE.md")
 
-    command = commands.add_parser("push", help="publish a trained model, or the Space, on the Hugging Face Hub")
+
+def add_push(command: Parser) -> None:
+    """Adds the command's flags to its parser."""
+    set_command(command, _push, "RUN --repo-id OWNER/NAME | --space OWNER/NAME")
     _add_run(command)
     command.add_argument("--repo-id", metavar="OWNER/NAME", help="repository of the model, created where there is none")
-    command.add_argument("--no-samples", action="store_true", help="leave the run's validation images out")
+    command.add_argument(
+        "--samples", action=Switch, nargs=0, default=True, help="publish the run's validation images (default: true)"
+    )
+    command.add_argument(
+        "--onnx",
+        action=Switch,
+        nargs=0,
+        default=False,
+        help="publish graphs for onnxruntime beside the weights (default: false)",
+    )
+    command.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="image that the card shows beside its reconstruction, may be repeated (default: photographs of "
+        "scikit-image, where it is installed)",
+    )
     command.add_argument("--space", metavar="OWNER/NAME", help="publish the Space there, instead of a model")
     command.add_argument(
         "--model-id",
@@ -28,25 +49,41 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="OWNER/NAME",
         help="with --space: model that it shows, may be repeated (default: the checkpoint inside the package)",
     )
-    command.add_argument("--private", action="store_true", help="make a new repository private")
     command.add_argument(
-        "--overwrite", action="store_true", help="publish into a repository that holds something else; its files stay"
+        "--static",
+        nargs="?",
+        const=Path("build", "static-space"),
+        type=Path,
+        metavar="DIR",
+        help="with --space: publish the page that runs in the browser, written by `make static-space` into DIR "
+        "(default: build/static-space)",
     )
-    command.set_defaults(run=_push)
+    command.add_argument(
+        "--private", action=Switch, nargs=0, default=False, help="make a new repository private (default: false)"
+    )
+    command.add_argument(
+        "--overwrite",
+        action=Switch,
+        nargs=0,
+        default=False,
+        help="publish into a repository that holds something else; its files stay (default: false)",
+    )
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
+def _add_run(command: Parser) -> None:
     text = "folder of a run, a checkpoint or a saved model"
     command.add_argument("folder", nargs="?", type=Path, metavar="RUN", help=text)
     command.add_argument(
         "--metrics", type=Path, metavar="FILE.json", help="of `evaluate` (default: RUN's metrics.json)"
     )
     command.add_argument(
-        "--license", metavar="ID", help="of the weights (default: apache-2.0; `other` for converted weights)"
+        "--license", metavar="ID", help="of the weights (default: apache-2.0, or that of the weights they started from)"
     )
 
 
 def _card(arguments: argparse.Namespace) -> int:
+    if arguments.folder is not None:
+        SavedModel.find(arguments.folder)
     from ..hub import check_repo_id
     from ..hub.card import MARK, model_card
     from ..hub.export import TrainedModel
@@ -76,23 +113,34 @@ def _card(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from ..hub import push_model, push_space
-
     options = {"private": arguments.private, "overwrite": arguments.overwrite}
     model = {"RUN": arguments.folder, "--repo-id": arguments.repo_id}
-    details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": arguments.no_samples}
+    details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": not arguments.samples}
+    details["--onnx"] = arguments.onnx
+    details["--image"] = arguments.image
     if arguments.space:
         given = [flag for flag, value in {**model, **details}.items() if value]
         if given:
             raise ValueError(f"`--space` publishes the Space alone; it does not go with {', '.join(given)}")
-        url = push_space(arguments.space, models=arguments.model_id or (), **options)
+        if arguments.static and arguments.model_id:
+            raise ValueError("`--model-id` does not go with `--static`, whose page holds its model")
+        from ..hub import push_space
+
+        url = push_space(arguments.space, models=arguments.model_id or (), static=arguments.static, **options)
     else:
+        if arguments.static:
+            raise ValueError("`--static` goes with `--space`, the Space's repository")
         if arguments.model_id:
             raise ValueError("`--model-id` goes with `--space`; the repository of a model is `--repo-id`")
         missing = [flag for flag, value in model.items() if not value]
         if missing:
             raise ValueError(f"`push` needs RUN and --repo-id, or --space; {' and '.join(missing)} missing")
-        options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": not arguments.no_samples}
+        SavedModel.find(arguments.folder)
+        from ..hub import push_model
+
+        options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": arguments.samples}
+        options["onnx"] = arguments.onnx
+        options["images"] = arguments.image
         url = push_model(arguments.folder, arguments.repo_id, **options)
     print(f"published: {url}")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -11,12 +10,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..flags import Parser
 from ..packages import require_package
+from ..presets import load_preset
+from ..training.arguments import CLASSES, naming_arguments, parse_run_config
+from ..training.parsing import DESCRIPTION, USAGE, add_fields
+from ..training.sources import open_splits
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Names the command in the help; `main` hands it over whole, since its flags are the trainer's."""
-    commands.add_parser("train", add_help=False, help="train a tokenizer: [accelerate launch's flags --] --config ...")
+def add_train(command: Parser) -> None:
+    """Adds the command's flags to its parser, for completion; `main` hands the command's words to `train` whole."""
+    command.usage, command.description = USAGE, DESCRIPTION
+    add_fields(command, CLASSES, load_preset("tiny"))
 
 
 def train(argv: Sequence[str]) -> int:
@@ -24,20 +29,17 @@ def train(argv: Sequence[str]) -> int:
 
     What can be wrong with the flags of both, and with the data, is found here first: the launcher takes long.
     """
-    require_package("accelerate", "train")
-    require_package("datasets", "train")
-    from ..image_datasets import load_images
-    from ..training.arguments import naming_arguments, parse_run_config
-    from ..training.processes import LAUNCHED
-
     launch_flags, flags = _split_at_dashes(argv)
     run = parse_run_config(flags)
-    launch_flags = complete_launch_flags(launch_flags)
+    for package in ("accelerate", "datasets"):
+        require_package(package, "train")
     data, validated = run.data, run.data.validation_split if run.training.validation_steps else None
     for name, split in (("train_split", data.train_split), ("validation_split", validated)):
-        if split is not None:
-            with naming_arguments(name):
-                load_images(data.dataset, data.dataset_config, split, data.image_column, data.streaming)
+        with naming_arguments(name):
+            open_splits(data, split)
+    launch_flags = complete_launch_flags(launch_flags)
+    from ..training.processes import LAUNCHED  # it needs psutil
+
     command = [sys.executable, "-m", "dualcodebook_hf.training.launch", *launch_flags]
     command += ["-m", "dualcodebook_hf.training.train", *flags]
     return _run_forwarding_signals(command, {**os.environ, LAUNCHED: str(os.getpid())})

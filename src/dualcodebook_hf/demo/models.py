@@ -14,6 +14,7 @@ import numpy as np
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import code_colours
 from ..files import public_name
+from ..inference import optimize_for_inference
 from ..loading import EMBEDDED, default_checkpoint, load_tokenizer, tokenizer_label
 from ..metrics.tokens import bits_per_pixel
 from ..tokens.file import token_bytes
@@ -83,7 +84,7 @@ def load_models(names: Sequence[str] | None) -> dict[str, ServedModel]:
     """
     models: dict[str, ServedModel] = {}
     for name in names or [None]:
-        model = load_tokenizer(name, argument="models")
+        model = optimize_for_inference(load_tokenizer(name, argument="models"))
         label = tokenizer_label(name)
         label = label if label == EMBEDDED else public_name(name)
         if (model.config.in_channels, model.config.out_channels) != (3, 3):

@@ -8,20 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..files import public_name
-from ..image_datasets import ON_BAD_IMAGE, ImageReader, load_images
-from ..image_processing_dualcodebook import (
-    BadImageError,
-    center_crop,
-    cut_for_enlargement,
-    resampling_filter,
-    resize_shorter_side,
-    to_pixels,
-)
+from ..image_datasets import ON_BAD_IMAGE, ImageReader, ImageSplit, load_images
+from ..pil_images import BadImageError, center_crop, cut_for_enlargement, resampling_filter, resize_shorter_side
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset, IterableDataset
 
 CROP = "shorter side resized to `size`, up or down, by PIL's filter `resample`; then the centre, size x size"
@@ -107,10 +99,13 @@ class EvaluationImages:
     skipped: list[BadImageError] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        from ..image_processing_dualcodebook import to_pixels
+
         data = self.data
-        reader = ImageReader(data.on_bad_image, data.image_column, dataset=data.dataset, split=data.split)
+        split = ImageSplit(self.rows, data.dataset, data.split, data.image_column)
+        reader = ImageReader(data.on_bad_image)
         for index, row in enumerate(islice(self.rows, data.limit)):
-            image = reader.read(row, index if self.in_order else None)
+            image = reader.read(split, row, index if self.in_order else None)
             self.skipped[:] = reader.skipped
             if image is not None:
                 resized = resize_shorter_side(cut_for_enlargement(image, data.size), data.size, data.resample)
@@ -132,6 +127,8 @@ class EvaluationImages:
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """The crops as (B, 3, size, size); the last batch may be smaller."""
+        import torch
+
         crops = iter(self)
         while batch := list(islice(crops, batch_size)):
             yield torch.stack(batch)

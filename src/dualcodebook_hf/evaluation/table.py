@@ -26,12 +26,17 @@ def results_table(results: Iterable[tuple[str, dict[str, Any]]]) -> str:
 
     A metric that was measured for some results only has a column that says where it was not.
     """
+    return markdown_table(*results_cells(results))
+
+
+def results_cells(results: Iterable[tuple[str, dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of `results_table`."""
     results = list(results)
     measured = {name for _, result in results for name, value in result["metrics"].items() if value is not None}
     names = [name for name in IMAGE_METRICS if name in ALWAYS or name in measured]
     header = ["model", "data", "N", "bits/position", "bits/pixel", *(IMAGE_METRICS[name].title for name in names)]
     header += ["quant. error", "codes used", "perplexity", "norm. entropy", "pair entropy"]
-    return markdown_table(header, (_row(name, result, names) for name, result in results))
+    return header, [_row(name, result, names) for name, result in results]
 
 
 def _row(name: str, result: dict[str, Any], image_metrics: Sequence[str]) -> list[str]:

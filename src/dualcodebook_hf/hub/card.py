@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ MARK = "<!-- Written by `dualcodebook card`; a new one replaces it. -->"
 TEMPLATE = "model_card_template.md"
 PIPELINE_TEMPLATE = "pipeline_card_template.md"
 TASK = "image-feature-extraction"
+# By task and library the Hub's "Use this model" shows the task's pipeline and AutoModel, with `trust_remote_code=True`;
+# both load what is published. A tag `diffusers` would add DiffusionPipeline, which does not.
+LIBRARY = "transformers"
 TAGS = ["image-tokenizer", "vector-quantization", "dual-codebook", "vq-vae", "arxiv:2503.10832"]
 DEFINITIONS = ("crop", "values", "mean", *IMAGE_METRICS, "quantization_error")  # those that the card repeats
 # The settings of train_config.json that the card tells.
@@ -51,27 +55,40 @@ DERIVED = ("latent_channels", "vq_embed_dim")  # fields that follow from others
 
 
 def model_card(
-    records: Records, repo_id: str | None = None, *, license: str | None = None, figure: str | None = None
+    records: Records,
+    repo_id: str | None = None,
+    *,
+    license: str | None = None,
+    figures: Mapping[str, str] | None = None,
+    onnx: bool = False,
 ) -> str:
     """The text of README.md: YAML front matter with `model-index`, and how to use the model, what it is, its numbers.
 
     Args:
         records: what lies beside the weights.
         repo_id: where the model is published; None: the checkpoint inside the package.
-        license: identifier of the Hub for the weights' licence; None: apache-2.0, or "other" where others' weights
-            were converted or started from.
-        figure: file name of an image beside the card, originals above reconstructions.
+        license: identifier of the Hub for the weights' licence; None: apache-2.0; of weights that started from others,
+            theirs, as far as it is known; otherwise, and for converted ones, "other".
+        figures: {file name of an image beside the card: what it shows}.
+        onnx: graphs for onnxruntime lie beside the card.
 
     Raises ValueError when one of the records lacks something.
     """
     with complete_records():
         facts = card_facts(records, repo_id)
-        license = license or ("other" if facts["origin"] else "apache-2.0")
-        data = ModelCardData(license=license, library_name="diffusers", pipeline_tag=TASK, tags=TAGS)
+        known = None if facts["conversion"] else records.origin_license
+        license = license or ((known or "other") if facts["origin"] else "apache-2.0")
+        data = ModelCardData(
+            license=license, library_name=LIBRARY, pipeline_tag=TASK, tags=[*TAGS, *(["onnx"] if onnx else [])]
+        )
+        data.datasets = _hub_ids(records, "data", "dataset") or None
+        base = _hub_ids(records, "training", "init_from")
+        if base:
+            data.base_model, data["base_model_relation"] = base[0], "finetune"
         if records.results:
             data.model_name, data.eval_results = facts["name"], _eval_results(records)
             data.metrics = list(dict.fromkeys(result.metric_type for result in data.eval_results))
-    return _render(TEMPLATE, data, **facts, figure=figure)
+    return _render(TEMPLATE, data, **facts, figures=figures or {}, onnx=onnx)
 
 
 def pipeline_card(pipeline: str, repo_id: str, components: list[str]) -> str:
@@ -103,7 +120,7 @@ def card_facts(records: Records, repo_id: str | None = None) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "backbone": fields.backbone,
         "quantizer": fields.quantizer,
-        "weights_dtype": records.train["training"].get("weights_dtype") if training else None,
+        "weights_dtype": records.train["training"].get("weights_dtype") if records.train else None,
         "training": training,
         "conversion": conversion,
         "origin": (conversion or {}).get("source") or (training or {}).get("init_from"),
@@ -143,6 +160,12 @@ def _eval_results(records: Records) -> list[EvalResult]:
     return results
 
 
+def _hub_ids(records: Records, section: str, name: str) -> list[str]:
+    """The Hub ids (owner/name) that a setting of the training names; records keep of a path its last part only."""
+    value = records.train[section][name] if records.train else None
+    return [item for item in (value if isinstance(value, list) else [value]) if item and "/" in item]
+
+
 def _codebooks(fields: DualCodebookFields, model: DualCodebookVQModel) -> list[dict[str, Any]]:
     return [
         {
@@ -158,8 +181,12 @@ def _codebooks(fields: DualCodebookFields, model: DualCodebookVQModel) -> list[d
 
 def _training(train: dict[str, dict]) -> dict[str, Any]:
     settings = {name: train[section][name] for section, names in SETTINGS.items() for name in names}
+    several = {name: settings[name] for name in ("dataset", "train_split") if isinstance(settings[name], list)}
+    names = several.get("dataset", [settings["dataset"]])
+    settings |= {name: "`, `".join(values) for name, values in several.items()}  # each in Markdown's backticks
     return settings | {
-        "data_source": DATA_SOURCES.get(settings["dataset"]),
+        "data_source": "; ".join(DATA_SOURCES[name] for name in names if name in DATA_SOURCES),
+        "decoder_only": train["training"].get("train") == "decoder",  # older records have no such setting
         "loss": _loss_terms(train["training"]),
     }
 

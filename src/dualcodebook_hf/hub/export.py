@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from PIL import Image
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..autoencoder_dualcodebook import AUTO_MAP, is_saved_by_transformers
+from ..autoencoder_dualcodebook import AUTO_MAP, DualCodebookVQModel, is_saved_by_transformers
+from ..figures import grid
 from ..files import atomic_folder, read_json, write_json
-from ..image_processing_dualcodebook import DualCodebookImageProcessor
+from ..image_processing_dualcodebook import (
+    DualCodebookImageProcessor,
+    center_crop,
+    read_image,
+    resize_shorter_side,
+    to_pixels,
+)
 from ..loading import load_tokenizer
 from ..run_folder import CONFIG, RECORDS, SavedModel, checkpoint_step
 from .card import model_card, pipeline_card
@@ -24,10 +35,23 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parents[1]
 CODE = ("configuration_dualcodebook", "modeling_dualcodebook", "image_processing_dualcodebook")
+MODELING = "modeling_dualcodebook"
+# The end of the published modeling file: the names of its modules, never executed.
+DIFFUSERS_IMPORTS = """
+
+if False:  # diffusers' AutoModel brings from a folder only those modules that this file itself names
+"""
 PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_dualcodebook.DualCodebookImageProcessor"}
 PROCESSOR_CONFIG = "preprocessor_config.json"
 CARD = "README.md"
 SAMPLES = "samples.png"
+SAMPLES_CAPTION = "Validation images above their reconstructions"
+RECONSTRUCTIONS = "reconstructions.png"
+# Photographs of scikit-image's wheel that may be published: by NASA (public domain) and under CC0.
+EXAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+EXAMPLES_CAPTION = "Photographs of scikit-image (public domain, CC0) above their reconstructions"
+SHEET_SIZE = 256  # pixels of an image's side
+MOST_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -55,7 +79,7 @@ class TrainedModel:
         Raises ValueError where there is no model, no weights or no such file, and for a link that leads out of `run`.
         """
         saved = SavedModel.find(run)
-        own = is_saved_by_transformers(read_json(_inside(saved, saved.folder / CONFIG)))
+        own = is_saved_by_transformers(read_json(_inside(saved, saved.folder / CONFIG)) or {})
         weights = saved.folder / (SAFE_WEIGHTS_NAME if own else SAFETENSORS_WEIGHTS_NAME)
         if not weights.is_file():
             raise ValueError(
@@ -74,14 +98,25 @@ class TrainedModel:
         path = self.saved.sample()
         return path and _inside(self.saved, path)
 
-    def check_weights(self) -> None:
-        """Raises ValueError unless the weights are those that config.json speaks of."""
-        load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
+    def has_colours(self) -> bool:
+        """Whether it takes and gives RGB images."""
+        config = read_json(self.saved.folder / CONFIG) or {}
+        return config.get("in_channels", 3) == config.get("out_channels", 3) == 3
 
-    def card(self, repo_id: str | None = None, license: str | None = None, figure: str | None = None) -> str:
+    def load(self) -> DualCodebookVQModel:
+        """The model, on the CPU. Raises ValueError unless the weights are those that config.json speaks of."""
+        return load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
+
+    def card(
+        self,
+        repo_id: str | None = None,
+        license: str | None = None,
+        figures: Mapping[str, str] | None = None,
+        onnx: bool = False,
+    ) -> str:
         """README.md; see `model_card`. Without a `repo_id` its examples say "you/..."."""
         records = Records.read(self.saved.folder, **self.records)
-        return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figure=figure)
+        return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figures=figures, onnx=onnx)
 
 
 def prepare_folder(
@@ -92,28 +127,39 @@ def prepare_folder(
     license: str | None = None,
     metrics: str | Path | None = None,
     samples: bool = True,
+    images: Sequence[str | Path] | None = None,
+    onnx: bool = False,
 ) -> list[str]:
     """Writes into a new or empty `folder` what `push_model` publishes, and returns the files' names.
 
-    config.json, the weights, preprocessor_config.json, the code for `trust_remote_code`, README.md, and those of
-    train_config.json, metrics.json, conversion.json and the last samples that there are. No local path gets into any
-    of them.
+    config.json, the weights, preprocessor_config.json, the code for `trust_remote_code`, README.md with a sheet of
+    reconstructions, and those of train_config.json, metrics.json, conversion.json and the last samples that there are.
+    No local path gets into any of them.
 
     Args:
         run: the folder of a run, a checkpoint or a saved model.
         folder: where the files go.
         repo_id: what the card's examples load.
-        license: the Hub's identifier of the weights' licence; None: apache-2.0, or "other" for converted weights.
+        license: the Hub's identifier of the weights' licence; None: see `model_card`.
         metrics: a file written by `dualcodebook evaluate` that does not lie in `run`.
         samples: publish the run's last grid of validation images.
+        images: up to 8 image files for the card's sheet, which may be published; None: four photographs of
+            scikit-image, where it is installed; an empty list: no sheet.
+        onnx: add graphs for onnxruntime, in float32 and float16, in onnx/.
 
     Raises ValueError before anything is written when something is missing, broken or of another model.
     """
     model, folder = TrainedModel.find(run, metrics), Path(folder).expanduser()
     sample = model.sample() if samples else None
+    originals, caption = _sheet_images(images) if model.has_colours() else ([], "")
     processor = _inside(model.saved, model.saved.folder / PROCESSOR_CONFIG)
-    card = model.card(repo_id, license, SAMPLES if sample else None)
-    model.check_weights()
+    figures = ({RECONSTRUCTIONS: caption} if originals else {}) | ({SAMPLES: SAMPLES_CAPTION} if sample else {})
+    card = model.card(repo_id, license, figures, onnx)
+    tokenizer = model.load()
+    if onnx:
+        from ..onnx_export import check_exportable, export_onnx
+
+        check_exportable(tokenizer)
     with atomic_folder(folder) as partial:
         partial.mkdir()
         shutil.copyfile(model.weights, partial / SAFETENSORS_WEIGHTS_NAME)
@@ -124,13 +170,36 @@ def prepare_folder(
         if processor.is_file():
             shutil.copyfile(processor, partial / PROCESSOR_CONFIG)
         for key, path in model.records.items():
-            content = read_json(path)
+            content = read_json(path) or {}
             write_json(partial / RECORDS[key], public_record(content) if key == "train" else content)
         if sample:
             shutil.copyfile(sample, partial / SAMPLES)
+        if originals:
+            reconstruction_sheet(tokenizer, originals).save(partial / RECONSTRUCTIONS)
         export_code(partial)
+        if onnx:
+            export_onnx(tokenizer, partial)
         (partial / CARD).write_text(card, encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
+
+
+def reconstruction_sheet(tokenizer: DualCodebookVQModel, originals: Sequence[Image.Image]) -> Image.Image:
+    """RGB images of one size, side by side, above their reconstructions."""
+    pixels = torch.stack([to_pixels(image) for image in originals])
+    restored = tokenizer.detokenize(tokenizer.tokenize(pixels), size=(pixels.shape[-2], pixels.shape[-1]))
+    return grid(pixels, restored, columns=len(originals))
+
+
+def _sheet_images(images: Sequence[str | Path] | None) -> tuple[list[Image.Image], str]:
+    """The squares of the card's sheet, and what they are. Raises ValueError for files that are not images."""
+    caption = "Images above their reconstructions"
+    if images is None:
+        caption, package = EXAMPLES_CAPTION, importlib.util.find_spec("skimage")
+        folder = Path(package.origin).parent / "data" if package and package.origin else None
+        images = [folder / name for name in EXAMPLES if (folder / name).is_file()] if folder else []
+    if len(images) > MOST_IMAGES:
+        raise ValueError(f"`images` must be at most {MOST_IMAGES}, got {len(images)}")
+    return [center_crop(resize_shorter_side(read_image(image), SHEET_SIZE), SHEET_SIZE) for image in images], caption
 
 
 def _inside(saved: SavedModel, path: Path) -> Path:
@@ -148,12 +217,16 @@ def export_code(folder: str | Path) -> None:
     the entries in both JSON files by which transformers finds the classes.
     """
     folder = Path(folder)
-    for path in code_files():
+    files = code_files()
+    for path in files:
         shutil.copyfile(path, folder / path.name)
+    named = [path.stem for path in files if path.stem != MODELING]
+    with (folder / f"{MODELING}.py").open("a", encoding="utf-8") as file:
+        file.write(DIFFUSERS_IMPORTS + "".join(f"    from .{name} import _\n" for name in named))
     if not (folder / PROCESSOR_CONFIG).is_file():
         DualCodebookImageProcessor().save_pretrained(folder)
     for name, classes in {CONFIG: AUTO_MAP, PROCESSOR_CONFIG: PROCESSOR_MAP}.items():
-        content = {**read_json(folder / name), "auto_map": classes}
+        content = {**(read_json(folder / name) or {}), "auto_map": classes}
         content.pop("_name_or_path", None)  # where it was loaded from: a folder of this machine
         write_json(folder / name, dict(sorted(content.items())))
 
@@ -165,7 +238,7 @@ def code_files() -> list[Path]:
     while waiting:
         names.append(waiting.pop())
         for node in ast.walk(ast.parse((PACKAGE / f"{names[-1]}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level and node.module not in names + waiting:
+            if isinstance(node, ast.ImportFrom) and node.level and node.module and node.module not in names + waiting:
                 waiting.append(node.module)
     return [PACKAGE / f"{name}.py" for name in sorted(names)]
 
@@ -186,19 +259,20 @@ def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: st
     Raises ValueError when no component is of this package, or when the folder holds something.
     """
     folder = Path(folder).expanduser()
-    names = [name for name, part in pipeline.components.items() if type(part).__module__.startswith(PACKAGE.name + ".")]
+    held: Any = pipeline  # diffusers' type checkers' view of it is an empty class
+    names = [name for name, part in held.components.items() if type(part).__module__.startswith(PACKAGE.name + ".")]
     if not names:
-        raise ValueError(f"`pipeline` must hold a component of {PACKAGE.name}, got {', '.join(pipeline.components)}")
+        raise ValueError(f"`pipeline` must hold a component of {PACKAGE.name}, got {', '.join(held.components)}")
     with atomic_folder(folder) as partial:
-        pipeline.save_pretrained(partial)
-        index = read_json(partial / "model_index.json")
+        held.save_pretrained(partial)
+        index = read_json(partial / "model_index.json") or {}
         for name in names:
-            kind = type(pipeline.components[name]).__name__
+            kind = type(held.components[name]).__name__
             index[name] = [PACKAGE.name, kind]
             (partial / name / f"{PACKAGE.name}.py").write_text(f"from {PACKAGE.name} import {kind}\n")
         write_json(partial / "model_index.json", index)
         for path in partial.rglob("*.json"):
-            content = read_json(path)
+            content = read_json(path) or {}
             if content.pop("_name_or_path", None) is not None:
                 write_json(path, content)
         card = pipeline_card(type(pipeline).__name__, repo_id or f"you/{folder.resolve().name}", names)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
 from ..files import read_json
-from ..run_folder import CONFIG, RECORDS
+from ..loading import EMBEDDED, EMBEDDED_FOLDER
+from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
 PATHS = ("dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights", "efficientnet_weights")
@@ -31,12 +33,15 @@ class Records:
         train: the sections of train_config.json, without local paths; None where there is none.
         results: those of metrics.json, baselines' too.
         conversion: conversion.json, what `dualcodebook convert` wrote; None where there is none.
+        origin_license: the Hub's identifier of the licence of the weights that training started from, as their own card
+            says; None where it started from none, or their licence is not known here.
     """
 
     config: dict[str, Any]
     train: dict[str, dict] | None = None
     results: list[dict] = field(default_factory=list)
     conversion: dict[str, Any] | None = None
+    origin_license: str | None = None
 
     @classmethod
     def read(cls, folder: str | Path, **paths: Path | None) -> Records:
@@ -62,7 +67,9 @@ class Records:
             raise ValueError("`metrics`: every result must have a model, a protocol and metrics, as `evaluate` writes")
         with complete_records():
             train = found["train"] and public_record(found["train"])
-            records = cls(config, train, results, found["conversion"])
+            origin = found["train"]["training"].get("init_from") if found["train"] else None
+            license = _license_of(origin) if origin else None
+            records = cls(config, train, results, found["conversion"], license)
             records.check()
         return records
 
@@ -75,7 +82,8 @@ class Records:
     def model(self) -> DualCodebookVQModel:
         """The model without storage, to count and to name what it has."""
         with torch.device("meta"):
-            return DualCodebookVQModel.from_config(self.config)
+            made: Any = DualCodebookVQModel.from_config(self.config)
+        return made
 
     def own(self) -> list[dict]:
         """The results of this model; the others are baselines'."""
@@ -98,6 +106,29 @@ class Records:
                 )
 
 
+def _license_of(source: str) -> str | None:
+    """The licence of the weights in a folder, or of a Hub id in the cache; None where it is not known.
+
+    It stands in their card. A folder without a card is a run of one's own: apache-2.0, as its card would say, if it
+    started from random weights; otherwise that of what it started from.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        card = try_to_load_from_cache(source, "README.md") if HUB_NAME.fullmatch(source) else None
+        return ModelCard.load(card).data.license if isinstance(card, str) else None
+    if (path / "README.md").is_file():
+        return ModelCard.load(path / "README.md").data.license
+    try:
+        records = SavedModel.find(path).records()
+    except ValueError:
+        return None
+    train = None if "conversion" in records else read_json(records.get("train", path / TRAIN_CONFIG))
+    origin = train and train["training"].get("init_from")
+    if origin and Path(origin).expanduser().resolve() != path.resolve():
+        return _license_of(origin)
+    return None if train is None else "apache-2.0"
+
+
 @contextmanager
 def complete_records() -> Iterator[None]:
     """What is missing in a JSON file of another version or hand, as ValueError."""
@@ -109,10 +140,19 @@ def complete_records() -> Iterator[None]:
 
 
 def public_record(train: dict[str, dict]) -> dict[str, dict]:
-    """train_config.json for publication: of every local path the last part only."""
+    """train_config.json for publication: of every local path the last part only.
+
+    A relative path of two parts looks like a Hub id; it is a path where something lies there now.
+    """
 
     def public(name: str, value: Any) -> Any:
-        if name not in PATHS or not isinstance(value, str) or HUB_NAME.fullmatch(value):
+        if name in PATHS and isinstance(value, list):
+            return [public(name, item) for item in value]
+        if name not in PATHS or not isinstance(value, str):
+            return value
+        if value.replace("\\", "/").rstrip("/").endswith(EMBEDDED_FOLDER):
+            return EMBEDDED
+        if HUB_NAME.fullmatch(value) and not Path(value).exists():
             return value
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 

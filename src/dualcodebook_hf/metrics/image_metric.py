@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class ImageMetric(Protocol):
@@ -47,4 +48,6 @@ class MeanOverImages:
 
     def compute(self) -> dict[str, float]:
         """{name: mean over images}."""
+        import torch
+
         return {self.name: torch.cat(self._values).double().mean().item()}

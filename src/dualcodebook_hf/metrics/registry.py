@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..perceptual.vgg import LPIPS, SMALLEST_SIDE
-from .efficientnet import EfficientNetFeatures, effnetlite2_features
-from .frechet import FrechetDistance, inception_extractor
+from ..perceptual import LPIPS_SMALLEST_SIDE
 from .image_metric import ImageMetric, MeanOverImages
-from .images import l1, ms_ssim, psnr, ssim
-from .kernel import KernelDistance
-from .wasserstein import SlicedWasserstein
+
+# Titles and needs are read by settings and by `--help`, so what computes is imported when it is built.
+if TYPE_CHECKING:
+    import torch
+
+    from ..perceptual.vgg import LPIPS
+    from .efficientnet import EfficientNetFeatures
+    from .frechet import FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,33 @@ class MetricSpec:
     smallest_side: int = 1
 
 
-def _mean(name: str, definition: str, distance: Callable) -> Callable[[], ImageMetric]:
-    return lambda: MeanOverImages(name, definition, distance)
+def _mean(name: str, definition: str) -> Callable[[], ImageMetric]:
+    """The mean of the function of that name in images.py."""
+
+    def build() -> ImageMetric:
+        from . import images
+
+        return MeanOverImages(name, definition, getattr(images, name))
+
+    return build
+
+
+def _sliced_wasserstein() -> ImageMetric:
+    from .wasserstein import SlicedWasserstein
+
+    return SlicedWasserstein()
+
+
+def _frechet_distance(features: FeatureExtractor, name: str) -> ImageMetric:
+    from .frechet import FrechetDistance
+
+    return FrechetDistance(features, name)
+
+
+def _kernel_distance(features: FeatureExtractor, name: str) -> ImageMetric:
+    from .kernel import KernelDistance
+
+    return KernelDistance(features, name)
 
 
 def _lpips(network: LPIPS) -> ImageMetric:
@@ -58,13 +84,31 @@ def _perceptual_distance(features: EfficientNetFeatures) -> ImageMetric:
     return MeanOverImages("pd_effnetlite2", definition, features.distance)
 
 
+def _load_lpips(device: str | torch.device) -> LPIPS:
+    from ..perceptual.vgg import LPIPS
+
+    return LPIPS.from_pretrained().to(device)
+
+
+def _load_inception(device: str | torch.device) -> FeatureExtractor:
+    from .frechet import inception_extractor
+
+    return inception_extractor(device)
+
+
+def _load_effnetlite2(device: str | torch.device) -> EfficientNetFeatures:
+    from .efficientnet import effnetlite2_features
+
+    return effnetlite2_features(device)
+
+
 EFFNETLITE2 = {
-    "load_network": effnetlite2_features,
+    "load_network": _load_effnetlite2,
     "needs": "EfficientNet-Lite2's weights (the extra `perceptual`, or the Hub)",
 }
 IMAGE_METRICS: dict[str, MetricSpec] = {
     "psnr": MetricSpec(
-        "PSNR", 2, _mean("psnr", "dB, -10 log10(MSE over channels and pixels), MSE at least 1e-10", psnr), unit="dB"
+        "PSNR", 2, _mean("psnr", "dB, -10 log10(MSE over channels and pixels), MSE at least 1e-10"), unit="dB"
     ),
     "ssim": MetricSpec(
         "SSIM",
@@ -72,7 +116,6 @@ IMAGE_METRICS: dict[str, MetricSpec] = {
         _mean(
             "ssim",
             "Gaussian window 11, sigma 1.5, population covariance, data_range 1, windows inside the image only",
-            ssim,
         ),
     ),
     "ms_ssim": MetricSpec(
@@ -81,24 +124,27 @@ IMAGE_METRICS: dict[str, MetricSpec] = {
         _mean(
             "ms_ssim",
             "5 scales, weights .0448 .2856 .3001 .2363 .1333 (fewer scales below 176 pixels), SSIM as above",
-            ms_ssim,
         ),
     ),
-    "l1": MetricSpec("L1", 4, _mean("l1", "mean absolute error", l1)),
-    "swd": MetricSpec("SWD", 1, SlicedWasserstein),
+    "l1": MetricSpec("L1", 4, _mean("l1", "mean absolute error")),
+    "swd": MetricSpec("SWD", 1, _sliced_wasserstein),
     "lpips": MetricSpec(
         "LPIPS",
         4,
         _lpips,
-        load_network=lambda device: LPIPS.from_pretrained().to(device),
+        load_network=_load_lpips,
         needs="VGG16's weights and torchmetrics",
-        smallest_side=SMALLEST_SIDE,
+        smallest_side=LPIPS_SMALLEST_SIDE,
     ),
     "rfid": MetricSpec(
-        "rFID", 2, FrechetDistance, load_network=inception_extractor, needs="torchmetrics and torch-fidelity"
+        "rFID",
+        2,
+        partial(_frechet_distance, name="rfid"),
+        load_network=_load_inception,
+        needs="torchmetrics and torch-fidelity",
     ),
-    "kd_effnetlite2": MetricSpec("KD lite2", 1, partial(KernelDistance, name="kd_effnetlite2"), **EFFNETLITE2),
-    "fd_effnetlite2": MetricSpec("FD lite2", 1, partial(FrechetDistance, name="fd_effnetlite2"), **EFFNETLITE2),
+    "kd_effnetlite2": MetricSpec("KD lite2", 1, partial(_kernel_distance, name="kd_effnetlite2"), **EFFNETLITE2),
+    "fd_effnetlite2": MetricSpec("FD lite2", 1, partial(_frechet_distance, name="fd_effnetlite2"), **EFFNETLITE2),
     "pd_effnetlite2": MetricSpec("PD lite2", 4, _perceptual_distance, **EFFNETLITE2),
 }
 # Measured wherever nothing else is asked for: they need no network.

@@ -1,1 +1,5 @@
 """Perceptual distances by frozen networks, below metrics and training."""
+
+# What settings and tables read without torch.
+FORMS = ("stages", "stages-logits", "dists", "stages-gram")  # of EfficientNetDistance
+LPIPS_SMALLEST_SIDE = 16  # four poolings lie before VGG16's last slice

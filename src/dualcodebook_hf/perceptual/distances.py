@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from . import FORMS
 from .efficientnet_lite import EfficientNetLite
 
-FORMS = ("stages", "stages-logits", "dists", "stages-gram")
 STAGES = (0, 1, 2, 4)  # compared; of strides 2, 4, 8 and 16
 GRAM_STAGES = (1, 2)
 LOGITS_WEIGHT = 0.1

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from . import LPIPS_SMALLEST_SIDE
 from .distances import check_image_pair, unit_length
 from .weights import MissingWeightsError, weights_file
 
@@ -18,7 +19,6 @@ HEADS_PATH = Path("functional", "image", "lpips_models", "vgg.pth")
 SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # LPIPS' own constants: its images in [-1, 1] to the ImageNet normalisation that VGG16 was trained under.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-SMALLEST_SIDE = 16  # four poolings lie before the last slice
 NORM_EPSILON = 1e-8
 
 
@@ -90,7 +90,7 @@ class LPIPS(nn.Module):
 
         Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
         """
-        check_image_pair(x_hat, x, SMALLEST_SIDE)
+        check_image_pair(x_hat, x, LPIPS_SMALLEST_SIDE)
         distance = torch.zeros(len(x), device=x.device)
         features = zip(self._features(x_hat), self._features(x), self.heads, strict=True)
         with torch.autocast(x.device.type, enabled=False):

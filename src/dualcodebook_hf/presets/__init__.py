@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 from collections.abc import Hashable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..flags import did_you_mean
 
 SECTIONS = ("model", "data", "training")
 PRESETS = Path(__file__).parent
@@ -73,8 +74,7 @@ def _locate(name: Any, folder: Path) -> Path:
     except (OSError, RuntimeError, TypeError):  # too long, in the home of a user that does not exist, or no text
         there = False
     if not there:
-        close = difflib.get_close_matches(str(name)[:100], preset_names(), n=1) if isinstance(name, str) else []
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(name, preset_names()) if isinstance(name, str) else ""
         known = ", ".join(preset_names())
         raise ValueError(f"`config` must be one of {known} or a YAML file, got {SHORT.repr(name)}{hint}")
     return path.resolve()
@@ -97,8 +97,7 @@ def _load(path: Path, seen: list[Path]) -> dict[str, dict]:
         merged = _load(_locate(content.pop("include"), path.parent), [*seen, path])
     for section, values in content.items():
         if section not in SECTIONS:
-            close = difflib.get_close_matches(str(section)[:100], [*SECTIONS, "include"], n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(str(section), [*SECTIONS, "include"])
             raise ValueError(f"`config` {path} has an unknown section {SHORT.repr(section)}{hint} (known: {known})")
         if not isinstance({} if values is None else values, dict):
             raise ValueError(f"`config` {path}: section {section!r} must be a mapping, got {SHORT.repr(values)}")

@@ -2,8 +2,8 @@
 
 Image k is the tensor `NNNN.tokens` (k with leading zeros), uint16 (codebooks, h, w). The metadata entry
 `dualcodebook_tokens` is JSON: `format_version`, `downsample_factor` f, `books` as [name, size] in token order,
-`config_hash` of the model (the architecture, not the weights), and `pictures` as {name, height, width} of the
-originals, in order.
+`config_hash` of the model's architecture, `weights_sha256` of its weights (missing in files of older versions), and
+`pictures` as {name, height, width} of the originals, in order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import save
 
 from ..configuration_dualcodebook import config_hash
 from ..files import atomic_file
+from ..weights import weights_hash
 
 if TYPE_CHECKING:
     from ..core import DualCodebookCore
@@ -58,17 +60,28 @@ class TokenFile:
         downsample_factor: f; an image's grid is (ceil(H/f), ceil(W/f)).
         codebooks: {name: number of codes}, in the order of the tokens.
         config_hash: identifies the model's architecture.
+        weights_sha256: identifies its weights, see `weights_hash`; None: unknown.
     """
 
     images: Sequence[TokenizedImage]
     downsample_factor: int
     codebooks: dict[str, int]
     config_hash: str
+    weights_sha256: str | None = None
 
     @classmethod
-    def of_model(cls, model: DualCodebookCore, images: Sequence[TokenizedImage]) -> TokenFile:
-        """The content of a file of these images, tokenized by `model`."""
-        return cls(images, model.downsample_factor, model.codebook_sizes, config_hash(model.config))
+    def of_model(
+        cls, model: DualCodebookCore, images: Sequence[TokenizedImage], weights_sha256: str | None = None
+    ) -> TokenFile:
+        """The content of a file of these images, tokenized by `model`.
+
+        Args:
+            model: that made the tokens.
+            images: of the file.
+            weights_sha256: of the model, where it is known already.
+        """
+        weights = weights_sha256 or weights_hash(model)
+        return cls(images, model.downsample_factor, model.codebook_sizes, config_hash(model.config), weights)
 
     def check(self) -> None:
         """Raises ValueError, naming the image, for anything that contradicts the format or the codebooks' sizes."""
@@ -85,20 +98,70 @@ class TokenFile:
         for image in self.images:
             _check_image(image, self.downsample_factor, self.codebooks)
 
-    def check_model(self, model: DualCodebookCore, source: str | Path, argument: str = "model") -> None:
-        """Raises ValueError unless `model` can decode the tokens: its architecture must be that of their model.
+    def check_model(
+        self,
+        model: DualCodebookCore,
+        source: str | Path,
+        argument: str = "model",
+        weights_sha256: str | None = None,
+        other_weights: bool = False,
+    ) -> None:
+        """Raises ValueError unless `model` made the tokens; warns where the file does not tell by which weights.
 
         Args:
             model: the model that is to decode them.
             source: what the message calls the file.
             argument: what the message calls `model`.
+            weights_sha256: of the model, where it is known already.
+            other_weights: see `check_hashes`.
         """
-        own = config_hash(model.config)
-        if self.config_hash != own:
+        if not (weights_sha256 or other_weights) and self.weights_sha256:
+            weights_sha256 = weights_hash(model)
+        made = self.config_hash, self.weights_sha256, self.codebooks, self.downsample_factor
+        check_hashes(*made, model, weights_sha256, source, argument, other_weights)
+
+
+def check_hashes(
+    config: str,
+    weights: str | None,
+    codebooks: dict[str, int],
+    factor: int,
+    model: DualCodebookCore,
+    own_weights: str | None,
+    source: str | Path,
+    argument: str,
+    other_weights: bool,
+) -> None:
+    """Raises ValueError unless a model made tokens: their architecture and their weights are its own.
+
+    Args:
+        config: config hash of the tokens' model.
+        weights: SHA-256 of its weights; None: unknown, which is a warning.
+        codebooks: its codebooks' sizes.
+        factor: its downsample factor.
+        model: that is to decode the tokens.
+        own_weights: SHA-256 of its weights.
+        source: what the message calls the tokens' file.
+        argument: what the message calls `model`.
+        other_weights: any model of such codebooks will do, such as one whose decoder alone was trained further.
+    """
+    own, made_by = config_hash(model.config), f"`{argument}` must be the model that made the tokens in '{source}', with"
+    if other_weights:
+        if (codebooks, factor) != (dict(model.codebook_sizes), model.downsample_factor):
             raise ValueError(
-                f"`{argument}` must be the model that made the tokens in '{source}', with config hash "
-                f"{self.config_hash} and codebooks {self.codebooks}; got one with config hash {own}"
+                f"`{argument}` must have the codebooks {codebooks} and the factor {factor} of the tokens in '{source}',"
+                f" got {dict(model.codebook_sizes)} and {model.downsample_factor}"
             )
+    elif config != own:
+        raise ValueError(f"{made_by} config hash {config} and codebooks {codebooks}; got one with config hash {own}")
+    elif weights is None:
+        warnings.warn(
+            f"'{source}' was written before token files named the weights: with others than those that made it, "
+            "its images come out as nonsense",
+            stacklevel=3,
+        )
+    elif weights != own_weights:
+        raise ValueError(f"{made_by} weights of SHA-256 {weights}; got weights of SHA-256 {own_weights}")
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -125,6 +188,7 @@ def save_tokens(path: str | Path, content: TokenFile) -> None:
         "downsample_factor": content.downsample_factor,
         "books": [[name, size] for name, size in content.codebooks.items()],
         "config_hash": content.config_hash,
+        "weights_sha256": content.weights_sha256,
         "pictures": [{"name": p.name, "height": p.size[0], "width": p.size[1]} for p in content.images],
     }
     tensors = {
@@ -172,7 +236,8 @@ def _load(path: Path) -> TokenFile:
         TokenizedImage(item["name"], (item["height"], item["width"]), tensor.to(torch.int64))
         for item, tensor in zip(names, tensors, strict=True)
     ]
-    return TokenFile(images, header["downsample_factor"], dict(header["books"]), header["config_hash"])
+    books = dict(header["books"])
+    return TokenFile(images, header["downsample_factor"], books, header["config_hash"], header.get("weights_sha256"))
 
 
 def _header(metadata: dict[str, str]) -> dict:
@@ -186,6 +251,8 @@ def _header(metadata: dict[str, str]) -> dict:
     for key, kind in expected.items():
         if not isinstance(header.get(key), kind):
             raise ValueError(f"metadata `{key}` must be of type {kind.__name__}, got {header.get(key)!r}")
+    if not isinstance(header.get("weights_sha256"), (str, type(None))):
+        raise ValueError(f"metadata `weights_sha256` must be text, got {header['weights_sha256']!r}")
     if not all(
         isinstance(codebook, list) and len(codebook) == 2 and isinstance(codebook[0], str)
         for codebook in header["books"]

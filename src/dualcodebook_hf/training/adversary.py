@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .discriminators.augment import Augmentation
-from .losses import adaptive_weight, generator_loss, hinge_discriminator_loss
+from .losses import adaptive_weight, generator_loss, hinge_discriminator_loss, take_gradient
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,11 +70,13 @@ class Adversary:
         self.start_step, self.weight, self.learning_rate = start_step, weight, learning_rate
         self._network = self.discriminator = discriminator
         parameters = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=betas)
+        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=True)
+        self.scaler: torch.amp.GradScaler | None = None
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Hands the network and the optimizer to accelerate: device, distribution, mixed precision, checkpoints."""
         self.discriminator, self.optimizer = accelerator.prepare(self.discriminator, self.optimizer)
+        self.scaler = accelerator.scaler
 
     def started(self, step: int) -> bool:
         """Whether the adversary takes part in the update that follows `step` updates of the generator."""
@@ -93,15 +95,18 @@ class Adversary:
 
         Args:
             x_hat: reconstructions (B, 3, H, W) in [-1, 1] with their graph; gradients reach them and nothing of D.
-            rec: scalar, the weighted sum of the reconstruction terms (`ReconstructionLoss.rec`), for lambda.
+            rec: scalar, the weighted sum of the reconstruction terms (`ReconstructionLoss.rec`), for lambda; its graph
+                is walked here too, which costs little after `losses.take_gradient`.
             last_layer: the decoder's last weight (`conv_out.weight`), in the graphs of both.
             step: generator updates taken so far.
         """
         if not self.started(step):
             return torch.zeros((), device=x_hat.device)
+        leaf = x_hat.detach().requires_grad_()
         # The bare network: DDP would wait for gradients that frozen parameters never get.
         with _frozen(self._network):
-            g = generator_loss(self._network(self.augmentation(x_hat)))
+            g = generator_loss(self._network(self.augmentation(leaf)))
+            g = take_gradient(g, leaf, x_hat, self.scaler)
         weight = self.weight * self.ramp_factor(step)
         return adaptive_weight(rec, g, last_layer) * weight * g if self.adaptive else weight * g
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..configuration_dualcodebook import DualCodebookFields
+from ..configuration_fields import DualCodebookFields
 from ..image_datasets import ON_BAD_IMAGE, DatasetError
 from ..metrics import IMAGE_METRICS
-from ..perceptual.distances import FORMS
-from .discriminators.augment import AUGMENTATIONS
-from .discriminators.norms import NORMS
+from ..perceptual import FORMS
+from .discriminators import AUGMENTATIONS, NORMS
 from .parsing import parse_sections
 from .run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
 
@@ -30,21 +29,36 @@ SMALLEST_ADVERSARIAL_CROPS = {"patch": 24, "projected": 128}
 class DataArguments(Arguments):
     """The images that are trained on, and how one becomes a crop."""
 
-    dataset: str | None = field(
-        default=None, metadata=described("Hub id, image folder, parquet file or folder of parquet files", path=True)
+    dataset: str | list[str] | None = field(
+        default=None,
+        metadata=described(
+            "Hub id, image folder, parquet file or folder of parquet files; several are trained on together",
+            path=True,
+            heading="what is read",
+        ),
     )
-    dataset_config: str | None = field(
-        default=None, metadata=described("configuration of a Hub dataset that has several")
+    dataset_config: str | list[str] | None = field(
+        default=None,
+        metadata=described("configuration of a Hub dataset that has several; one, or one for each `dataset`"),
     )
-    train_split: str = field(default="train", metadata=described("split that is trained on"))
-    validation_split: str | None = field(
-        default="validation", metadata=described("split that is validated on; null: none")
+    train_split: str | list[str] = field(
+        default="train", metadata=described("split that is trained on; one, or one for each `dataset`")
     )
-    image_column: str = field(default="image", metadata=described("column that holds the images"))
+    validation_split: str | list[str] | None = field(
+        default="validation",
+        metadata=described("split that is validated on; null: none; one, or one for each `dataset`"),
+    )
+    image_column: str | list[str] = field(
+        default="image", metadata=described("column that holds the images; one, or one for each `dataset`")
+    )
     streaming: bool = field(default=False, metadata=described("read the data set as it arrives, without storing it"))
     shuffle_buffer: int = field(default=1000, metadata=described("images in the shuffle buffer of a streamed data set"))
-    max_train_samples: int = field(default=0, metadata=described("use only the first N images; 0: all"))
-    resolution: int = field(default=256, metadata=described("side of the square training crop, in pixels"))
+    max_train_samples: int = field(
+        default=0, metadata=described("use only the first N images of each data set; 0: all")
+    )
+    resolution: int = field(
+        default=256, metadata=described("side of the square training crop, in pixels", heading="crops")
+    )
     resize: int = field(default=0, metadata=described("resize to this many pixels before the crop; 0: do not"))
     resize_mode: str = field(
         default="shorter",
@@ -59,7 +73,10 @@ class DataArguments(Arguments):
         default=False, metadata=described("the same in validation, as the paper's authors do")
     )
     num_workers: int = field(
-        default=2, metadata=described("processes that read and crop images; the batches do not depend on it")
+        default=2,
+        metadata=described(
+            "processes that read and crop images; the batches do not depend on it", heading="how it is read"
+        ),
     )
     cache_images: bool = field(default=False, metadata=described("keep decoded images in memory (3 bytes per pixel)"))
     on_bad_image: str = field(
@@ -74,6 +91,13 @@ class DataArguments(Arguments):
         """Raises ValueError for a field that is wrong, by name."""
         if not self.dataset:
             raise ValueError("`dataset` must name a Hub data set, an image folder or parquet files, got nothing")
+        count = len(self.of_each(self.dataset))
+        for name in ("dataset_config", "train_split", "validation_split", "image_column"):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) != count:
+                raise ValueError(
+                    f"`{name}` must be one, or one for each data set, of which there are {count}, got {len(value)}"
+                )
         one_of("resize_mode", self.resize_mode, RESIZE_MODES)
         one_of("resample", self.resample, RESAMPLES)
         one_of("crop", self.crop, CROPS)
@@ -83,6 +107,11 @@ class DataArguments(Arguments):
         if self.resize and self.resize < self.resolution:
             raise ValueError(f"`resize` must be 0 or at least resolution={self.resolution}, got {self.resize}")
 
+    def of_each(self, value: str | list[str | None] | None) -> list[str | None]:
+        """What a field with one value, or one for each data set, says for each of them."""
+        count = len(self.dataset) if isinstance(self.dataset, list) else 1
+        return value if isinstance(value, list) else [value] * count
+
 
 @dataclass(kw_only=True)
 class TrainArguments(RunArguments):
@@ -91,7 +120,9 @@ class TrainArguments(RunArguments):
     init_from: str | None = field(
         default=None,
         metadata=described(
-            "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only", path=True
+            "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only",
+            path=True,
+            heading="start and computation",
         ),
     )
     train: str = field(
@@ -107,10 +138,13 @@ class TrainArguments(RunArguments):
     gradient_checkpointing: bool = field(
         default=False, metadata=described("recompute activations: less memory, slower")
     )
-    channels_last: bool = field(default=False, metadata=described("channels-last memory format of the convolutions"))
+    channels_last: bool | None = field(
+        default=None,
+        metadata=described("channels-last memory format of the convolutions; null: on CUDA"),
+    )
     compile: bool = field(default=False, metadata=described("torch.compile the encoder and the decoder"))
 
-    l1_weight: float = field(default=1.0, metadata=described("weight of mean |x - x_hat|"))
+    l1_weight: float = field(default=1.0, metadata=described("weight of mean |x - x_hat|", heading="loss"))
     l2_weight: float = field(default=0.0, metadata=described("weight of mean (x - x_hat)^2"))
     log_l2_weight: float = field(
         default=0.0, metadata=described("weight of the mean over images of ln(MSE + 0.004), which follows their PSNR")
@@ -134,7 +168,8 @@ class TrainArguments(RunArguments):
     )
     codebook_weight: float = field(default=1.0, metadata=described("weight of L_global + L_local"))
     adversarial_weight: float = field(
-        default=0.8, metadata=described("weight of the adversarial loss; 0: no discriminator")
+        default=0.8,
+        metadata=described("weight of the adversarial loss; 0: no discriminator", heading="adversarial loss"),
     )
     adversarial_start: int = field(default=10_000, metadata=described("updates before the discriminator starts"))
     adversarial_ramp: int = field(
@@ -163,7 +198,8 @@ class TrainArguments(RunArguments):
     discriminator_beta2: float = field(default=0.9, metadata=described("Adam's beta2 of the discriminator"))
 
     learning_rate: float = field(
-        default=1.44e-4, metadata=described("of encoder and decoder (the paper's authors: 4.5e-6 x 32)")
+        default=1.44e-4,
+        metadata=described("of encoder and decoder (the paper's authors: 4.5e-6 x 32)", heading="optimizers"),
     )
     codebook_learning_rate: float = field(
         default=0.0, metadata=described("of the codebooks; 0: the same as learning_rate")
@@ -174,7 +210,10 @@ class TrainArguments(RunArguments):
     anneal_codebook_lr: bool = field(
         default=True, metadata=described("let the schedule act on the codebooks' learning rate too")
     )
-    validation_samples: int = field(default=64, metadata=described("images that are validated on; 0: the whole split"))
+    validation_samples: int = field(
+        default=64,
+        metadata=described("images that are validated on; 0: the whole split", heading="validation and export"),
+    )
     validation_metrics: str = field(
         default="psnr,ssim", metadata=described(f"separated by commas, of {', '.join(IMAGE_METRICS)}")
     )

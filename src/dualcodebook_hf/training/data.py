@@ -1,11 +1,13 @@
-"""Images of a data set -> endless training batches, a function of (seed, position) alone, and validation batches."""
+"""Images of data sets -> endless training batches, a function of (seed, position) alone, and validation batches."""
 
 from __future__ import annotations
 
 import itertools
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from ..image_datasets import KEY_COLUMN, ON_BAD_IMAGE, ImageReader, check_skipped, load_images, read_row
+from ..image_datasets import ON_BAD_IMAGE, ImageReader, ImageSplit, ImageSplits, check_skipped
 from ..image_processing_dualcodebook import (
     BadImageError,
     cut_for_enlargement,
@@ -22,6 +24,7 @@ from ..image_processing_dualcodebook import (
     resize_shorter_side,
     to_pixels,
 )
+from .sources import open_splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,13 +113,13 @@ class Sample(NamedTuple):
 
     Attributes:
         epoch: from 0.
-        index: of the row in a table; of a stream, the number in the epoch's order.
-        row: None where the data set can be asked for it by `index`.
+        index: of the row in the tables; of streams, the number in the epoch's order.
+        streamed: split and row; None where the tables can be asked for them by `index`.
     """
 
     epoch: int
     index: int
-    row: dict[str, Any] | None
+    streamed: tuple[ImageSplit, dict[str, Any]] | None
 
 
 class Skipped(NamedTuple):
@@ -140,10 +143,12 @@ class TrainingBatches(IterableDataset):
     loader puts back into order. So the batches depend on neither the number of workers nor, together, on that of
     processes, and a stream that starts at sample k is the tail of the one that starts at 0.
 
-    - A data set with a length is shuffled by the permutation of default_rng([seed, epoch]); `index` is the row.
-    - A streamed one is shuffled by its buffer and the order of its files from the same generator; `index` is the number
-      in the epoch's order. To start at k it is replayed without decoding, whole epochs skipped once the first has told
-      their length. Each process and each worker reads all of the stream and decodes its own part.
+    - Tables are shuffled together by the permutation of default_rng([seed, epoch]); `index` is the row, those of the
+      second data set following on those of the first.
+    - A stream is shuffled by its buffer and the order of its files from the same generator; several give a row each in
+      turn, until all have ended; `index` is the number in the epoch's order. To start at k they are replayed without
+      decoding, whole epochs skipped once the first has told their length. Each process and each worker reads all of
+      the streams and decodes its own part.
 
     With `on_bad_image` "skip", a sample that cannot be read shows the next one of the sequence that can, with its own
     crop and mirroring. This too depends on (seed, position) alone.
@@ -152,10 +157,9 @@ class TrainingBatches(IterableDataset):
     of `Skipped`}.
 
     Args:
-        dataset: what `load_images` gives, or any sequence of such rows.
+        splits: of one or several data sets, all tables or all streams.
         transform: makes the crops.
         batch_size: B, of one process.
-        image_column: name of the column.
         seed: of the order.
         rank: r, of this process.
         world_size: W, number of processes.
@@ -163,8 +167,6 @@ class TrainingBatches(IterableDataset):
         shuffle_buffer: images in a stream's buffer.
         cache: keep images decoded and resized, as uint8 in memory: 3 bytes per pixel, once for each worker process
             (256 x 256: 0.2 MB per image). Not for a stream.
-        name: of the data set in messages.
-        split: of the data set in messages.
         on_bad_image: "error" or "skip".
 
     Raises ValueError for arguments out of range, and while iterating for a data set without rows; BadImageError for an
@@ -173,19 +175,16 @@ class TrainingBatches(IterableDataset):
 
     def __init__(
         self,
-        dataset: datasets.Dataset | datasets.IterableDataset,
+        splits: Sequence[ImageSplit],
         transform: ImageTransform,
         *,
         batch_size: int,
-        image_column: str = "image",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
         shuffle_buffer: int = 1000,
         cache: bool = False,
-        name: str = "the data set",
-        split: str = "train",
         on_bad_image: str = "error",
     ) -> None:
         for argument, value, low in (
@@ -199,13 +198,12 @@ class TrainingBatches(IterableDataset):
                 raise ValueError(f"`{argument}` must be at least {low}, got {value}")
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` must lie in [0, world_size={world_size}), got {rank}")
-        self.streaming = not hasattr(dataset, "__len__")
-        if cache and self.streaming:
+        self.images = ImageSplits(splits)
+        if cache and self.images.streaming:
             raise ValueError("`cache` must be off for a streamed data set: its images have no fixed index")
         if on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}, got {on_bad_image!r}")
-        self.dataset, self.transform, self.image_column = dataset, transform, image_column
-        self.name, self.split, self.on_bad_image = name, split, on_bad_image
+        self.transform, self.on_bad_image = transform, on_bad_image
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.shuffle_buffer = start, shuffle_buffer
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
@@ -213,7 +211,7 @@ class TrainingBatches(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        sequence = self._streamed() if self.streaming else self._permuted()
+        sequence = self._streamed() if self.images.streaming else self._permuted()
         window: list[Sample] = []  # of the sequence, from the global batch's first sample on
 
         def sample(place: int) -> Sample:
@@ -227,9 +225,9 @@ class TrainingBatches(IterableDataset):
             del window[: self.batch_size * self.world_size]
 
     def _permuted(self) -> Iterator[Sample]:
-        length = len(self.dataset)
+        length = len(self.images)
         if length == 0:
-            raise ValueError(f"{self.name} has no images")
+            raise ValueError(self._no_images())
         epoch, skip = divmod(self.start, length)
         while True:
             for index in np.random.default_rng([self.seed, epoch]).permutation(length)[skip:].tolist():
@@ -242,14 +240,17 @@ class TrainingBatches(IterableDataset):
             # A stream of its own for each epoch: `set_epoch` writes to memory that forked workers share.
             rng = np.random.default_rng([self.seed, epoch])
             length = 0
-            for row in _streamed_rows(self.dataset.shuffle(generator=rng, buffer_size=self.shuffle_buffer)):
+            for streamed in self.images.stream(methodcaller("shuffle", generator=rng, buffer_size=self.shuffle_buffer)):
                 if length >= skip:
-                    yield Sample(epoch, length, row)
+                    yield Sample(epoch, length, streamed)
                 length += 1
             if length == 0:
-                raise ValueError(f"{self.name} has no images")
+                raise ValueError(self._no_images())
             whole_epochs, skip = divmod(max(0, skip - length), length)
             epoch += 1 + whole_epochs
+
+    def _no_images(self) -> str:
+        return f"there are no images in {', '.join(repr(split.dataset) for split in self.images.splits)}"
 
     def _batch(self, sample: Callable[[int], Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
@@ -282,8 +283,12 @@ class TrainingBatches(IterableDataset):
         """An image after the resize, from the cache where there is one."""
         pixels = self._cache.get(sample.index) if self._cache is not None else None
         if pixels is None:
-            row, index = (self.dataset[sample.index], sample.index) if sample.row is None else (sample.row, None)
-            image = read_row(row, self.image_column, dataset=self.name, split=self.split, index=index)
+            if sample.streamed is None:
+                split, index = self.images.locate(sample.index)
+                image = split.read(split.rows[index], index)
+            else:
+                split, row = sample.streamed
+                image = split.read(row)
             pixels = self.transform.resize(image)
             if self._cache is not None:
                 self._cache[sample.index] = pixels
@@ -334,7 +339,7 @@ class _ErrorsAsBatches(IterableDataset):
 
 
 class TrainingImages:
-    """The split that is trained on, opened and not decoded; at most `max_train_samples` rows of it, the first ones.
+    """The splits that are trained on, opened and not decoded; the first `max_train_samples` rows of each data set.
 
     Raises ValueError as `load_images` does, and for arguments that `ImageTransform` or `TrainingBatches` refuse.
     """
@@ -342,12 +347,10 @@ class TrainingImages:
     def __init__(self, args: DataArguments, seed: int = 0) -> None:
         self.args, self.seed = args, seed
         self.transform = _transform(args, args.crop, args.horizontal_flip, seed)
-        images = _open(args, args.train_split)
-        if args.max_train_samples and args.streaming:
-            images = images.take(args.max_train_samples)
-        elif args.max_train_samples:
-            images = images.select(range(min(args.max_train_samples, len(images))))
-        self.dataset = images
+        self.splits = [
+            replace(split, rows=_first_rows(split.rows, args.max_train_samples))
+            for split in open_splits(args, args.train_split)
+        ]
         self._batches(batch_size=1)
 
     def loader(
@@ -380,14 +383,11 @@ class TrainingImages:
 
     def _batches(self, **place: int) -> TrainingBatches:
         return TrainingBatches(
-            self.dataset,
+            self.splits,
             self.transform,
-            image_column=self.args.image_column,
             seed=self.seed,
             shuffle_buffer=self.args.shuffle_buffer,
             cache=self.args.cache_images,
-            name=self.args.dataset,
-            split=self.args.train_split,
             on_bad_image=self.args.on_bad_image,
             **place,
         )
@@ -400,14 +400,14 @@ def _ignore_signals(_: int) -> None:
 
 
 class ValidationImages:
-    """Images of the validation split, centre-cropped, otherwise transformed as in training, the same ones each time.
+    """Images of the validation splits, centre-cropped, otherwise transformed as in training, the same ones each time.
 
     `validation_horizontal_flip` mirrors half of them, always the same ones.
 
     Args:
         args: which split, and how an image becomes a crop.
-        samples: number of images, spread evenly over the split, because many are sorted by class; of a stream the
-            first ones. 0: all.
+        samples: number of images, spread evenly over the splits, because many are sorted by class; of streams the
+            first ones of each. 0: all.
         seed: of the mirrored ones.
 
     Attributes:
@@ -420,12 +420,12 @@ class ValidationImages:
     def __init__(self, args: DataArguments, samples: int = 0, seed: int = 0) -> None:
         self.args, self.samples = args, samples
         self.transform = _transform(args, "center", args.validation_horizontal_flip, seed)
-        self.dataset = _open(args, args.validation_split)
+        self.images = ImageSplits(open_splits(args, args.validation_split))
         self.skipped: list[BadImageError] = []
         self._named: set[str] = set()
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """(b, 3, R, R) float32 in [-1, 1], in the split's order; b is `batch_size`, for the last batch the rest.
+        """(b, 3, R, R) float32 in [-1, 1], in the splits' order; b is `batch_size`, for the last batch the rest.
 
         Says on stderr, once, which images are left out.
         """
@@ -434,11 +434,10 @@ class ValidationImages:
             yield torch.stack(chunk)
 
     def _crops(self) -> Iterator[torch.Tensor]:
-        args = self.args
-        reader = ImageReader(args.on_bad_image, args.image_column, dataset=args.dataset, split=args.validation_split)
+        reader = ImageReader(self.args.on_bad_image)
         self.skipped, count = reader.skipped, 0
-        for index, row in self._streamed() if not hasattr(self.dataset, "__len__") else self._spread():
-            image = reader.read(row, index)
+        for index, split, row, place in self._streamed() if self.images.streaming else self._spread():
+            image = reader.read(split, row, place)
             if image is not None:
                 count += 1
                 yield self.transform(image, 0, index)
@@ -449,26 +448,27 @@ class ValidationImages:
                 self._named.add(str(error))
                 tqdm.write(f"left out: {error}", file=sys.stderr)
 
-    def _spread(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        length = len(self.dataset)
+    def _spread(self) -> Iterator[tuple[int, ImageSplit, dict[str, Any], int]]:
+        """(index in all tables, split, row, its index in the split)."""
+        length = len(self.images)
         count = min(self.samples or length, length)
         for number in range(count):
             index = number * length // count
-            yield index, self.dataset[index]
+            split, place = self.images.locate(index)
+            yield index, split, split.rows[place], place
 
-    def _streamed(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        return itertools.islice(enumerate(_streamed_rows(self.dataset)), self.samples or None)
-
-
-def _streamed_rows(dataset: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
-    # By batches of one: iterating a stream itself inside a loader's worker gives each worker a share of the files only.
-    for rows in dataset.iter(batch_size=1):
-        yield {column: values[0] for column, values in rows.items()}
+    def _streamed(self) -> Iterator[tuple[int, ImageSplit, dict[str, Any], int]]:
+        counts = dict.fromkeys(map(id, self.images.splits), -1)
+        for index, (split, row) in enumerate(itertools.islice(self.images.stream(), self.samples or None)):
+            counts[id(split)] += 1
+            yield index, split, row, counts[id(split)]
 
 
-def _open(args: DataArguments, split: str) -> datasets.Dataset | datasets.IterableDataset:
-    images = load_images(args.dataset, args.dataset_config, split, args.image_column, args.streaming)
-    return images.select_columns([name for name in (args.image_column, KEY_COLUMN) if name in images.features])
+def _first_rows(rows: datasets.Dataset | datasets.IterableDataset, count: int) -> Any:
+    """At most `count` rows, the first ones; 0: all."""
+    if not count:
+        return rows
+    return rows.select(range(min(count, len(rows)))) if hasattr(rows, "__len__") else rows.take(count)
 
 
 def _transform(args: DataArguments, crop: str, horizontal_flip: bool, seed: int) -> ImageTransform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
@@ -54,8 +55,10 @@ def initialize_from_images(model: DualCodebookVQModel, images: torch.Tensor, see
 
 def _set_layers(model: DualCodebookVQModel, kernels: torch.Tensor, deviations: torch.Tensor) -> None:
     """The shortcut projects on `kernels` (D, 3 * f * f); encoder and decoder see latents over `deviations` (D,)."""
+    patches = kernels.unflatten(1, model.linear_encoder.weight.shape[1:])
     for layer in (model.linear_encoder, model.linear_decoder):
-        layer.weight.copy_(kernels.unflatten(1, layer.weight.shape[1:]))
+        margin = (layer.kernel_size[0] - patches.shape[-1]) // 2  # overlapping patches start with an empty one
+        layer.weight.copy_(F.pad(patches, (margin,) * 4))
         nn.init.zeros_(layer.bias)
     for layer, diagonal in ((model.quant_conv, deviations), (model.post_quant_conv, 1 / deviations)):
         layer.weight.copy_(torch.diag(diagonal)[:, :, None, None])

@@ -39,6 +39,40 @@ def adaptive_weight(rec: torch.Tensor, g: torch.Tensor, last_layer: torch.Tensor
     return ratio.clamp(0, ADAPTIVE_MAXIMUM).detach()
 
 
+def take_gradient(
+    loss: torch.Tensor, leaf: torch.Tensor, x_hat: torch.Tensor, scaler: torch.amp.GradScaler | None = None
+) -> torch.Tensor:
+    """The value of `loss`, with its gradient at the reconstruction taken now, once and for all.
+
+    What lies between is walked and freed here; any later backward pass through the result, such as those of
+    `adaptive_weight`, starts at `x_hat` with what is known. Exact.
+
+    Args:
+        loss: scalar, computed from `leaf`.
+        leaf: `x_hat.detach().requires_grad_()`.
+        x_hat: reconstructions with their graph.
+        scaler: of float16, whose range is too small for the gradient as it is; None: another type.
+    """
+    if scaler is None:
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    else:
+        (gradient,) = torch.autograd.grad(scaler.scale(loss), leaf)
+        gradient = gradient / scaler.scale(torch.ones_like(loss))
+    return _KnownGradient.apply(x_hat, loss.detach(), gradient)
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, factor: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return factor * gradient, None, None
+
+
 def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
     """The sum of weight x term. Raises ValueError when a term has no weight or a weight no term, or there are none."""
     if set(terms) != set(weights) or not terms:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
+import functools
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from operator import or_
+from typing import Any
 
+from ..flags import BOOLEANS, Parser, Switch, did_you_mean
 from ..presets import SHORT, load_preset, preset_names
 
-BOOLEANS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+USAGE = "%(prog)s [flags of `accelerate launch` --] [--config NAME|FILE] [--FLAG VALUE ...]"
+DESCRIPTION = (
+    "Each flag is also a key of a YAML file, under the section that its heading names first. Flags win over the "
+    "file; `null` empties what may be empty. Defaults are those of --config."
+)
+NULL = ("null", "none", "None")
+WORDS = str | list[str]  # one text or several
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -20,7 +28,8 @@ def parse_sections(argv: Sequence[str], classes: Mapping[str, type], prog: str) 
     """`--config NAME|FILE` and flags -> an instance of each class, in order. Nothing is checked but the types.
 
     Every field is a flag, spelled with underscores or with dashes; `null` sets one to None that may be None. What
-    `--help` calls the default is the value under the `--config` beside it.
+    `--help` calls the default is the value under the `--config` beside it. A field's metadata may hold its `help`, a
+    `heading`, which opens a group of the help, and `flags`, further names.
 
     Args:
         argv: the command line, without the program's name.
@@ -30,19 +39,18 @@ def parse_sections(argv: Sequence[str], classes: Mapping[str, type], prog: str) 
     Ends the process with 0 for `--help`. Raises ValueError for an unknown flag or key, with the nearest known one, and
     for a value of the wrong type.
     """
-    chooser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    chooser = Parser(prog=prog, add_help=False)
     chooser.add_argument("--config", default="tiny")
-    chosen, _ = chooser.parse_known_args(list(argv))
+    chosen, _ = chooser.parse_known_args(argv)
     sections = load_preset(chosen.config)
     for section, content in sections.items():
         known = list(_fields(classes[section]))
-        unknown = [name for name in content if name not in known]
+        unknown = [str(name) for name in content if name not in known]
         if unknown:
-            raise ValueError(_unknown(f"{section}.{unknown[0]}", known, str(unknown[0])))
-    given, unknown = _build_parser(classes, sections, prog).parse_known_args(list(argv))
-    if unknown:
-        known = [f"--{name}" for name in ("config", *(name for kind in classes.values() for name in _fields(kind)))]
-        raise ValueError(_unknown(unknown[0], known))
+            raise ValueError(f"unknown argument `{section}.{unknown[0]}`{did_you_mean(unknown[0], known, '`')}")
+    parser = Parser(prog=prog, usage=USAGE, description=DESCRIPTION)
+    add_fields(parser, classes, sections)
+    given = parser.parse_args(argv)
     parts = []
     for section, kind in classes.items():
         fields = _fields(kind)
@@ -58,7 +66,7 @@ class Field:
 
     Attributes:
         name: also of its flag.
-        kind: bool, int, float, str or list[int].
+        kind: bool, int, float, str, `WORDS` or list[int].
         optional: whether it may be None.
         default: None where there is none.
         help: one line.
@@ -81,9 +89,19 @@ def read_value(field: Field, value: Any) -> Any:
         return None
     if field.kind == list[int]:
         return [_scalar(field.name, int, item) for item in (value if isinstance(value, list) else [value])]
+    if field.kind == WORDS:
+        return _words(field, value if isinstance(value, list) else [value])
     if field.separator and isinstance(value, list):
         return field.separator.join(_scalar(field.name, str, item) for item in value)
     return _scalar(field.name, field.kind, value)
+
+
+def _words(field: Field, values: list[Any]) -> str | list[str | None] | None:
+    """One text as it is; several as a list, in which one may be None where the field may."""
+    words = [None if field.optional and value is None else _scalar(field.name, str, value) for value in values]
+    if not words:
+        raise ValueError(f"`{field.name}` must have a value, got an empty list")
+    return words if len(words) > 1 and any(words) else words[0]
 
 
 def _scalar(name: str, kind: type, value: Any) -> Any:
@@ -106,12 +124,15 @@ def _whole(value: float | str) -> int | None:
     return int(float(value)) if float(value).is_integer() else None
 
 
-def _of_flag(field: Field, words: str | list[str]) -> Any:
+def _of_flag(field: Field, words: bool | str | list[str]) -> Any:
     """A flag's words as a file would have them."""
-    alone = words[0] if isinstance(words, list) and len(words) == 1 else words
-    return None if field.optional and alone in ("null", "none", "None") else alone
+    if isinstance(words, list) and len(words) > 1:
+        return [_of_flag(field, word) for word in words]
+    alone = words[0] if isinstance(words, list) else words
+    return None if field.optional and alone in NULL else alone
 
 
+@functools.cache
 def _fields(kind: type) -> dict[str, Field]:
     hints = typing.get_type_hints(kind)
     found = {}
@@ -119,7 +140,7 @@ def _fields(kind: type) -> dict[str, Field]:
         hint, parts = hints[spec.name], typing.get_args(hints[spec.name])
         optional = type(None) in parts
         if optional:
-            [hint] = (part for part in parts if part is not type(None))
+            hint = functools.reduce(or_, (part for part in parts if part is not type(None)))
         factory, default = spec.default_factory, spec.default
         default = factory() if factory is not dataclasses.MISSING else default
         extra = (spec.metadata.get("help", ""), spec.metadata.get("separator", ""))
@@ -127,35 +148,37 @@ def _fields(kind: type) -> dict[str, Field]:
     return found
 
 
-def _build_parser(classes: Mapping[str, type], sections: Mapping[str, dict[str, Any]], prog: str) -> _Parser:
-    """All flags, as text, in a group for each section."""
-    usage = f"{prog} [--config NAME|FILE] [--FLAG VALUE ...]"
-    parser = _Parser(prog=prog, usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+def add_fields(parser: Parser, classes: Mapping[str, type], sections: Mapping[str, dict[str, Any]]) -> None:
+    """Adds `--config`, and every field as a flag, in the groups that the fields' headings open.
+
+    Args:
+        parser: its flags' values come as text, true, false or lists of text, and those not given not at all.
+        classes: see `parse_sections`.
+        sections: {section: {field: value}}, the defaults that the help shows.
+    """
     names = ", ".join(preset_names())
-    parser.add_argument("--config", metavar="NAME|FILE", help=f"one of {names}, or a YAML file (default: tiny)")
+    text = f"one of {names}, or a YAML file with the sections {', '.join(classes)} (default: tiny)"
+    parser.add_argument("--config", metavar="NAME|FILE", default=argparse.SUPPRESS, help=text)
     for section, kind in classes.items():
-        group = parser.add_argument_group(f"{section} (or in a YAML file under `{section}:`)")
-        for name, field in _fields(kind).items():
-            default = _text(sections[section].get(name, field.default))
-            text = field.help.replace("%", "%%") + (f" (default: {default.replace('%', '%%')})" if default else "")
-            shape: dict[str, Any] = {"metavar": _metavar(field)}
-            if field.kind is bool:
-                shape |= {"nargs": "?", "const": "true"}
-            elif field.kind == list[int] or field.separator:
-                shape |= {"nargs": "+"}
-            group.add_argument(f"--{name}", help=text, **shape)
-            if "_" in name:
-                group.add_argument(f"--{name.replace('_', '-')}", dest=name, help=argparse.SUPPRESS, **shape)
-            if field.kind is bool:
-                off = [f"--no_{name}", f"--no-{name.replace('_', '-')}"]
-                group.add_argument(*off, dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
-    return parser
+        group: argparse._ArgumentGroup = parser.add_argument_group(section)
+        for spec, field in zip(dataclasses.fields(kind), _fields(kind).values(), strict=True):
+            if "heading" in spec.metadata:
+                title = f"{section} / {spec.metadata['heading']}"
+                group = parser.add_argument_group(title)
+            _add_field(group, field, spec.metadata.get("flags", ()), sections[section].get(field.name, field.default))
 
 
-def _metavar(field: Field) -> str:
+def _add_field(group: argparse._ArgumentGroup, field: Field, more: Sequence[str], value: Any) -> None:
+    default = _text(value)
+    text = field.help + (f" (default: {default})" if default else "")
+    flags = [f"--{field.name.replace('_', '-')}", *more]
+    options: dict[str, Any] = {"dest": field.name, "help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
     if field.kind is bool:
-        return "true|false"
-    return {int: "N", float: "X", list[int]: "N"}.get(field.kind, "TEXT")
+        group.add_argument(*flags, action=Switch, **options)
+    else:
+        several = field.kind in (list[int], WORDS) or field.separator
+        metavar = {int: "N", float: "X", list[int]: "N"}.get(field.kind, "TEXT")
+        group.add_argument(*flags, nargs="+" if several else None, metavar=metavar, **options)
 
 
 def _text(value: Any) -> str:
@@ -164,19 +187,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _unknown(what: str, known: Sequence[str], name: str | None = None) -> str:
-    flag = (name or what).split("=")[0]
-    body = flag.lstrip("-")
-    spelled = flag.removesuffix(body) + body.replace("-", "_")
-    close = difflib.get_close_matches(spelled, known, n=1)
-    return f"unknown argument `{what}`" + (f"; did you mean `{close[0]}`?" if close else "")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse's, but a mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises ValueError with argparse's message and where to read more."""
-        raise ValueError(f"{message} (see `{self.prog} --help`)")

@@ -133,6 +133,7 @@ class Trainer:
         deadline = time.monotonic() + minutes * 60 if minutes else math.inf
         batches = self.task.batches(self.progress.samples)
         self.network.train()
+        self._waited, self._logged = 0.0, time.monotonic()  # seconds for data, and since when they are counted
         with self._tracking(), self._progress_bar() as bar:
             while self.progress.step < arguments.max_train_steps:
                 group = self._next_group(batches, deadline)
@@ -158,11 +159,12 @@ class Trainer:
 
         They are all read before the first is used: where one cannot be, there is nothing half done, and it is saved.
         """
-        group, error = [], None
+        group, error, start = [], None, time.monotonic()
         try:
             group = [read_next(batches) for _ in range(self.arguments.gradient_accumulation_steps)]
         except (BadDataError, LostDataError) as raised:
             error = raised
+        self._waited += time.monotonic() - start
         stop = self.stop.requested or time.monotonic() > deadline
         stop, failed = self._any(stop, error is not None)
         if failed:
@@ -186,8 +188,9 @@ class Trainer:
         values = [(name, value) for terms in done for name, value in terms.items()]
         values += [("gradient norm", norm) for norm in norms]
         values += [("a running statistic", tensor.abs().max()) for tensor in tracked]
-        taken = self._finite([value for _, value in values])
-        self._step([part.optimizer for part in trained], taken)
+        finite = self._finite([value for _, value in values])
+        self._step([part.optimizer for part in trained], finite)
+        taken = bool(finite)  # the one wait for the device in an update: it is at work on the step meanwhile
         if taken:
             self.progress.step, self.progress.skipped = step + 1, 0
             if self.ema is not None:
@@ -205,20 +208,24 @@ class Trainer:
         self.accelerator.unscale_gradients()  # fp16
         return [torch.nn.utils.clip_grad_norm_(part.module.parameters(), limit) for part in trained]
 
-    def _finite(self, values: list[torch.Tensor]) -> bool:
-        """Whether all of them are finite, in all processes."""
+    def _finite(self, values: list[torch.Tensor]) -> torch.Tensor:
+        """Whether all of them are finite, in all processes: a bool on the device."""
         finite = torch.isfinite(torch.stack([value.detach().float() for value in values])).all()
         if self.accelerator.num_processes > 1:
             finite = self.accelerator.reduce(finite.float(), "mean") == 1
-        return bool(finite)
+        return finite
 
-    def _step(self, optimizers: list[AcceleratedOptimizer], taken: bool) -> None:
-        """Steps all optimizers or, where the update is skipped, none."""
+    def _step(self, optimizers: list[AcceleratedOptimizer], finite: torch.Tensor) -> None:
+        """Steps all optimizers or, where the update is skipped, none: a fused optimizer decides it on the device."""
         scaler = self.accelerator.scaler
-        if taken and scaler is None:
+        if scaler is None:
             for optimizer in optimizers:
+                if optimizer.optimizer.defaults.get("fused"):
+                    optimizer.optimizer.found_inf = (~finite).float()  # GradScaler's word to fused optimizers
+                elif not finite:
+                    continue
                 optimizer.step()
-        elif taken:
+        elif finite:
             # accelerate's step updates the scaler each time, and the second network would be unscaled again.
             for optimizer in optimizers:
                 scaler.step(optimizer.optimizer)
@@ -290,9 +297,11 @@ class Trainer:
         names = sorted(terms)
         values = self.accelerator.reduce(torch.stack([terms[name] for name in names]), "mean").tolist()
         logged = dict(zip(names, values, strict=True))
-        rates = {f"learning_rate/{name}": rate for name, rate in rates.items()}
-        self.accelerator.log({f"train/{name}": value for name, value in logged.items()} | rates, self.progress.step)
-        return {name: f"{value:.3g}" for name, value in logged.items()}
+        now = time.monotonic()
+        wait, self._waited, self._logged = self._waited / (now - self._logged), 0.0, now
+        others = {f"learning_rate/{name}": rate for name, rate in rates.items()} | {"data_wait": wait}
+        self.accelerator.log({f"train/{name}": value for name, value in logged.items()} | others, self.progress.step)
+        return {name: f"{value:.3g}" for name, value in logged.items()} | {"data wait": f"{wait:.1%}"}
 
     def _place(self) -> tuple[int, int]:
         return self.progress.step, self.progress.samples

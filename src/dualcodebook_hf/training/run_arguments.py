@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..flags import did_you_mean
 from ..presets import SHORT
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -22,7 +23,8 @@ def described(text: str, **more: Any) -> dict[str, Any]:
 
     Args:
         text: what `--help` says about it.
-        more: path=True where it may name a file or folder; separator="," where a YAML list becomes one text.
+        more: path=True where it may name a file or folder; separator="," where a YAML list becomes one text; heading,
+            of the group in `--help` that starts with this field; flags, further ones beside its name.
     """
     return {"help": text, **more}
 
@@ -36,7 +38,8 @@ class Arguments:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if spec.metadata.get("path") and value is not None:
-                setattr(self, spec.name, os.path.expanduser(value))
+                words = [os.path.expanduser(word) for word in (value if isinstance(value, list) else [value])]
+                setattr(self, spec.name, words if isinstance(value, list) else words[0])
 
 
 @dataclass(kw_only=True)
@@ -44,28 +47,36 @@ class RunArguments(Arguments):
     """What `run.Trainer` reads: length, batches, precision, schedule, logs, validation, checkpoints, publishing."""
 
     output_dir: str = field(
-        default="runs/default", metadata=described("where checkpoints, logs and samples go", path=True)
+        default="runs/default",
+        metadata=described("where checkpoints, logs and samples go", path=True, flags=("--output",), heading="the run"),
     )
     seed: int = field(default=0, metadata=described("of initialisation, data order, augmentation and dropout"))
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata=described("a checkpoint folder, or `latest` (a fresh start where there is none)", path=True),
     )
-    max_train_steps: int = field(default=10_000, metadata=described("updates in all"))
+    max_train_steps: int = field(default=10_000, metadata=described("updates in all", heading="length and batches"))
     max_train_minutes: float = field(
         default=0.0, metadata=described("stop and save after this many minutes in this process; 0: no limit")
     )
-    train_batch_size: int = field(default=16, metadata=described("samples of one process in one forward pass"))
+    train_batch_size: int = field(
+        default=16, metadata=described("samples of one process in one forward pass", flags=("--batch-size",))
+    )
     gradient_accumulation_steps: int = field(default=1, metadata=described("forward passes per update"))
     mixed_precision: str | None = field(
-        default=None, metadata=described(f"one of {', '.join(PRECISIONS)}; null: what the launcher says, or no")
+        default=None,
+        metadata=described(
+            f"one of {', '.join(PRECISIONS)}; null: what the launcher says, or no", heading="processes and precision"
+        ),
     )
     num_processes: int | None = field(
         default=None,
         metadata=described("processes that train together; null: as many as are started, otherwise so many must be"),
     )
     num_threads: int = field(default=0, metadata=described("CPU threads of torch; 0: its default"))
-    max_grad_norm: float = field(default=0.0, metadata=described("clip the gradient to this norm; 0: do not"))
+    max_grad_norm: float = field(
+        default=0.0, metadata=described("clip the gradient to this norm; 0: do not", heading="schedule")
+    )
     lr_schedule: str = field(default="constant", metadata=described(f"after warm-up, one of {', '.join(SCHEDULES)}"))
     lr_warmup_steps: int = field(default=0, metadata=described("updates of linear warm-up"))
     lr_final: float = field(
@@ -74,7 +85,9 @@ class RunArguments(Arguments):
     ema_decay: float = field(
         default=0.0, metadata=described("decay of the averaged weights, which are saved and validated; 0: no averaging")
     )
-    validation_steps: int = field(default=1000, metadata=described("validate every N updates; 0: never"))
+    validation_steps: int = field(
+        default=1000, metadata=described("validate every N updates; 0: never", heading="logs and checkpoints")
+    )
     logging_steps: int = field(default=10, metadata=described("log the losses every N updates"))
     report_to: str = field(
         default="tensorboard",
@@ -82,11 +95,16 @@ class RunArguments(Arguments):
     )
     checkpointing_steps: int = field(default=1000, metadata=described("save every N updates; 0: only at the end"))
     checkpoints_total_limit: int = field(default=2, metadata=described("keep the newest N checkpoints; 0: all"))
-    push_to_hub: bool = field(default=False, metadata=described("publish `final/` on the Hub at the end"))
+    push_to_hub: bool = field(
+        default=False, metadata=described("publish `final/` on the Hub at the end", heading="publishing")
+    )
     hub_model_id: str | None = field(default=None, metadata=described("push_to_hub: the repository, owner/name"))
     hub_private: bool = field(default=False, metadata=described("push_to_hub: make a new repository private"))
     non_finite_limit: int = field(
-        default=10, metadata=described("stop with an error after N updates in a row were skipped for NaN or infinity")
+        default=10,
+        metadata=described(
+            "stop with an error after N updates in a row were skipped for NaN or infinity", heading="errors"
+        ),
     )
 
     @property
@@ -127,7 +145,9 @@ class RunArguments(Arguments):
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless the value is one of the choices."""
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {SHORT.repr(value)}")
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(choices)}, got {SHORT.repr(value)}{did_you_mean(str(value), choices)}"
+        )
 
 
 LARGEST_NUMBER = 2**32  # where numpy's seeds end; nothing else comes near

@@ -38,9 +38,12 @@ class Task(Protocol):
         validates: whether there is something to validate on.
     """
 
-    settings: dict[str, dict[str, Any]]
-    network: nn.Module
-    validates: bool
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]: ...
+    @property
+    def network(self) -> nn.Module: ...
+    @property
+    def validates(self) -> bool: ...
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
         """Raises ValueError when this task cannot continue from `checkpoint`; called before `prepare`."""

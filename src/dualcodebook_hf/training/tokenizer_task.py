@@ -21,6 +21,7 @@ from ..backbone import last_convolution
 from ..evaluation.evaluator import Evaluator
 from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
+from ..inference import use_winograd
 from ..loading import load_tokenizer
 from ..metrics import NETWORK_METRICS, image_metrics, load_metric_network
 from ..perceptual.distances import EfficientNetDistance
@@ -36,7 +37,7 @@ from .discriminators.patch import PatchDiscriminator
 from .discriminators.projected import ProjectedDiscriminator
 from .ends import read_next
 from .initialization import initialize_from_images
-from .losses import MSSSIMLoss, ReconstructionLoss, weighted_sum
+from .losses import MSSSIMLoss, ReconstructionLoss, take_gradient, weighted_sum
 from .processes import is_main_process
 from .task import Trained
 
@@ -103,6 +104,7 @@ class TokenizerTask:
         self.metric_networks = self._load_metric_networks()
         # Everything from here on draws random numbers, in this order.
         self.reconstruction_loss = build_reconstruction_loss(arguments, self.features).to(accelerator.device)
+        use_winograd(self.reconstruction_loss)  # frozen, whatever it is
         self.network = model = build_model(self.run, fresh)
         if fresh and arguments.data_initialization:
             images = self.training_images.first(arguments.data_initialization)
@@ -110,8 +112,10 @@ class TokenizerTask:
         if arguments.train == "decoder":
             for part in self._token_parts():
                 part.requires_grad_(False)
-        if arguments.channels_last:
-            model.to(memory_format=torch.channels_last)
+        wanted = arguments.channels_last
+        channels_last = accelerator.device.type == "cuda" if wanted is None else wanted
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        model.to(memory_format=self.memory_format)
         if arguments.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if arguments.compile:
@@ -121,7 +125,9 @@ class TokenizerTask:
             model.decoder.compile()
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
         self.adversary = build_adversary(arguments, self.features) if arguments.adversarial_weight else None
+        self.reconstruction_loss.to(memory_format=self.memory_format)
         if self.adversary is not None:
+            self.adversary.discriminator.to(memory_format=self.memory_format)
             self.adversary.prepare(accelerator)
 
     def batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -151,23 +157,22 @@ class TokenizerTask:
     def forward_backward(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         """The paper's loss and its gradients, for both networks, of one batch."""
         x = batch["pixel_values"].to(self.accelerator.device, non_blocking=True)
-        if self.arguments.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.memory_format)
         if self.arguments.train == "decoder":
             for part in self._token_parts():  # the loop puts the whole network into training mode
                 part.eval()
         out = self.model(x)
-        terms = self.reconstruction_loss(out.sample, x)
-        weights = dict(self.reconstruction_loss.weights)
+        leaf = out.sample.detach().requires_grad_()
+        terms = self.reconstruction_loss(leaf, x)
+        rec = take_gradient(self.reconstruction_loss.rec(terms), leaf, out.sample, self.accelerator.scaler)
+        loss = rec + weighted_sum(out.losses, dict.fromkeys(out.losses, self.arguments.codebook_weight))
         if self.adversary is not None:
-            rec = self.reconstruction_loss.rec(terms)
             last_layer = last_convolution(self.network.decoder).weight
             # adaptive weight and adversarial_weight are inside the term
             terms["adversarial"] = self.adversary.generator_term(out.sample, rec, last_layer, step)
-            weights["adversarial"] = 1.0
+            loss = loss + terms["adversarial"]
         terms |= out.losses
-        weights |= dict.fromkeys(out.losses, self.arguments.codebook_weight)
-        self.accelerator.backward(weighted_sum(terms, weights))
+        self.accelerator.backward(loss)
         if self.adversary is not None:
             discriminator_loss = self.adversary.discriminator_loss(x, out.sample.detach(), step)
             if discriminator_loss is not None:
@@ -302,7 +307,7 @@ def build_optimizer(model: DualCodebookVQModel, arguments: TrainArguments) -> to
         if params
     ]
     betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return torch.optim.AdamW(groups, betas=betas, weight_decay=arguments.weight_decay)
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=arguments.weight_decay, fused=True)
 
 
 def load_features(arguments: TrainArguments) -> EfficientNetLite | None:

@@ -1,1 +1,5 @@
 """Discriminators of adversarial training."""
+
+# What settings may name; they are read without torch.
+AUGMENTATIONS = ("none", "color", "translation", "cutout")
+NORMS = ("batch", "group")

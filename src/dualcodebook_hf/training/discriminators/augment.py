@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from . import AUGMENTATIONS
+
 TRANSLATION = 0.125  # of the side, in both directions
 CUTOUT = 0.2  # of the side
-AUGMENTATIONS = ("none", "color", "translation", "cutout")
 
 
 class Augmentation:

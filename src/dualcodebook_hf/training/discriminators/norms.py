@@ -6,7 +6,8 @@ import math
 
 from torch import nn
 
-NORMS = ("batch", "group")
+from . import NORMS
+
 GROUPS = 32
 
 
