@@ -39,7 +39,7 @@ def photo(tmp_path) -> Path:
 def upload(page: Page, path: Path) -> None:
     """Gives the page a picture and waits for its numbers, in which the file's name appears."""
     page.locator("#picture input[type=file]").set_input_files(path)
-    expect(page.locator("#about")).to_contain_text(path.name)
+    expect(page.locator("#about")).to_contain_text(path.name, timeout=120_000)  # a megapixel, on a busy machine
 
 
 def tab(page: Page, name: str) -> None:
