@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
+AXE := .axe/node_modules/axe-core/axe.min.js
 
-.PHONY: help demo test test-all test-lowest test-browser test-examples test-faults test-ray test-mds docs check types format
+.PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults test-ray test-mds docs check types format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -15,6 +16,9 @@ help: ## this list
 demo: .venv/.installed ## reconstruct pictures with the embedded checkpoint, into demo/
 	$(BIN)/python scripts/demo.py
 
+static-space: .venv/.installed ## the tokenizer as a page that runs in the browser, into build/static-space; needs npm
+	$(BIN)/python scripts/static_space.py
+
 test: .venv/.installed ## the default tests
 	$(BIN)/python -m pytest
 
@@ -24,13 +28,17 @@ test-all: .venv/.installed ## the slow tests too
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST)/pip install --quiet -c constraints-lowest.txt torch
-	$(LOWEST)/pip install --quiet -c constraints-lowest.txt -e ".[train,eval,perceptual,space,benchmarks]" pytest
+	$(LOWEST)/pip install --quiet -c constraints-lowest.txt -e ".[train,eval,perceptual,space,onnx,benchmarks]" pytest
 	touch $@
 
 test-lowest: .venv-lowest/.installed ## the default tests with the lowest versions that pyproject.toml allows
 	$(LOWEST)/python -m pytest
 
-test-browser: .venv/.installed ## the demo in a real browser; needs Chromium
+$(AXE): Makefile
+	npm install --silent --no-audit --no-fund --prefix .axe axe-core@4.14.1
+	touch $@
+
+test-browser: .venv/.installed $(AXE) ## the demo in a real browser; needs Chromium, and npm for axe-core
 	$(BIN)/python -m pytest tests/browser
 
 test-examples: .venv/.installed ## the scripts of examples/ and the notebook

@@ -417,7 +417,7 @@ def test_missing_files_and_empty_folders_are_known_before_the_model_is_loaded(tm
         (["--model", "."], "`--model`.*config.json"),
         (["--device", "cuda:99"], "`--device` cuda:99"),
         (["--device", "abacus"], "`--device` abacus"),
-        (["--dtype", "float"], "`--dtype` must be one of float32, .*, got 'float'; did you mean float"),
+        (["--dtype", "float"], "`--dtype` must be one of auto, float32, .*, got 'float'; did you mean float"),
         (["--max-pixels", "-1"], "`--max-pixels`.*-1"),
         (["--output", "a-file/out"], "`--output`.*a-file"),
         (["--sheet", "sheet.jpg"], r"`--sheet`.*\.png"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import ipaddress
+import os
 import re
 import socket
 import sys
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import assert_alike
+from demo_models import SINGLE, make_model
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
@@ -29,38 +32,20 @@ gradio_client = pytest.importorskip("gradio_client")
 from dualcodebook_hf.demo.inspection import (  # noqa: E402
     FADED,
     TABLE_HEADERS,
-    cell_at,
     cell_patches,
-    enlarged,
     read_image_tokens,
     same_code,
-    swap,
     usage,
 )
-from dualcodebook_hf.demo.reading import read_upload  # noqa: E402
-
-TINY = {
-    "block_out_channels": [4, 4, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "attention": False,
-    "global_dim": 4,
-    "local_dim": 4,
-    "global_codebook_size": 32,
-    "local_codebook_size": 20,
-    "global_transformer_layers": 0,
-    "global_update": "ema",
-    "local_update": "ema",
-}  # f = 4
-
-
-def make_model(seed: int, **changes) -> DualCodebookVQModel:
-    """A random model whose codes are spread, so that pictures use many of them."""
-    torch.manual_seed(seed)
-    model = DualCodebookVQModel(**{**TINY, **changes}).eval()
-    for codebook in model.quantize.codebooks.values():
-        torch.nn.init.normal_(codebook.weight, std=0.5)
-    return model
+from dualcodebook_hf.demo.mixing import (  # noqa: E402
+    first_region,
+    fitted_tokens,
+    read_region,
+    region_text,
+    replace_tokens,
+    swap,
+)
+from dualcodebook_hf.demo.reading import UploadReader, read_upload  # noqa: E402
 
 
 def draw(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -72,9 +57,7 @@ def draw(width: int, height: int, seed: int = 0) -> Image.Image:
 def folders(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("models")
     make_model(0).save_pretrained(folder / "dual")
-    make_model(1, quantizer="single", global_codebook_size=0, global_dim=0, local_dim=8).save_pretrained(
-        folder / "single"
-    )
+    make_model(1, **SINGLE).save_pretrained(folder / "single")
     return [folder / "dual", folder / "single"]
 
 
@@ -270,7 +253,7 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path):
 
 
 def test_models_of_one_name_keep_their_own_labels_and_show_no_folder(folders):
-    from dualcodebook_hf.demo.handlers import load_models
+    from dualcodebook_hf.demo.models import load_models
     from dualcodebook_hf.loading import EMBEDDED
 
     labels = list(load_models([str(folders[0]), str(folders[0])]))
@@ -291,21 +274,19 @@ def test_large_images_are_shrunk_and_the_page_says_so(tmp_path):
     assert read_upload(paths["turned.jpg"]).notes == []
 
 
+def test_the_process_that_reads_leaves_nothing_behind():
+    reader = UploadReader()
+    process = reader._process.pid
+    os.kill(process, 0)
+    del reader
+    gc.collect()
+    with pytest.raises(ProcessLookupError):  # a defunct one would still be there
+        os.kill(process, 0)
+
+
 @pytest.fixture
 def result(models):
     return reconstruct_image(models[0], draw(301, 283))
-
-
-def test_every_point_belongs_to_the_cell_under_it(models):
-    result = reconstruct_image(models[0], draw(30, 9))
-    shown = enlarged(result.original)
-    scale = shown.width // 30
-    assert scale == 8 and shown.size == (240, 72)
-    for y in range(9):
-        for x in range(30):
-            for shift in (0, scale - 1):
-                assert cell_at(models[0], result, (x * scale + shift, y * scale + shift)) == (y // 4, x // 4)
-    assert cell_at(models[0], result, (240, 72)) == (2, 7)
 
 
 def test_places_of_a_code_stay_bright_and_all_others_fade(models, result):
@@ -338,16 +319,56 @@ def test_a_cell_shows_the_image_there_and_its_codes_alone(models, result):
 
 def test_swaps_and_usage_come_from_the_tokens(models, result):
     model, size = models[0], (283, 301)
-    itself = swap(model, result, result.original)
+    itself = swap(model, result, fitted_tokens(model, result, result.original))
     assert [image.tobytes() for image in itself] == [result.image.tobytes()] * 2
     other = reconstruct_image(model, draw(301, 283, 9))
     mixed = torch.stack([result.tokens[0], other.tokens[1]]), torch.stack([other.tokens[0], result.tokens[1]])
-    for image, tokens in zip(swap(model, result, other.original), mixed, strict=True):
+    for image, tokens in zip(swap(model, result, other.tokens), mixed, strict=True):
         assert image.tobytes() == to_image(model.detokenize(tokens[None], size=size)[0]).tobytes()
     counts = usage(model, result.tokens)
     for index, (codebook, count) in enumerate({"global": 32, "local": 20}.items()):
         assert counts[codebook][0] == torch.bincount(result.tokens[index].flatten(), minlength=count).tolist()
         assert 1 < counts[codebook][1] <= count
+
+
+def test_a_region_is_told_in_runs_and_nothing_outside_the_grid_is_taken():
+    region = torch.tensor([[1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    assert region_text(region) == "0+2 3+1 5+1"
+    for shape in ((1, 1), (3, 17), (2, 3)):
+        for region in (torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool), first_region(*shape)):
+            assert torch.equal(read_region(region_text(region), *shape), region)
+    assert 0.2 < first_region(40, 60).float().mean() < 0.5
+    assert first_region(1, 1).all() and first_region(1, 60).any()
+    for text in ("5+2", "-1+2", "1", "a+b", "0+0", "0+999999999999", "²+1"):
+        with pytest.raises(ValueError, match="`region` must be runs of squares within 2 x 3"):
+            read_region(text, 2, 3)
+
+
+def test_other_tokens_come_into_the_region_and_the_chosen_codebooks_alone(result):
+    tokens, region = result.tokens, first_region(*result.tokens.shape[1:])
+    others = (tokens + 1) % 20
+    for chosen in ([0], [1], [0, 1], []):
+        mixed = replace_tokens(tokens, others, region, chosen)
+        for index in range(2):
+            expected = torch.where(region, others[index], tokens[index]) if index in chosen else tokens[index]
+            assert torch.equal(mixed[index], expected)
+    one = tokens[:, 3:4, 5:6]
+    assert torch.equal(replace_tokens(tokens, one, region, [0, 1])[:, region], one[:, 0].expand(-1, int(region.sum())))
+
+
+def test_the_page_says_what_a_models_tokens_take_and_shows_its_card(folders):
+    from dualcodebook_hf.demo.models import ServedModel, load_models
+
+    (folders[0] / "README.md").write_text("---\ntags: [a]\n---\n# Card\n![a](https://x.test/a.png)\nText\n## Part\n")
+    dual, single = load_models([str(folder) for folder in folders]).values()
+    assert dual.rate() == (
+        "4 x 4 pixels become one of 32 global codes and one of 20 local codes: "
+        "0.5826 bits per pixel, 4,773 bytes for 256 x 256 pixels."
+    )
+    assert single.rate().startswith("4 x 4 pixels become one of 20 codes: 0.2701 bits per pixel")
+    assert dual.card().split() == ["##", "Card", "Text", "###", "Part"]
+    assert single.card() == ""
+    assert ServedModel("owner/name", dual.tokenizer, None).card() == "[owner/name](https://huggingface.co/owner/name)"
 
 
 def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_path):
@@ -363,6 +384,7 @@ def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_pa
     ("flags", "text"),
     [
         (["--models", "no/such/model"], "`--model.?` must be a folder or a Hub id .* got 'no/such/model'"),
+        (["--model", "no/such/model"], "`--model.?` must be a folder or a Hub id .* got 'no/such/model'"),
         (["--port", "0"], "--port: must be a whole number of at least 1, got '0'"),
         (["--port", "70000"], "`--host` 127.0.0.1 and `--port` 70000 cannot be used"),
         (["--host", "256.1.1.1"], "`--host` 256.1.1.1 and `--port` 7860 cannot be used"),

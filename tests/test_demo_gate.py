@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from demo_models import make_model
 from PIL import Image
 
-from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
 
 pytest.importorskip("gradio")
@@ -27,17 +27,6 @@ from dualcodebook_hf.demo import build_demo, launch_options, limits, reading
 from dualcodebook_hf.demo.gate import FAILURE, REFUSAL
 from dualcodebook_hf.demo.inspection import MOST_IMAGES, read_image_tokens, save_image_tokens
 
-TINY = {
-    "block_out_channels": [4, 4, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "attention": False,
-    "global_dim": 4,
-    "local_dim": 4,
-    "global_codebook_size": 32,
-    "local_codebook_size": 20,
-    "global_transformer_layers": 0,
-}
 TIMEOUT = 60  # seconds: an answer that does not come is a failure
 FILE = {"_type": "gradio.FileData"}
 
@@ -87,9 +76,8 @@ class App:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("secret") / "tiny-model"
-    DualCodebookVQModel(**TINY).save_pretrained(folder)
+    make_model(0).save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         demo = build_demo([str(folder)])
@@ -144,7 +132,7 @@ def forbidden(app, tmp_path_factory):
         "nothing there": str(outside / "nowhere.png"),
         "a null character": f"{mine}\0",
         "a long name": f"{app.folder}/{'a' * 300}.png",
-        "a long path": "/a" * 5000,
+        "a long path": "/a" * 10_000,
         "no text": 7,
     }
     files = {word: {"path": path} for word, path in paths.items()}
@@ -193,7 +181,7 @@ def test_other_shapes_of_an_input_are_refused_too(app, forbidden):
         defaults = app.defaults(index)
         for place, block in enumerate(fn.inputs):
             if getattr(block, "data_model", None) is not None:
-                for value in (path, [path], [{"path": path}], {"image": {"path": path}}, {}, 7, "a" * 5000):
+                for value in (path, [path], [{"path": path}], {"image": {"path": path}}, {}, 7, "a" * 20_000):
                     data = [*defaults[:place], value, *defaults[place + 1 :]]
                     assert app.run(index, data).get("error") == REFUSAL, (fn.api_name, value)
 
@@ -215,9 +203,11 @@ def test_plain_http_passes_the_same_gate(app, forbidden):
 
 
 def test_examples_are_uploads_of_the_app(app):
-    index = app.function("load_example")
-    picture = app.run(index, [0])["data"][0]["value"]
+    index = app.function("take_example")
+    picture = app.run(index, [], event_data={"index": 1})["data"][0]
     assert picture["path"].startswith(str(app.folder))
+    for place in (99, -99, "a", None):
+        assert app.run(index, [], event_data={"index": place})["error"] == FAILURE
     index = app.function("show_image")
     assert app.run(index, [picture, *app.defaults(index)[1:]])["data"]
 
@@ -236,7 +226,7 @@ def test_routes_serve_uploads_and_nothing_else(app, forbidden):
     mine = app.upload("d.png", png())
     assert app.http.get(f"gradio_api/file={mine}").content == png()
     session = uuid.uuid4().hex
-    app.run(app.function("load_example"), [0], session)
+    app.run(app.function("take_example"), [], session, event_data={"index": 0})
     for method, route in [
         ("GET", f"gradio_api/deep_link?session_hash={session}"),
         ("POST", "gradio_api/component_server"),
@@ -261,14 +251,14 @@ def test_no_answer_tells_where_the_server_keeps_things(app, forbidden, tmp_path)
     answers = [app.http.get(route).text for route in ("", "config", "gradio_api/info", "gradio_api/openapi.json")]
     shown = app.run(index, [{"path": app.upload("e.png", png())}, *defaults[1:]], session)
     broken = app.run(index, [{"path": app.upload("broken.png", png()[:40])}, *defaults[1:]])
-    failed = app.run(app.function("look_up"), [None], session, event_data={"index": ["a", "b"], "value": None})
+    failed = app.run(app.function("look_up"), [None, "a b"], session)
     short = app.run(index, [])
-    unknown = app.run(index, [{"path": app.upload("e.png", png())}, "<b>/etc</b>"])
-    tokens = app.run(app.function("open_tokens"), [{"path": app.upload("f.safetensors", b"nothing")}, *defaults[1:]])
-    assert broken["error"].startswith("cannot read image 'broken.png': ")
-    assert tokens["error"].startswith("cannot read token file 'f.safetensors': ")
+    unknown = app.run(index, [{"path": app.upload("e.png", png())}, "<b>/etc</b>", *defaults[2:]])
+    tokens = app.run(app.function("open_tokens"), [{"path": app.upload("f.safetensors", b"nothing")}, defaults[1]])
+    assert "cannot read image &#x27;broken.png&#x27;: " in broken["data"][1]
+    assert "cannot read token file &#x27;f.safetensors&#x27;: " in tokens["data"][1]
     assert failed["error"] == short["error"] == FAILURE
-    assert unknown["error"] == "`model` must be one of tiny-model, got '&lt;b&gt;/etc&lt;/b&gt;'"
+    assert "`model` must be one of tiny-model, got &#x27;&lt;b&gt;/etc&lt;/b&gt;&#x27;" in unknown["data"][1]
     answers += [json.dumps(answer) for answer in (shown, broken, failed, short, unknown, tokens)]
     answers += [app.http.get(f"gradio_api/{route}").text for route in ("file=x", "nothing")]
     answers += [app.http.post("gradio_api/call/nothing", json={"data": []}).text]
@@ -362,8 +352,7 @@ def test_make_room_leaves_what_is_new_or_kept(tmp_path):
 
 
 def test_a_token_file_of_very_many_pictures_is_refused(tmp_path):
-    torch.manual_seed(0)
-    model = DualCodebookVQModel(**TINY).eval()
+    model = make_model(0)
     tokens = torch.zeros(2, 1, 1, dtype=torch.long)
     images = [TokenizedImage(f"{index}.png", (4, 4), tokens) for index in range(MOST_IMAGES + 1)]
     save_tokens(tmp_path / "many.safetensors", TokenFile.of_model(model, images))
@@ -374,8 +363,7 @@ def test_a_token_file_of_very_many_pictures_is_refused(tmp_path):
 
 
 def test_tokens_of_a_long_name_are_stored(tmp_path):
-    torch.manual_seed(0)
-    model = DualCodebookVQModel(**TINY).eval()
+    model = make_model(0)
     upload = reading.Upload("😀" * 62 + ".png", Image.new("RGB", (4, 4)), (4, 4), 1, [])
     path = save_image_tokens(model, upload, torch.zeros(2, 1, 1, dtype=torch.long), tmp_path)
     assert load_tokens(path).images[0].name == upload.name

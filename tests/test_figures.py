@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dualcodebook_hf import figures
-from dualcodebook_hf.figures import comparison, comparison_sheet, error_map, grid, token_map
+from dualcodebook_hf.figures import code_colours, comparison, comparison_sheet, error_map, grid, token_map
 from dualcodebook_hf.image_processing_dualcodebook import to_image
 
 CODEBOOKS = {"global": 512, "local": 300}
@@ -103,6 +103,39 @@ def test_colours_of_512_tokens_are_fixed_and_all_different() -> None:
     assert np.array_equal(first, again)
     assert len(np.unique(first.reshape(-1, 3), axis=0)) > 505
     assert token_map(torch.tensor([[65535]]), (1, 1)).size == (1, 1)
+
+
+def test_codes_that_are_near_have_colours_that_are_near_every_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(200, 3, generator=generator) * torch.tensor([3.0, 1.0, 0.2])
+    colours = code_colours(codes).astype(int)
+    assert np.array_equal(colours, code_colours(codes.clone()))
+    assert np.abs(colours - code_colours(codes.flip(0))[::-1]).max() <= 1  # whatever their ids are
+    twins = code_colours(torch.cat([codes, codes + 0.002 * torch.randn(200, 3, generator=generator)])).astype(int)
+    assert np.abs(twins[:200] - twins[200:]).max() <= 8
+    distances = torch.cdist(codes / codes.std(0), codes / codes.std(0)).flatten().numpy()
+    seen = np.linalg.norm(colours[:, None] - colours[None], axis=-1).flatten()
+    assert np.corrcoef(distances, seen)[0, 1] > 0.6
+    assert len(np.unique(colours, axis=0)) > 195
+    wide = torch.nn.functional.pad(codes, (0, 40)) @ torch.linalg.qr(torch.randn(43, 43, generator=generator))[0]
+    assert len(np.unique(code_colours(wide), axis=0)) > 195
+
+
+def test_codes_of_one_number_differ_in_lightness_and_equal_codes_are_grey() -> None:
+    ramp = code_colours(torch.linspace(-1, 1, 9)[:, None]).astype(int)
+    assert (np.diff(ramp.sum(1)) > 0).all() or (np.diff(ramp.sum(1)) < 0).all()
+    for colours in (
+        ramp,
+        code_colours(torch.full((5, 8), 0.3)).astype(int),
+        code_colours(torch.ones(1, 4)).astype(int),
+    ):
+        assert (np.ptp(colours, axis=1) <= 2).all()
+
+
+def test_a_token_map_takes_its_colours_from_the_codes() -> None:
+    colours = np.arange(18, dtype=np.uint8).reshape(6, 3)
+    image = np.asarray(token_map(torch.tensor([[5, 0], [2, 2]]), (8, 8), colours))
+    assert [image[y, x].tolist() for y, x in ((0, 0), (3, 7), (4, 3), (7, 7))] == colours[[5, 0, 2, 2]].tolist()
 
 
 def test_a_sheet_stacks_its_rows() -> None:

@@ -91,7 +91,8 @@ def test_every_flag_has_a_help_that_tells_its_default_truly():
         text = action.help % vars(action)
         assert text, (name, flag)
         if action.default not in (None, argparse.SUPPRESS):
-            shown = str(action.default).lower() if isinstance(action.default, bool) else str(action.default)
+            listed = " ".join(map(str, action.default)) if isinstance(action.default, list) else str(action.default)
+            shown = listed.lower() if isinstance(action.default, bool) else listed or "none"
             assert f"(default: {shown})" in text, (name, flag)
 
 
@@ -150,6 +151,6 @@ def test_a_shell_completes_every_command_and_flag(capsys):
     script = capsys.readouterr().out
     assert end.value.code == 0
     assert {flag for _, flag, _ in FLAGS} <= set(re.findall(r"--[\w-]+", script))
-    assert set(COMMANDS) <= set(re.findall(r"\w+", script))
+    assert set(COMMANDS) <= set(re.findall(r"[\w-]+", script))
     if shutil.which("bash"):
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)

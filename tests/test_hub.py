@@ -495,6 +495,40 @@ def test_the_space_is_published_with_the_whole_package(hub):
     assert (front["sdk"], front["app_file"], front["models"]) == ("gradio", "app.py", ["me/a", "lab/b"])
 
 
+@pytest.fixture
+def built(tmp_path):
+    """What `make static-space` writes, as far as publishing looks at it."""
+    folder = tmp_path / "static-space"
+    contents = {"index.html": "<!doctype html>", "build.json": '{"dualcodebook_hf": "0"}', "ort/a.wasm": "binary"}
+    contents |= {"onnx/tokenizer.json": "{}", "README.md": space.static_readme(), ".cache/x": "mine"}
+    for name, text in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_page_that_runs_in_the_browser_is_published(hub, built, capsys):
+    command = ["push", "--space", "me/browser", "--static", str(built)]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"published: {hub.url}/spaces/me/browser\n"
+    files = hub.files("me/browser", "space")
+    published = {"index.html", "build.json", "README.md", "ort/a.wasm", "onnx/tokenizer.json"}
+    assert set(files) == {".gitattributes", *published}
+    front = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (front["sdk"], front["app_file"]) == ("static", "index.html")
+    assert front["custom_headers"]["cross-origin-opener-policy"] == "same-origin"
+    files |= {"ort/old.wasm": b"", "mine.txt": b""}
+    assert main(command) == 0
+    assert set(hub.files("me/browser", "space")) == {".gitattributes", "mine.txt", *published}
+
+
+def test_a_folder_that_is_no_page_is_refused_before_anything_is_asked(hub, built, capsys):
+    (built / "onnx" / "tokenizer.json").unlink()
+    assert main(["push", "--space", "me/browser", "--static", str(built)]) == 2
+    assert "`--static` must be the folder that `make static-space` writes" in capsys.readouterr().err
+    assert not hub.repos
+
+
 RUN_SPACE = (
     WITHOUT_PACKAGE
     + """
@@ -522,7 +556,9 @@ def test_push_and_card_from_the_command_line(hub, run, tmp_path, capsys):
     card = tmp_path / "cards" / "card.md"
     for _ in range(2):  # a card of ours is replaced
         assert main(["card", str(run), "--repo-id", "me/tok", "--license", "mit", "--output", str(card)]) == 0
-        assert card.read_bytes() == hub.files("me/tok")["README.md"]
+        published = hub.files("me/tok")["README.md"]
+        assert b"reconstructions.png" in published  # the picture is what `card` cannot show
+        assert card.read_bytes() == re.sub(rb"\n!\[[^\n]*\n\n\*[^\n]*\*\n", b"", published)
     card.write_text("by hand")
     capsys.readouterr()
     assert main(["card", str(run), "--output", str(card)]) == 2
@@ -538,6 +574,8 @@ def test_push_and_card_from_the_command_line(hub, run, tmp_path, capsys):
         (["push", "{run}"], "--repo-id missing"),
         (["push", "{run}", "--space", "me/demo"], "`--space` publishes the Space alone; it does not go with RUN"),
         (["push", "{run}", "--repo-id", "me/tok", "--model-id", "me/a"], "`--model-id` goes with `--space`"),
+        (["push", "{run}", "--repo-id", "me/tok", "--static"], "`--static` goes with `--space`"),
+        (["push", "--space", "me/demo", "--onnx"], "it does not go with --onnx"),
         (["push", "{run}/samples", "--repo-id", "me/tok"], "there is no config.json in"),
         (["push", "{run}/nothing", "--repo-id", "me/tok"], "`RUN` must be the folder of a run"),
         (

@@ -37,7 +37,7 @@ registered: Callable[[Method], Method] = register_to_config  # which keeps no si
 
 
 @documents_fields("Args")
-class DualCodebookVQModel(ModelMixin, AutoencoderMixin, ConfigMixin, DualCodebookCore):  # type: ignore[misc]
+class DualCodebookVQModel(ModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
     The defaults are the paper's. Raises ValueError for a field that is wrong.

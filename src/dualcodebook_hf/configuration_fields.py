@@ -80,7 +80,11 @@ class DualCodebookFields:
         default=None, metadata={"help": "vqgan: self-attention in the middle blocks; None: like `attention`"}
     )
     linear_shortcut: bool = field(
-        default=False, metadata={"help": "add a linear transform of f x f patches, parallel to encoder and decoder"}
+        default=False,
+        metadata={
+            "help": "add a linear transform of f x f patches, parallel to encoder and decoder",
+            "heading": "linear shortcut and latents",
+        },
     )
     overlapping_shortcut: bool = field(
         default=False, metadata={"help": "let the decoder's linear transform write 2f x 2f patches, which overlap"}

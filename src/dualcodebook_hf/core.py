@@ -17,6 +17,7 @@ from torch import nn
 from .backbone import build_decoder, build_encoder, build_linear_decoder, pad_to_multiple
 from .configuration_dualcodebook import DualCodebookConfig
 from .quantizers import QUANTIZERS, build_quantizer
+from .tiling import TilingMixin
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -40,7 +41,7 @@ class DualCodebookOutput(BaseOutput):
 
     # Defaults let accelerate rebuild the output from a dict when it converts it to float32.
     sample: torch.Tensor
-    tokens: torch.LongTensor = None  # type: ignore[assignment]
+    tokens: torch.Tensor = None  # type: ignore[assignment]
     losses: dict[str, torch.Tensor] = None  # type: ignore[assignment]
     latents: torch.Tensor = None  # type: ignore[assignment]
     quantized: torch.Tensor = None  # type: ignore[assignment]
@@ -64,7 +65,7 @@ else:
     _Module = object
 
 
-class DualCodebookCore(_Module):
+class DualCodebookCore(TilingMixin, _Module):
     """Encoder -> quant_conv -> codebooks -> post_quant_conv -> Decoder (paper): a mixin over a module with `config`."""
 
     encoder: Any
@@ -89,7 +90,7 @@ class DualCodebookCore(_Module):
         if config.linear_shortcut:
             self.linear_encoder = nn.Conv2d(config.in_channels, width, factor, stride=factor)
             self.linear_decoder = build_linear_decoder(config)
-        self.use_slicing = False
+        self._set_tiles()
 
     @property
     def codebook_sizes(self) -> dict[str, int]:
@@ -128,13 +129,18 @@ class DualCodebookCore(_Module):
 
     def _latents(self, x: torch.Tensor) -> torch.Tensor:
         self._check_pixels(x)
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.dtype)
         x = pad_to_multiple(x, self.downsample_factor)
-        slices = x.split(1) if self.use_slicing else [x]
-        return torch.cat([self._encode(part) for part in slices])
+        return torch.cat([self._encode(part) for part in x.split(1)]) if self.use_slicing else self._encode(x)
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._is_tiled(*x.shape[-2:]):
+            return self._encode_whole(x)
+        grid = (side // self.downsample_factor for side in x.shape[-2:])
+        return torch.cat(list(self.encode_strips(lambda rows, columns: x[..., rows, columns], *grid)), dim=-2)
+
+    def _encode_whole(self, x: torch.Tensor) -> torch.Tensor:
         z = self.quant_conv(self.encoder(x))
         return z if self.linear_encoder is None else z + self.linear_encoder(x).to(z.device)
 
@@ -191,10 +197,23 @@ class DualCodebookCore(_Module):
 
     def _decode(self, quantized: torch.Tensor) -> torch.Tensor:
         quantized = quantized.to(self.dtype)
-        slices = quantized.split(1) if self.use_slicing else [quantized]
-        return torch.cat([self._decode_slice(part) for part in slices])
+        if self.use_slicing:
+            return torch.cat([self._decode_slice(part) for part in quantized.split(1)])
+        return self._decode_slice(quantized)
 
     def _decode_slice(self, quantized: torch.Tensor) -> torch.Tensor:
+        height, width = (side * self.downsample_factor for side in quantized.shape[-2:])
+        if not self._is_tiled(height, width):
+            return self._decode_whole(quantized)
+        sample = quantized.new_empty(len(quantized), self.config.out_channels, height, width)
+        strips = self.decode_strips(lambda rows, columns: quantized[..., rows, columns], *quantized.shape[-2:])
+        top = 0
+        for strip in strips:  # not by `torch.cat`, which would hold the image twice
+            sample[..., top : top + strip.shape[-2], :] = strip
+            top += strip.shape[-2]
+        return sample
+
+    def _decode_whole(self, quantized: torch.Tensor) -> torch.Tensor:
         sample = self.decoder(self.post_quant_conv(quantized))
         return sample if self.linear_decoder is None else sample + self.linear_decoder(quantized).to(sample.device)
 
@@ -208,7 +227,7 @@ class DualCodebookCore(_Module):
 
     @torch.no_grad()
     @hooked
-    def tokenize(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) in [-1, 1] -> tokens int64 (B, codebooks, ceil(H/f), ceil(W/f)).
 
         [:, 0] are the global tokens, [:, 1] the local ones. Raises ValueError for a wrong shape, type or range.

@@ -9,13 +9,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .clustering import principal_components
 from .image_processing_dualcodebook import to_image
 
 PAPER, INK, FAINT_INK = (255, 255, 255), (32, 34, 40), (112, 116, 126)
 ERROR_SCALE = 0.25  # mean absolute difference of the channels, of 1, that gets the brightest colour
 LARGEST_PANEL, SMALLEST_PANEL = 512, 256  # longer side of a panel; smaller images are enlarged by whole factors
+LARGEST_PIECE = 2**20  # pixels of an error map that are made at a time
 # Text and spaces for a panel of 340 pixels and less; they grow with larger ones.
 MARGIN, GAP, TITLE_SIZE, CAPTION_SIZE, NOTE_SIZE, SCALE_WIDTH = 16, 12, 17, 15, 12, 110
+
+# OKLab of a code that is the mean of all, and how far lightness, green-red and blue-yellow go from there.
+OKLAB_LIGHTNESS, OKLAB_SPREAD = 0.64, (0.26, 0.12, 0.12)
+COLOUR_QUANTILE = 0.75  # of the codes: so many are within the middle three quarters of each range
 
 # Dark to light with monotone lightness: black, indigo, purple, crimson, orange, cream.
 ERROR_COLOURS = [
@@ -58,16 +64,17 @@ def comparison(
         )
     size_note = f"{original.width} x {original.height}"
     grid_note = f"{tokens.shape[2]} x {tokens.shape[1]}"
+    unit = max(1.0, max(_fitted_size(original.size)) / 340)
     panels = [
-        ("original", size_note, original, Image.Resampling.LANCZOS),
-        ("reconstruction", size_note, reconstruction, Image.Resampling.LANCZOS),
-        ("absolute error", None, error_map(original, reconstruction), Image.Resampling.BOX),
+        _panel("original", size_note, original, Image.Resampling.LANCZOS, unit),
+        _panel("reconstruction", size_note, reconstruction, Image.Resampling.LANCZOS, unit),
+        _panel("absolute error", None, error_map(original, reconstruction), Image.Resampling.BOX, unit),
     ]
     for (name, codebook_size), ids in zip(codebook_sizes.items(), tokens, strict=True):
         note = f"{grid_note}, {len(torch.unique(ids))} of {codebook_size} codes"
-        panels.append((f"{name} tokens", note, token_map(ids, original.size), Image.Resampling.NEAREST))
-    unit = max(1.0, max(_fitted_size(original.size)) / 340)
-    return _row([_panel(*panel, unit) for panel in panels], title, unit)
+        colours = token_map(ids, original.size)
+        panels.append(_panel(f"{name} tokens", note, colours, Image.Resampling.NEAREST, unit))
+    return _row(panels, title, unit)
 
 
 def comparison_sheet(rows: Iterable[Image.Image], sizes: Sequence[tuple[int, int]] | None = None) -> Image.Image:
@@ -120,12 +127,23 @@ def grid(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 
 
 def error_map(original: Image.Image, reconstruction: Image.Image) -> Image.Image:
     """Mean absolute difference of the channels, each of 0..1, from 0 (black) to `ERROR_SCALE` and above (cream)."""
-    difference = np.asarray(original, dtype=np.float32) - np.asarray(reconstruction, dtype=np.float32)
-    return _error_colours(np.abs(difference).mean(axis=-1) / 255 / ERROR_SCALE)
+    errors = Image.new("RGB", original.size)
+    step = max(LARGEST_PIECE // original.width, 1)
+    for top in range(0, original.height, step):  # in pieces: a huge image in floating point takes gigabytes
+        box = (0, top, original.width, min(top + step, original.height))
+        pair = (np.asarray(image.crop(box), dtype=np.float32) for image in (original, reconstruction))
+        difference = np.abs(np.subtract(*pair)).mean(axis=-1)
+        errors.paste(_error_colours(difference / 255 / ERROR_SCALE), (0, top))
+    return errors
 
 
-def token_map(ids: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """One codebook's tokens (h, w) as an image of `size` = (W, H): a fixed colour for each id, f x f pixels per token.
+def token_map(ids: torch.Tensor, size: tuple[int, int], colours: np.ndarray | None = None) -> Image.Image:
+    """One codebook's tokens as an image, f x f pixels per token.
+
+    Args:
+        ids: (h, w).
+        size: (W, H) of the image.
+        colours: (N, 3) uint8, of each code (see `code_colours`); None: ids that follow each other differ most.
 
     Raises ValueError when no power of two f makes the grid of that size.
     """
@@ -139,7 +157,34 @@ def token_map(ids: torch.Tensor, size: tuple[int, int]) -> Image.Image:
                 f"`ids` of shape {(height, width)} are not the token grid of an image of {size[0]}x{size[1]}"
             )
     rows, columns = np.arange(size[1]) // factor, np.arange(size[0]) // factor
-    return Image.fromarray(_token_colours(ids.cpu().numpy())[rows[:, None], columns[None, :]])
+    ids = ids.cpu().numpy()
+    squares = _token_colours(ids) if colours is None else colours[ids]
+    return Image.fromarray(squares[rows[:, None], columns[None, :]])
+
+
+def code_colours(codes: torch.Tensor) -> np.ndarray:
+    """Colours in which codes that are near each other look alike: their first three principal components as OKLab.
+
+    The components are scaled to equal spread, that of most codes (a few are far out), and squeezed (tanh) into what a
+    screen can show: the first one is the lightness, the others are green to red and blue to yellow. The sign of a
+    component is free: its largest entry is taken positive, so that the same codes have the same colours every time.
+
+    Args:
+        codes: (N, D).
+
+    Returns (N, 3) uint8. Codes that are all equal are grey.
+    """
+    codes = codes.detach().cpu().double()
+    smallest = 1e-6 * codes.abs().max().clamp_min(1e-30)  # what differs by less is rounding
+    codes = codes - codes.mean(0)
+    directions, _ = principal_components(codes.T @ codes, min(3, codes.shape[1]))
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    values = codes @ (directions * largest.sign()).double().T
+    spread = values.abs().quantile(COLOUR_QUANTILE, dim=0)
+    values = values / spread.clamp_min(max(smallest, 1e-3 * spread[0]))
+    values = torch.nn.functional.pad(values, (0, 3 - values.shape[1]))
+    lab = torch.tanh(values) * torch.tensor(OKLAB_SPREAD).double() + torch.tensor([OKLAB_LIGHTNESS, 0, 0])
+    return _oklab_to_rgb(lab.numpy())
 
 
 @functools.cache
@@ -170,7 +215,11 @@ def _token_colours(ids: np.ndarray) -> np.ndarray:
     hue = 2 * np.pi * (ids * 0.6180339887498949 % 1)
     lightness = 0.50 + 0.36 * (ids * 0.7548776662466927 % 1)
     chroma = 0.06 + 0.08 * (ids * 0.5698402909980532 % 1)
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    return _oklab_to_rgb(np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1))
+
+
+def _oklab_to_rgb(lab: np.ndarray) -> np.ndarray:
+    """OKLab (..., 3) -> sRGB (..., 3) uint8; colours that a screen cannot show are clamped."""
     to_cone = np.array(
         [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
     )
@@ -181,7 +230,7 @@ def _token_colours(ids: np.ndarray) -> np.ndarray:
             [-0.0041960863, -0.7034186147, 1.7076147010],
         ]
     )
-    linear = np.clip((np.stack([lightness, a, b], axis=-1) @ to_cone.T) ** 3 @ to_rgb.T, 0, 1)
+    linear = np.clip((lab @ to_cone.T) ** 3 @ to_rgb.T, 0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return (encoded * 255).round().astype(np.uint8)
 

@@ -6,7 +6,7 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -198,7 +198,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
 
     def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.LongTensor:
         """`tokenize` by transformers' name: images (B, C, H, W) in [-1, 1] -> int64 (B, codebooks, h, w)."""
-        return self.tokenize(pixel_values)
+        return cast(torch.LongTensor, self.tokenize(pixel_values))
 
     @overload  # type: ignore[override]
     def encode(
@@ -229,26 +229,17 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         return result if return_dict else result.to_tuple()
 
     @overload  # type: ignore[override]
-    def decode(self, h: torch.LongTensor) -> torch.Tensor: ...  # type: ignore[overload-overlap]
+    def decode(self, h: torch.LongTensor) -> torch.Tensor: ...
     @overload
     def decode(self, *, image_tokens: torch.Tensor) -> torch.Tensor: ...
-    @overload
+    @overload  # what else comes back depends on the type of the numbers
     def decode(
         self,
         h: torch.Tensor,
         force_not_quantize: bool = False,
-        return_dict: Literal[True] = True,
+        return_dict: bool = True,
         shape: tuple[int, ...] | None = None,
-    ) -> DecoderOutput: ...
-    @overload
-    def decode(
-        self,
-        h: torch.Tensor,
-        force_not_quantize: bool = False,
-        *,
-        return_dict: Literal[False],
-        shape: tuple[int, ...] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    ) -> Any: ...
     @hooked
     def decode(
         self,
@@ -325,7 +316,7 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
             embedding_loss = sum_losses(output.losses)
             loss = (output.sample - pixel_values).abs().mean() + embedding_loss
         result = DualCodebookModelOutput(
-            image_tokens=output.tokens,
+            image_tokens=cast(torch.LongTensor, output.tokens),
             loss=loss,
             decoded_pixel_values=output.sample,
             last_hidden_state=output.latents,

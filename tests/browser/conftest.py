@@ -7,6 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,6 +29,8 @@ SINGLE_CODEBOOK = {
     "local_codebook_size": 20,
     "local_dim": 8,
 }
+ROOT = Path(__file__).parents[2]
+AXE = ROOT / ".axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +63,19 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """axe-core's script, which `make test-browser` takes from npm into an ignored folder."""
+    assert AXE.is_file(), f"no axe-core: make {AXE.relative_to(ROOT)}"
+    return AXE.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def visit(browser, address):
-    """visit(width=..., color_scheme=...) -> a new visitor's page."""
+    """visit(width=..., color_scheme=..., watch=...) -> a new visitor's page; `watch` sees its requests."""
     errors, contexts = [], []
 
-    def open_page(width: int = 1280, color_scheme: str = "light") -> Page:
+    def open_page(width: int = 1280, color_scheme: str = "light", watch: Callable = lambda request: None) -> Page:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=color_scheme)
         contexts.append(context)
         page = context.new_page()
@@ -72,8 +83,9 @@ def visit(browser, address):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: errors.append(request.url) if _is_outside(request.url) else None)
+        page.on("request", watch)
         page.goto(address)
-        expect(page.locator("#numbers")).to_contain_text("Drop in a picture")
+        expect(page.locator("#numbers")).to_contain_text("dB")
         return page
 
     yield open_page

@@ -24,7 +24,11 @@ def diffusers_face() -> torch.Tensor:
     sample: torch.Tensor = model.decode(latents, force_not_quantize=True).sample
     (same,) = model.encode(pixels, return_dict=False)
     restored, loss = model.decode(same, return_dict=False)
-    tokens: torch.LongTensor = model.tokenize(pixels)
+    tokens = model.tokenize(pixels)
+    several = [tokens]
+    several.append(model.tokenize(pixels))
+    joined: torch.Tensor = torch.cat(several)
+    print(joined)
     sizes: dict[str, int] = model.codebook_sizes
     codes: torch.Tensor = model.quantize.global_codebook.codes()
     entries: torch.Tensor = model.quantize.get_codebook_entry(model.quantize.to_product_ids(tokens), (1, 2, 2, 48))
@@ -70,7 +74,7 @@ def transformers_face() -> torch.Tensor:
     encoded = model.encode(pixel_values=pixels)
     latents: torch.Tensor = encoded.latents
     pixel_values: torch.Tensor = model.decode(image_tokens=model.get_image_tokens(pixels))
-    also: torch.Tensor = model.decode(model.tokenize(pixels))
+    also: torch.Tensor = model.decode(model.get_image_tokens(pixels))
     sample: torch.Tensor = model.decode(latents).sample
     size: int = model.codebook_size + config.codebook_size
     output = model.forward(pixels, return_loss=True)
@@ -85,7 +89,7 @@ def transformers_face() -> torch.Tensor:
 def wrong_uses_of_transformers_face(model: DualCodebookModel) -> None:
     model.get_image_tokens([1, 2])  # type: ignore[arg-type]
     model.encode(pixels).sample  # type: ignore[attr-defined]
-    model.decode(model.tokenize(pixels)).sample  # type: ignore[attr-defined]
+    model.decode(model.get_image_tokens(pixels)).sample  # type: ignore[attr-defined]
     model.decode(image_tokens="wrong")  # type: ignore[call-overload]
     model.forward("wrong")  # type: ignore[call-overload]
     DualCodebookConfig(quantizer=3)  # type: ignore[arg-type]

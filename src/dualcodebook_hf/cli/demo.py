@@ -15,9 +15,11 @@ def add_demo(command: Parser) -> None:
     set_command(command, _demo)
     command.add_argument(
         "--models",
+        "--model",
+        dest="models",
         nargs="+",
         metavar="MODEL",
-        help="folders or Hub ids to choose from (default: the checkpoint inside the package, offline)",
+        help="folders or Hub ids to choose from, and to compare (default: the checkpoint inside the package, offline)",
     )
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network (default: %(default)s)")
     command.add_argument("--port", type=positive, default=7860, metavar="N", help="(default: %(default)s)")

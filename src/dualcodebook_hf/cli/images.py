@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from .tables import text_table
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+    from tqdm import tqdm
 
     from ..autoencoder_dualcodebook import DualCodebookVQModel
     from ..reconstruction import Reconstruction
@@ -149,6 +151,22 @@ def _read_images(files: Iterable[ImageFile], arguments: argparse.Namespace) -> I
     report_left_out(skipped, number + 1)
 
 
+def _size(batch: Sequence[_Source]) -> tuple[int, int]:
+    """(H, W) of its images."""
+    return batch[0].image.height, batch[0].image.width
+
+
+def _tile_bar(model: DualCodebookVQModel, size: tuple[int, int], passes: int = 1) -> tqdm:
+    """A bar on a terminal for the tiles of an image that is so large, (H, W), that it is done in tiles."""
+    from tqdm import tqdm
+
+    from ..reconstruction import count_tiles
+
+    tiles = count_tiles(model, size)
+    hidden = not tiles or not sys.stderr.isatty()
+    return tqdm(total=passes * tiles, desc="tiles", unit="", disable=hidden, leave=False)
+
+
 def _reconstruct(arguments: argparse.Namespace) -> int:
     files = find_images(arguments)
     names = [file.name for file in files]
@@ -166,7 +184,9 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     table, figures = _Table(model), {}
     with staged_files(arguments.output) as folder:
         for batch in _read_batches(files, arguments):
-            for source, result in zip(batch, reconstruct_images(model, [s.image for s in batch]), strict=True):
+            with _tile_bar(model, _size(batch), 2 * len(batch)) as bar:
+                results = reconstruct_images(model, [source.image for source in batch], bar.update)
+            for source, result in zip(batch, results, strict=True):
                 table.add(source, result.tokens, (result.psnr, result.ssim))
                 title = _title(source.name, result)
                 figure = comparison(result.original, result.image, result.tokens, model.codebook_sizes, title)
@@ -199,7 +219,9 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     model, weights = load_model_with_hash(arguments.model, arguments)
     table, images = _Table(model), []
     for batch in _read_batches(files, arguments):
-        for source, tokens in zip(batch, tokenize_images(model, [s.image for s in batch]), strict=True):
+        with _tile_bar(model, _size(batch), len(batch)) as bar:
+            grids = tokenize_images(model, [source.image for source in batch], bar.update)
+        for source, tokens in zip(batch, grids, strict=True):
             table.add(source, tokens)
             images.append(TokenizedImage(source.name, source.image.size[::-1], tokens))
     with staged_files(arguments.output.parent) as folder:
@@ -224,7 +246,9 @@ def _detokenize(arguments: argparse.Namespace) -> int:
         pairs = with_bar(zip(content.images, paths, strict=True), len(paths))
         for batch in _batches(pairs, arguments.batch_size, lambda pair: pair[0].tokens.shape):
             tokens, sizes = [image.tokens for image, _ in batch], [image.size for image, _ in batch]
-            for image, (_, path) in zip(decode_token_batch(model, tokens, sizes), batch, strict=True):
+            with _tile_bar(model, sizes[0], len(batch)) as bar:
+                images = decode_token_batch(model, tokens, sizes, bar.update)
+            for image, (_, path) in zip(images, batch, strict=True):
                 save_png(image, folder / path.name)
     print(f"{len(paths)} images written to {arguments.output}")
     return 0

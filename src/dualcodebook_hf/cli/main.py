@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate.add_evaluate", "measure tokenizers on a split of a data set"),
     "train": ("train.add_train", "train a tokenizer"),
     "convert": ("convert.add_convert", "turn other tokenizers' weights into a folder of ours"),
+    "export": ("export.add_export", "write a tokenizer as ONNX graphs and torch.export programs"),
     "card": ("publish.add_card", "write the model card of a trained model"),
     "push": ("publish.add_push", "publish a trained model, or the Space, on the Hugging Face Hub"),
     "demo": ("demo.add_demo", "look at models and their tokens in a browser, on this machine"),

@@ -28,6 +28,13 @@ def add_push(command: Parser) -> None:
         "--samples", action=Switch, nargs=0, default=True, help="publish the run's validation images (default: true)"
     )
     command.add_argument(
+        "--onnx",
+        action=Switch,
+        nargs=0,
+        default=False,
+        help="publish graphs for onnxruntime beside the weights (default: false)",
+    )
+    command.add_argument(
         "--image",
         action="append",
         type=Path,
@@ -41,6 +48,15 @@ def add_push(command: Parser) -> None:
         action="append",
         metavar="OWNER/NAME",
         help="with --space: model that it shows, may be repeated (default: the checkpoint inside the package)",
+    )
+    command.add_argument(
+        "--static",
+        nargs="?",
+        const=Path("build", "static-space"),
+        type=Path,
+        metavar="DIR",
+        help="with --space: publish the page that runs in the browser, written by `make static-space` into DIR "
+        "(default: build/static-space)",
     )
     command.add_argument(
         "--private", action=Switch, nargs=0, default=False, help="make a new repository private (default: false)"
@@ -100,15 +116,20 @@ def _push(arguments: argparse.Namespace) -> int:
     options = {"private": arguments.private, "overwrite": arguments.overwrite}
     model = {"RUN": arguments.folder, "--repo-id": arguments.repo_id}
     details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": not arguments.samples}
+    details["--onnx"] = arguments.onnx
     details["--image"] = arguments.image
     if arguments.space:
         given = [flag for flag, value in {**model, **details}.items() if value]
         if given:
             raise ValueError(f"`--space` publishes the Space alone; it does not go with {', '.join(given)}")
+        if arguments.static and arguments.model_id:
+            raise ValueError("`--model-id` does not go with `--static`, whose page holds its model")
         from ..hub import push_space
 
-        url = push_space(arguments.space, models=arguments.model_id or (), **options)
+        url = push_space(arguments.space, models=arguments.model_id or (), static=arguments.static, **options)
     else:
+        if arguments.static:
+            raise ValueError("`--static` goes with `--space`, the Space's repository")
         if arguments.model_id:
             raise ValueError("`--model-id` goes with `--space`; the repository of a model is `--repo-id`")
         missing = [flag for flag, value in model.items() if not value]
@@ -118,6 +139,7 @@ def _push(arguments: argparse.Namespace) -> int:
         from ..hub import push_model
 
         options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": arguments.samples}
+        options["onnx"] = arguments.onnx
         options["images"] = arguments.image
         url = push_model(arguments.folder, arguments.repo_id, **options)
     print(f"published: {url}")

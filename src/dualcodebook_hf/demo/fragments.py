@@ -1,4 +1,4 @@
-"""The demo's own pieces of HTML, and its style sheet: colours come from the theme, so that light and dark both work."""
+"""The demo's own pieces of HTML; page.css says how they look."""
 
 from __future__ import annotations
 
@@ -10,46 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
-CSS = """
-.dcb { --faint: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
-.gradio-container { max-width: 1240px !important; margin: 0 auto; }
-.html-container:has(.dcb) { padding: 0; }
-.dcb h1 { font-size: 1.7rem; font-weight: 600; margin: 0 0 0.2rem; }
-.dcb h3 { font-size: 1.1rem; font-weight: 600; margin: 0.6rem 0 0; }
-.dcb p { margin: 0.15rem 0; line-height: 1.45; }
-.dcb .faint { color: var(--faint); }
-.dcb .hint { padding: 1.4rem 1rem; text-align: center; border: 1px dashed var(--border-color-primary);
-  border-radius: var(--radius-lg); color: var(--faint); }
-.dcb .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 10px; }
-.dcb .tile { border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); padding: 8px 12px;
-  background: var(--block-background-fill); }
-.dcb .tile b { display: block; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.dcb .tile span { color: var(--faint); font-size: 0.85rem; }
-.dcb table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0; }
-.dcb table, .dcb tr { border: 0; }
-.dcb th, .dcb td { padding: 6px 8px; text-align: right; border: 0;
-  border-bottom: 1px solid var(--border-color-primary); background: none; }
-.dcb th { font-weight: 400; color: var(--faint); vertical-align: bottom; }
-.dcb th:first-child, .dcb td:first-child { text-align: left; padding-left: 0; }
-.dcb tbody tr:first-child td { font-weight: 600; }
-.dcb .codebooks { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 20px; }
-.dcb svg { display: block; width: 100%; height: 110px; border-bottom: 1px solid var(--body-text-color-subdued);
-  fill: var(--color-accent); }
-.dcb .ends { display: flex; justify-content: space-between; font-size: 0.85rem; }
-.dcb .patches { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 8px; }
-.dcb figure { margin: 0; width: 96px; }
-.dcb figure img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated; margin: 0;
-  border-radius: var(--radius-sm); border: 1px solid var(--border-color-primary); }
-.dcb figcaption { font-size: 0.85rem; line-height: 1.25; margin-top: 4px; color: var(--faint); }
-.clickable img { cursor: crosshair; }
-.sharp img { image-rendering: pixelated; }
-[id$="-examples"] .gallery { display: grid; grid-template-columns: repeat(4, minmax(0, 84px)); gap: 8px; }
-[id$="-examples"] .gallery :is(span, .container) { display: block; width: 100%; height: auto; max-height: none; }
-[id$="-examples"] .gallery img { display: block; width: 100%; max-width: none; aspect-ratio: 1; object-fit: cover; }
-@media (max-width: 640px) {
-  .dcb th, .dcb td { padding: 5px 4px; font-size: 0.85rem; }
-}
-"""
+_ELSEWHERE = ' target="_blank" rel="noopener"'
 
 
 def block(*parts: str) -> str:
@@ -57,9 +18,9 @@ def block(*parts: str) -> str:
     return f'<div class="dcb">{"".join(parts)}</div>'
 
 
-def heading(title: str, text: str, level: int = 3) -> str:
+def heading(title: str, text: str) -> str:
     """A heading over a line that explains it."""
-    return block(f"<h{level}>{html.escape(title)}</h{level}>", f'<p class="faint">{html.escape(text)}</p>')
+    return block(f"<h2>{html.escape(title)}</h2>", f'<p class="faint">{html.escape(text)}</p>')
 
 
 def remark(text: str) -> str:
@@ -70,6 +31,39 @@ def remark(text: str) -> str:
 def hint(text: str) -> str:
     """What stands where there is nothing to show yet."""
     return block(f'<div class="hint">{html.escape(text)}</div>')
+
+
+def problem(text: str) -> str:
+    """Why something cannot be shown; a screen reader says it at once."""
+    return block(f'<div class="problem" role="alert">{html.escape(text)}</div>')
+
+
+def introduction(title: str, text: str, links: Mapping[str, str]) -> str:
+    """The page's heading, what it is about, and where to read more."""
+    anchors = "".join(
+        f'<a href="{url}"{_ELSEWHERE if url.startswith("http") else ""}>{html.escape(to)}</a>'
+        for to, url in links.items()
+    )
+    return block(
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="faint">{html.escape(text)}</p>',
+        f'<p class="links">{anchors}</p>',
+    )
+
+
+def about_model(label: str, rate: str) -> str:
+    """A model's name and what its tokens take."""
+    return block(f"<p>Model: <b>{html.escape(label)}</b></p>", f'<p class="faint">{html.escape(rate)}</p>')
+
+
+def examples(images: Mapping[str, Image.Image]) -> str:
+    """A button for each picture, with its name."""
+    buttons = "".join(
+        f'<button type="button" data-index="{index}"><img src="{data_url(image, "WEBP")}" alt="">'
+        f"{html.escape(name)}</button>"
+        for index, (name, image) in enumerate(images.items())
+    )
+    return block('<p class="faint">Or take an example:</p>', f'<div class="examples">{buttons}</div>')
 
 
 def about_file(name: str, size: tuple[int, int], count: int, notes: Sequence[str]) -> str:
@@ -149,7 +143,7 @@ def histograms(usage: Mapping[str, tuple[Sequence[int], float]]) -> str:
 def cell(position: str, sentence: str, patches: Iterable[tuple[str, Image.Image]]) -> str:
     """One token position: its codes in words, and small images with captions."""
     figures = "".join(
-        f'<figure><img src="{_data_url(image)}" alt="{html.escape(caption)}">'
+        f'<figure><img src="{data_url(image)}" alt="{html.escape(caption)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, image in patches
     )
@@ -162,7 +156,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _data_url(image: Image.Image) -> str:
+def data_url(image: Image.Image, format_: str = "PNG") -> str:
+    """An image inside an address."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, format_, quality=90)
+    return f"data:image/{format_.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -17,7 +17,7 @@ from .reading import Rejected
 
 REFUSAL = "Please upload the file: this app reads what was uploaded to it, and nothing else."
 FAILURE = "Something went wrong in this app; its log says what."
-LONGEST_TEXT = 4096  # characters of an input: a path, or a model's label
+LONGEST_TEXT = 16_384  # characters of an input: a path, a model's label, or painted squares
 FILE_KEYS = {"path", "url"}
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Refused(gr.Error):
 
     def __init__(self, message: str) -> None:
         # The page shows a message as HTML, and this one may name the visitor's file.
-        super().__init__(html.escape(message, quote=False), print_exception=False)
+        super().__init__(html.escape(message, quote=False), duration=None, print_exception=False)
 
 
 class GatedBlocks(gr.Blocks):

@@ -1,4 +1,4 @@
-"""What the demo shows of an image and its tokens: baselines of equal bytes, usage, single cells, swaps, files."""
+"""What the demo shows of an image and its tokens: baselines of equal bytes, usage, single cells, files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..evaluation.codecs import CODECS, EncodedImage, coded_within
 from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, to_pixels
 from ..metrics.images import image_quality
 from ..metrics.tokens import TokenStatistics
-from ..reconstruction import Reconstruction, decode_tokens, tokenize_image
+from ..reconstruction import Reconstruction, decode_tokens
 from ..tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
 from .reading import Rejected, Upload, named_without_folder
 
@@ -34,7 +34,7 @@ def baselines(result: Reconstruction) -> dict[str, EncodedImage]:
 
 def table(upload: Upload, result: Reconstruction, others: Mapping[str, EncodedImage]) -> list[list[object]]:
     """Rows under `TABLE_HEADERS`: the tokens, the baselines and the file itself, which has no quality (None)."""
-    rows = [_row("Tokens", result.num_bytes, result.bits_per_pixel, (result.psnr, result.ssim))]
+    rows = [token_row("Tokens", result)]
     original = to_pixels(result.original)[None]
     for label, other in others.items():
         note = "smallest possible" if other.smallest else f"quality {other.quality}"
@@ -44,30 +44,17 @@ def table(upload: Upload, result: Reconstruction, others: Mapping[str, EncodedIm
     return [*rows, _row("The file itself", upload.file_bytes, upload.file_bytes * 8 / pixels)]
 
 
+def token_row(what: str, result: Reconstruction) -> list[object]:
+    """A row under `TABLE_HEADERS` of a model's tokens."""
+    return _row(what, result.num_bytes, result.bits_per_pixel, (result.psnr, result.ssim))
+
+
 def usage(model: DualCodebookVQModel, tokens: torch.Tensor) -> dict[str, tuple[list[int], float]]:
     """Of each codebook: how often each code occurs in tokens (codebooks, h, w), and the perplexity, 2^entropy."""
     statistics = TokenStatistics(model.codebook_sizes)
     statistics.update(tokens[None])
     health = statistics.codebooks()
     return {name: (counts.tolist(), health[name]["perplexity"]) for name, counts in statistics.histograms.items()}
-
-
-def swap(model: DualCodebookVQModel, result: Reconstruction, other: Image.Image) -> list[Image.Image]:
-    """Decodes the first codebook's tokens of one image with the second's of another, and the other way round.
-
-    The other image is resized and cut to the first one's size.
-    """
-    size = result.original.size
-    mine, theirs = result.tokens, tokenize_image(model, ImageOps.fit(other, size, Image.Resampling.LANCZOS))
-    mixed = torch.cat([mine[:1], theirs[1:]]), torch.cat([theirs[:1], mine[1:]])
-    return [decode_tokens(model, tokens, size[::-1]) for tokens in mixed]
-
-
-def cell_at(model: DualCodebookVQModel, result: Reconstruction, point: tuple[float, float]) -> tuple[int, int]:
-    """Row and column of the token at a point (x, y) of the image as `enlarged` shows it."""
-    scale = model.downsample_factor * _enlargement(result.original.size)
-    rows, columns = result.tokens.shape[1:]
-    return min(max(int(point[1] // scale), 0), rows - 1), min(max(int(point[0] // scale), 0), columns - 1)
 
 
 def cell_patches(model: DualCodebookVQModel, result: Reconstruction, cell: tuple[int, int]) -> dict[str, Image.Image]:

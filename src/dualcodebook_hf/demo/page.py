@@ -1,41 +1,47 @@
-"""The layout of the app, its events and its endpoints."""
+"""The layout of the app."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 from starlette.middleware import Middleware
 
 from ..figures import ERROR_SCALE
-from . import fragments
+from . import fragments, widgets
+from .endpoints import add_endpoints
+from .events import LISTENER, connect, fill_first
+from .examples import example_images, thumbnail
 from .gate import GatedBlocks
-from .handlers import HINT, Handlers, load_models
-from .inspection import TABLE_HEADERS
+from .handlers import EVERY_CODEBOOK, HINT, NO_PICTURE, ORIGINAL, OTHERS, Handlers
 from .limits import LARGEST_FILE, QUEUE, RETENTION, RequestLimits, use_own_folder
+from .models import links, load_models
+from .reading import UploadReader
+from .results import new_folder
 
 TITLE = "Dual Codebook VQ"
 INTRODUCTION = (
     "A picture becomes two small grids of tokens, one from a global and one from a local codebook, and the tokens "
     "become the picture again. No picture leaves the machine that serves this page."
 )
-EXAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 LEGEND = (
     f"Error map: black where nothing differs, cream where the channels differ by {ERROR_SCALE:.0%} of their range or "
     "more. JPEG and WebP: as many bytes as the tokens take, or as few as the format can do."
 )
+COLOURS = (
+    "Codes whose vectors are alike have colours alike: lightness and hue are the three directions in which a "
+    "codebook's vectors differ most. Click on a square, or move with the arrow keys, to look its token up."
+)
 # Gradio's own files; its semi-bold cut, which is the default, lacks most letters.
 FONTS = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
-# Handlers get the paths of files: gradio would open images itself, and fail on those that need our reader.
-LISTENER = {"concurrency_id": "model", "concurrency_limit": 2, "preprocess": False}
-PRIVATE = {**LISTENER, "api_visibility": "private"}
+SLIDER_JS = "watch('value', () => element.querySelector('input')?.dispatchEvent(new Event('input')));"
+EXAMPLES_JS = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (button) trigger('select', {index: Number(button.dataset.index)});
+});"""
 
 
 def build_demo(models: Sequence[str] | None = None) -> gr.Blocks:
@@ -44,30 +50,24 @@ def build_demo(models: Sequence[str] | None = None) -> gr.Blocks:
     Raises ValueError, naming the model, for one that cannot be loaded.
     """
     use_own_folder()
-    handlers = Handlers(load_models(models))
+    served = load_models(models)
+    examples = example_images(new_folder())
+    handlers = Handlers(served, UploadReader(), list(examples.values()))
     with GatedBlocks(title=TITLE, analytics_enabled=False, delete_cache=(RETENTION, RETENTION)) as demo:
-        gr.HTML(fragments.heading(TITLE, INTRODUCTION, level=1))
-        shown = gr.State(time_to_live=RETENTION)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                source = _lay_out_source(list(handlers.models))
-            with gr.Column(scale=5, min_width=320), gr.Tabs():
-                with gr.Tab("Reconstruct"):
-                    result = _lay_out_reconstruct()
-                with gr.Tab("Look inside"):
-                    inside = _lay_out_inside()
-                with gr.Tab("Tokens"):
-                    files = _lay_out_tokens()
-        _add_endpoints(handlers)
-        _connect(handlers, shown, source, result, inside, files)
+        page = _lay_out(list(served), examples)
+        connect(handlers, page)
+        add_endpoints(handlers, **LISTENER, api_visibility="public")
+    fill_first(handlers, page)
     return demo.queue(max_size=QUEUE, api_open=False)  # open: every request would run at once, past the queue
 
 
 def launch_options() -> dict[str, Any]:
     """What `demo.launch` needs for this app: its looks and limits, and nothing that calls elsewhere."""
+    folder = Path(__file__).parent
     return {
-        "theme": gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS),
-        "css": fragments.CSS,
+        "theme": _theme(),
+        "css_paths": folder / "page.css",
+        "js": (folder / "page.js").read_text(encoding="utf-8"),
         "footer_links": ["api", "settings"],
         "max_file_size": LARGEST_FILE,
         "app_kwargs": {"middleware": [Middleware(RequestLimits)]},
@@ -81,41 +81,74 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def _lay_out_source(labels: list[str]) -> SimpleNamespace:
+def _theme() -> gr.themes.Base:
+    theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS)
+    links = {"link_text_color": "*primary_700", "link_text_color_dark": "*primary_300"}  # the default is too pale
+    return theme.set(**links)
+
+
+def _lay_out(labels: list[str], examples: Mapping[str, Path]) -> SimpleNamespace:
+    gr.HTML(fragments.introduction(TITLE, INTRODUCTION, links()))
+    states = {name: gr.State(time_to_live=RETENTION) for name in ("shown", "cell", "others")}
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            source = _lay_out_source(labels, examples)
+        with gr.Column(scale=5, min_width=320, elem_id="results"), gr.Tabs():
+            with gr.Tab("Reconstruct"):
+                result = _lay_out_reconstruct()
+            with gr.Tab("Look inside"):
+                inside = _lay_out_inside()
+            with gr.Tab("Mix"):
+                mix = _lay_out_mix(examples)
+            with gr.Tab("Tokens"):
+                files = _lay_out_tokens()
+    with gr.Accordion("Model card", open=False, elem_id="card"):
+        card = gr.Markdown()
+    return SimpleNamespace(**states, card=card, source=source, result=result, inside=inside, mix=mix, files=files)
+
+
+def _lay_out_source(labels: list[str], examples: Mapping[str, Path]) -> SimpleNamespace:
+    image = _input("Your picture", "picture", next(iter(examples.values())))
+    about = gr.HTML(elem_id="about")
+    buttons = _lay_out_examples(examples, "picture-examples")
+    several = len(labels) > 1
+    model = gr.Dropdown(labels, value=labels[0], label="Model", elem_id="model", visible=several)
+    left = gr.Dropdown(
+        [(f"{ORIGINAL} picture", ORIGINAL), *((label, label) for label in labels)],
+        value=ORIGINAL,
+        label="Compare with, left of the slider",
+        elem_id="left",
+        visible=several,
+    )
+    about_model = gr.HTML(elem_id="about-model")
     return SimpleNamespace(
-        image=_input("Your picture", "picture", 260),
-        model=gr.Dropdown(labels, value=labels[0], label="Model", elem_id="model", visible=len(labels) > 1),
-        about=gr.HTML(elem_id="about"),
+        image=image, path=gr.State(), examples=buttons, about=about, model=model, left=left, about_model=about_model
     )
 
 
 def _lay_out_reconstruct() -> SimpleNamespace:
     numbers = gr.HTML(fragments.hint(HINT), elem_id="numbers")
-    slider = gr.ImageSlider(
-        label="Original | reconstruction",
-        type="pil",
-        format="png",
-        max_height=520,
-        buttons=["fullscreen"],
-        elem_id="slider",
-    )
+    slider = gr.HTML(widgets.empty_slider(""), js_on_load=SLIDER_JS, elem_id="slider")
+    downloads = gr.HTML(elem_id="downloads")
     rates = gr.HTML(elem_id="rates")
     with gr.Row():
         error = _output("Error map", "error", 260)
         baselines = [_output(name, name.lower(), 260) for name in ("JPEG", "WebP")]
     gr.HTML(fragments.remark(LEGEND))
-    return SimpleNamespace(numbers=numbers, slider=slider, rates=rates, error=error, baselines=baselines)
+    return SimpleNamespace(
+        numbers=numbers, slider=slider, downloads=downloads, rates=rates, error=error, baselines=baselines
+    )
 
 
 def _lay_out_inside() -> SimpleNamespace:
-    empty = gr.HTML(fragments.hint("Choose a picture first."), elem_id="inside-empty")
+    empty = gr.HTML(fragments.hint(NO_PICTURE), elem_id="inside-empty")
     with gr.Column(visible=False) as page:
-        gr.HTML(fragments.heading("Token maps", "Equal colours are equal codes. Click on a square to look it up."))
+        gr.HTML(fragments.heading("Token maps", COLOURS))
         with gr.Row():
-            maps = [_output("Tokens", f"map-{index}", 300, "clickable", "sharp") for index in range(2)]
+            maps = [_lay_out_map(index) for index in range(2)]
         cell = gr.HTML(elem_id="cell")
         with gr.Row():
-            places = [_output("Where else", f"places-{index}", 300, "clickable") for index in range(2)]
+            places = [_output("Where else", f"places-{index}", 300) for index in range(2)]
         gr.HTML(
             fragments.heading(
                 "Codes in use", "How often each code occurs in this picture, from the most used to the least."
@@ -128,25 +161,69 @@ def _lay_out_inside() -> SimpleNamespace:
             )
             with gr.Row():
                 halves = [_output("One half", f"half-{index}", 300) for index in range(2)]
+    return SimpleNamespace(
+        empty=empty, page=page, maps=maps, cell=cell, places=places, usage=usage, pair=pair, halves=halves
+    )
+
+
+def _lay_out_map(index: int) -> gr.HTML:
+    with gr.Column(min_width=280):
+        return _grid(f"map-{index}")
+
+
+def _lay_out_mix(examples: Mapping[str, Path]) -> SimpleNamespace:
+    empty = gr.HTML(fragments.hint(NO_PICTURE), elem_id="mix-empty")
+    with gr.Column(visible=False) as page:
+        gr.HTML(
+            fragments.heading(
+                "Paint other tokens in",
+                "Paint over squares of your picture, with the pointer or with arrow keys and the space bar: their "
+                "tokens are replaced, and the picture is decoded again.",
+            )
+        )
+        with gr.Row():
+            with gr.Column(min_width=280):
+                other = _input("The other picture", "other", list(examples.values())[1])
+                buttons = _lay_out_examples(examples, "other-examples")
+                problem = gr.HTML(elem_id="other-problem")
+            with gr.Column(min_width=280):
+                grid = _grid("paint")
+        with gr.Row():
+            source = gr.Radio(
+                [("the other picture's tokens there", OTHERS)],
+                value=OTHERS,
+                label="Replace the tokens by",
+                min_width=300,
+                elem_id="by",
+            )
+            which = gr.Radio(
+                [("both codebooks", EVERY_CODEBOOK)],
+                value=EVERY_CODEBOOK,
+                label="Of which codebook",
+                min_width=300,
+                elem_id="which",
+            )
+        mixed = gr.HTML(widgets.empty_slider(""), js_on_load=SLIDER_JS, elem_id="mixed")
+        with gr.Column() as pair:
             gr.HTML(
                 fragments.heading(
-                    "Swap", "One codebook's tokens of your picture with the other one's tokens of another picture."
+                    "Swap", "All of one codebook's tokens of your picture with the other one's tokens of the other."
                 )
             )
             with gr.Row():
-                with gr.Column(min_width=240):
-                    other = _input("The other picture", "other", 220)
                 swapped = [_output("Swapped", f"swap-{index}", 300) for index in range(2)]
     return SimpleNamespace(
         empty=empty,
         page=page,
-        maps=maps,
-        cell=cell,
-        places=places,
-        usage=usage,
+        image=other,
+        path=gr.State(),
+        examples=buttons,
+        problem=problem,
+        grid=grid,
+        source=source,
+        which=which,
+        mixed=mixed,
         pair=pair,
-        halves=halves,
-        other=other,
         swapped=swapped,
     )
 
@@ -172,100 +249,41 @@ def _lay_out_tokens() -> SimpleNamespace:
         object_fit="contain",
         buttons=["download"],
         interactive=False,
+        visible=False,
         elem_id="decoded",
     )
     return SimpleNamespace(note=note, download=download, file=file, opened=opened, gallery=gallery)
 
 
-def _input(label: str, name: str, height: int) -> gr.Image:
-    """A place for an image, with examples below."""
-    image = gr.Image(
-        label=label, sources=["upload", "clipboard"], type="filepath", height=height, buttons=[], elem_id=name
-    )
-    gr.Examples(
-        _example_images(), image, label="Or take an example", api_visibility="private", elem_id=f"{name}-examples"
-    )
-    return image
+def _grid(name: str) -> gr.HTML:
+    """Its value is what was chosen on it; what it shows is its property `picture`."""
+    return gr.HTML("", html_template="${picture}", picture="", js_on_load=widgets.GRID_JS, elem_id=name)
 
 
-def _output(label: str, name: str, height: int, *classes: str) -> gr.Image:
+def _lay_out_examples(examples: Mapping[str, Path], name: str) -> gr.HTML:
+    thumbnails = {title: thumbnail(path) for title, path in examples.items()}
+    return gr.HTML(fragments.examples(thumbnails), js_on_load=EXAMPLES_JS, elem_id=name)
+
+
+def _input(label: str, name: str, first: Path) -> gr.Image:
+    return gr.Image(
+        str(first),
+        label=label,
+        sources=["upload", "clipboard"],
+        type="filepath",
+        height=260,
+        buttons=[],
+        elem_id=name,
+    )
+
+
+def _output(label: str, name: str, height: int) -> gr.Image:
     return gr.Image(
         label=label,
-        type="pil",
-        format="png",
+        type="filepath",
         height=height,
         interactive=False,
         buttons=["download", "fullscreen"],
         alt_text=label,
         elem_id=name,
-        elem_classes=list(classes),
     )
-
-
-def _example_images() -> list[str]:
-    """Photographs of scikit-image's wheel; where it is not installed, two drawn images."""
-    package = importlib.util.find_spec("skimage")
-    folder = Path(package.origin).parent / "data" if package else None
-    if folder is None or not all((folder / name).is_file() for name in EXAMPLES):
-        return [str(path) for path in sorted(Path(_drawn_images().name).glob("*.png"))]
-    return [str(folder / name) for name in EXAMPLES]
-
-
-@functools.cache
-def _drawn_images() -> tempfile.TemporaryDirectory:
-    folder = tempfile.TemporaryDirectory(prefix="dualcodebook-")
-    disc = Image.radial_gradient("L").resize((512, 384))
-    fractal = Image.effect_mandelbrot(disc.size, (-2, -1.2, 0.8, 1.2), 90)
-    slope = Image.linear_gradient("L").resize(disc.size)
-    Image.merge("RGB", (fractal, disc, slope)).save(Path(folder.name) / "fractal.png")
-    Image.merge("RGB", (slope, disc, disc.rotate(180))).save(Path(folder.name) / "gradients.png")
-    return folder
-
-
-def _connect(
-    handlers: Handlers,
-    shown: gr.State,
-    source: SimpleNamespace,
-    result: SimpleNamespace,
-    inside: SimpleNamespace,
-    files: SimpleNamespace,
-) -> None:
-    """A new image, or model, runs through all tabs; a failure clears what another image left."""
-    first = [shown, result.numbers, result.slider, result.rates, result.error, *result.baselines]
-    first += [source.about, files.download, files.note]
-    found = [inside.cell, *inside.places]
-    second = [inside.empty, inside.page, *inside.maps, inside.pair, *inside.halves, inside.usage, *found]
-    # By default a step that is still at work ignores what comes next: an image taken away meanwhile would stay.
-    latest = {"trigger_mode": "always_last", **PRIVATE}
-    swap = {"fn": handlers.swap, "inputs": [shown, inside.other], "outputs": inside.swapped, **latest}
-    start = gr.on(
-        [source.image.change, source.model.change],
-        handlers.show_image,
-        [source.image, source.model],
-        first,
-        show_progress_on=[result.slider],
-        **latest,
-    )
-    for done in (start, start.failure(handlers.nothing, None, first, **PRIVATE)):
-        done.success(handlers.look_inside, [shown], second, **latest).success(**swap)
-    inside.other.change(**swap).failure(lambda: [None, None], None, inside.swapped, **PRIVATE)
-    for image in (*inside.maps, *inside.places):
-        image.select(handlers.look_up, [shown], found, **latest)
-    opened = [files.gallery, files.opened]
-    event = files.file.change(handlers.open_tokens, [files.file, source.model], opened, **PRIVATE)
-    event.failure(lambda: [None, ""], None, opened, **PRIVATE)
-
-
-def _add_endpoints(handlers: Handlers) -> None:
-    """What gradio_client calls; nothing of it is on the page."""
-    with gr.Column(visible=False):
-        image, file = gr.Image(label="image", type="filepath"), gr.File(label="file")
-        model = gr.Dropdown(list(handlers.models), value=next(iter(handlers.models)), label="model")
-        number = gr.Number(1, label="picture", precision=0)
-        restored = gr.Image(label="reconstruction", type="pil", format="png")
-        table = gr.Dataframe(headers=TABLE_HEADERS, label="table")
-        run = gr.Button()
-    public = {**LISTENER, "api_visibility": "public"}
-    run.click(handlers.reconstruct_endpoint, [image, model], [restored, table], api_name="reconstruct", **public)
-    run.click(handlers.tokenize_endpoint, [image, model], file, api_name="tokenize", **public)
-    run.click(handlers.detokenize_endpoint, [file, model, number], restored, api_name="detokenize", **public)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class UploadReader:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._process = _start_process()
+        self._start()
 
     def read(self, path: str | Path) -> Upload:
         """Reads an image file.
@@ -69,9 +70,13 @@ class UploadReader:
             try:
                 return self._ask(path)
             except (EOFError, BrokenPipeError):
-                self._process.wait()
-                self._process = _start_process()
+                self._end()
+                self._start()
         raise Rejected(f"'{path.name}' cannot be read within the {READING_SECONDS} seconds that this app takes for it")
+
+    def _start(self) -> None:
+        self._process = _start_process()
+        self._end = weakref.finalize(self, _end_process, self._process)
 
     def _ask(self, path: Path) -> Upload:
         """Raises EOFError when the process ends before its answer does."""
@@ -162,6 +167,12 @@ def _start_process() -> subprocess.Popen:
     command = [sys.executable, "-m", "dualcodebook_hf.demo.reading"]
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def _end_process(process: subprocess.Popen) -> None:
+    """Whatever it is at; and waited for, so that nothing of it is left."""
+    process.kill()
+    process.communicate()
 
 
 def _serve() -> None:

@@ -60,6 +60,7 @@ def model_card(
     *,
     license: str | None = None,
     figures: Mapping[str, str] | None = None,
+    onnx: bool = False,
 ) -> str:
     """The text of README.md: YAML front matter with `model-index`, and how to use the model, what it is, its numbers.
 
@@ -69,6 +70,7 @@ def model_card(
         license: identifier of the Hub for the weights' licence; None: apache-2.0; of weights that started from others,
             theirs, as far as it is known; otherwise, and for converted ones, "other".
         figures: {file name of an image beside the card: what it shows}.
+        onnx: graphs for onnxruntime lie beside the card.
 
     Raises ValueError when one of the records lacks something.
     """
@@ -76,7 +78,9 @@ def model_card(
         facts = card_facts(records, repo_id)
         known = None if facts["conversion"] else records.origin_license
         license = license or ((known or "other") if facts["origin"] else "apache-2.0")
-        data = ModelCardData(license=license, library_name=LIBRARY, pipeline_tag=TASK, tags=TAGS)
+        data = ModelCardData(
+            license=license, library_name=LIBRARY, pipeline_tag=TASK, tags=[*TAGS, *(["onnx"] if onnx else [])]
+        )
         data.datasets = _hub_ids(records, "data", "dataset") or None
         base = _hub_ids(records, "training", "init_from")
         if base:
@@ -84,7 +88,7 @@ def model_card(
         if records.results:
             data.model_name, data.eval_results = facts["name"], _eval_results(records)
             data.metrics = list(dict.fromkeys(result.metric_type for result in data.eval_results))
-    return _render(TEMPLATE, data, **facts, figures=figures or {})
+    return _render(TEMPLATE, data, **facts, figures=figures or {}, onnx=onnx)
 
 
 def pipeline_card(pipeline: str, repo_id: str, components: list[str]) -> str:

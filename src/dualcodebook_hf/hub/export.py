@@ -108,11 +108,15 @@ class TrainedModel:
         return load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
 
     def card(
-        self, repo_id: str | None = None, license: str | None = None, figures: Mapping[str, str] | None = None
+        self,
+        repo_id: str | None = None,
+        license: str | None = None,
+        figures: Mapping[str, str] | None = None,
+        onnx: bool = False,
     ) -> str:
         """README.md; see `model_card`. Without a `repo_id` its examples say "you/..."."""
         records = Records.read(self.saved.folder, **self.records)
-        return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figures=figures)
+        return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figures=figures, onnx=onnx)
 
 
 def prepare_folder(
@@ -124,6 +128,7 @@ def prepare_folder(
     metrics: str | Path | None = None,
     samples: bool = True,
     images: Sequence[str | Path] | None = None,
+    onnx: bool = False,
 ) -> list[str]:
     """Writes into a new or empty `folder` what `push_model` publishes, and returns the files' names.
 
@@ -140,6 +145,7 @@ def prepare_folder(
         samples: publish the run's last grid of validation images.
         images: up to 8 image files for the card's sheet, which may be published; None: four photographs of
             scikit-image, where it is installed; an empty list: no sheet.
+        onnx: add graphs for onnxruntime, in float32 and float16, in onnx/.
 
     Raises ValueError before anything is written when something is missing, broken or of another model.
     """
@@ -148,8 +154,12 @@ def prepare_folder(
     originals, caption = _sheet_images(images) if model.has_colours() else ([], "")
     processor = _inside(model.saved, model.saved.folder / PROCESSOR_CONFIG)
     figures = ({RECONSTRUCTIONS: caption} if originals else {}) | ({SAMPLES: SAMPLES_CAPTION} if sample else {})
-    card = model.card(repo_id, license, figures)
+    card = model.card(repo_id, license, figures, onnx)
     tokenizer = model.load()
+    if onnx:
+        from ..onnx_export import check_exportable, export_onnx
+
+        check_exportable(tokenizer)
     with atomic_folder(folder) as partial:
         partial.mkdir()
         shutil.copyfile(model.weights, partial / SAFETENSORS_WEIGHTS_NAME)
@@ -167,6 +177,8 @@ def prepare_folder(
         if originals:
             reconstruction_sheet(tokenizer, originals).save(partial / RECONSTRUCTIONS)
         export_code(partial)
+        if onnx:
+            export_onnx(tokenizer, partial)
         (partial / CARD).write_text(card, encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
 

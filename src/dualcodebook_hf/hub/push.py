@@ -7,6 +7,7 @@ repository's id, the token and its rights, a repository that holds something els
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from ..onnx_runtime import FOLDER as ONNX_FOLDER
 from ..run_folder import RECORDS
 from ..version import __version__
 from .export import PACKAGE, RECONSTRUCTIONS, SAMPLES, TrainedModel, export_pipeline, prepare_folder
-from .space import write_space
+from .space import check_static_space, write_space
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -31,7 +33,9 @@ MARKS = {
     "model": ("config.json", '"dualcodebook"'),
     "pipeline": ("model_index.json", PACKAGE.name),
     "space": (f"{PACKAGE.name}/version.py", "__version__"),
+    "static": ("build.json", f'"{PACKAGE.name}"'),
 }
+SPACE_SDKS = {"space": "gradio", "static": "static"}
 
 
 def push_model(
@@ -44,6 +48,7 @@ def push_model(
     metrics: str | Path | None = None,
     samples: bool = True,
     images: Sequence[str | Path] | None = None,
+    onnx: bool = False,
     overwrite: bool = False,
 ) -> str:
     """Publishes a trained tokenizer (see `prepare_folder`) by one commit, and returns the repository's URL.
@@ -59,6 +64,7 @@ def push_model(
         metrics: see `prepare_folder`.
         samples: see `prepare_folder`.
         images: see `prepare_folder`.
+        onnx: see `prepare_folder`.
         overwrite: publish into a repository that holds something else; its other files stay.
 
     Raises ValueError for what the caller can put right, and OSError for the network and the Hub.
@@ -66,7 +72,9 @@ def push_model(
     TrainedModel.find(run, metrics)  # before the Hub is asked anything
 
     def prepare(folder: Path) -> None:
-        prepare_folder(run, folder, repo_id, license=license, metrics=metrics, samples=samples, images=images)
+        prepare_folder(
+            run, folder, repo_id, license=license, metrics=metrics, samples=samples, images=images, onnx=onnx
+        )
 
     optional = {
         SAMPLES,
@@ -74,7 +82,11 @@ def push_model(
         *RECORDS.values(),
         "model.safetensors",
     }  # the last: transformers' own, stale beside ours
-    return _push(prepare, repo_id, "model", optional.__contains__, token=token, private=private, overwrite=overwrite)
+
+    def replaceable(name: str) -> bool:
+        return name in optional or name.startswith(f"{ONNX_FOLDER}/")
+
+    return _push(prepare, repo_id, "model", replaceable, token=token, private=private, overwrite=overwrite)
 
 
 def push_pipeline(
@@ -105,6 +117,7 @@ def push_space(
     repo_id: str,
     *,
     models: Sequence[str] = (),
+    static: str | Path | None = None,
     private: bool = False,
     token: str | None = None,
     overwrite: bool = False,
@@ -114,19 +127,31 @@ def push_space(
     Args:
         repo_id: see `push_model`, as for the others and the errors.
         models: Hub ids that it shows; none: the checkpoint inside the package.
+        static: the folder that `make static-space` wrote: the page that runs in the browser is published instead.
         private: make a new repository private.
         token: None: that of HF_TOKEN or of `hf auth login`.
         overwrite: publish into a repository that holds something else; its other files stay.
     """
     for model in models:
         check_repo_id(model, "models")
+    options: dict[str, Any] = {"token": token, "private": private, "overwrite": overwrite}
+    if static is not None:
+        check_static_space(static)
+        return _push(lambda folder: _copy(static, folder), repo_id, "static", _is_of_static_space, **options)
 
     def prepare(folder: Path) -> None:
         write_space(folder, models)
 
     bundled = f"{PACKAGE.name}/"
-    options: dict[str, Any] = {"token": token, "private": private, "overwrite": overwrite}
     return _push(prepare, repo_id, "space", lambda name: name.startswith(bundled), **options)
+
+
+def _copy(built: str | Path, folder: Path) -> None:
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns(".*"))
+
+
+def _is_of_static_space(name: str) -> bool:
+    return name.startswith(("onnx/", "ort/", "examples/"))
 
 
 def check_repo_id(repo_id: str, name: str = "repo_id") -> None:
@@ -211,11 +236,11 @@ class _Target:
 
     @property
     def repo_type(self) -> str:
-        return "space" if self.kind == "space" else "model"
+        return "space" if self.kind in SPACE_SDKS else "model"
 
     @property
     def url(self) -> str:
-        return f"{self.api.endpoint}/{'spaces/' if self.kind == 'space' else ''}{self.repo_id}"
+        return f"{self.api.endpoint}/{'spaces/' if self.kind in SPACE_SDKS else ''}{self.repo_id}"
 
     def look(self) -> Any | None:
         """The Hub's description of the repository; None where there is none, or none that this token may see."""
@@ -232,7 +257,7 @@ class _Target:
         created = True
         with _plain_errors(self.api, self.repo_id):
             try:
-                sdk = "gradio" if self.kind == "space" else None
+                sdk = SPACE_SDKS.get(self.kind)
                 self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private or None, space_sdk=sdk)
             except HfHubHTTPError as error:
                 if error.response.status_code != 409:

@@ -30,12 +30,26 @@ TEXT = """
 # Dual Codebook VQ
 
 An image tokenizer with two codebooks: see what each of them keeps of an image. Upload one, and look at its tokens, at
-its reconstruction, and at what is left of it when one codebook is decoded alone.
+its reconstruction, and at what is left of it when one codebook is decoded alone; paint another picture's tokens into
+it, and compare two models on one slider.
 
 The Space shows `dualcodebook_hf`, an independent implementation of
 [Dual Codebook VQ](https://arxiv.org/abs/2503.10832), whose source lies beside `app.py`. It runs on a CPU with the
 checkpoint inside the package; set the variable `DUALCODEBOOK_MODELS` to Hub ids, with spaces between them, to show
 other models. `dualcodebook push --space you/name` publishes a copy.
+"""
+STATIC_BUILD = Path("build", "static-space")  # where `make static-space` writes
+STATIC_FILES = ("index.html", "build.json", "README.md", "onnx/tokenizer.json")
+STATIC_TEXT = """
+# Dual Codebook VQ in the browser
+
+An image tokenizer with two codebooks that runs on the visitor's machine, by WebGPU where there is one, else by WASM:
+a picture becomes two grids of tokens and comes back. Nothing is uploaded, and nothing is fetched from elsewhere.
+
+Made by [Dual Codebook VQ](https://arxiv.org/abs/2503.10832)'s independent implementation `dualcodebook_hf`: `make
+static-space`, then `dualcodebook push --space you/name --static`. `onnx/` holds the tokenizer in float16, `ort/`
+onnxruntime-web (MIT), `examples/` pictures of scikit-image: astronaut and rocket (NASA, SpaceX; public domain), coffee
+(Rachel Michetti, CC0), chelsea (Stefan van der Walt, CC0).
 """
 
 
@@ -66,6 +80,37 @@ def readme(models: Sequence[str] = ()) -> str:
         tags=["image-tokenizer", "vector-quantization", "dual-codebook"],
     )
     return f"---\n{data.to_yaml()}\n---\n{TEXT}"
+
+
+def static_readme() -> str:
+    """README.md of the Space that runs in the browser; its headers allow WASM to use several threads."""
+    data = SpaceCardData(
+        title="Dual Codebook VQ in the browser",
+        emoji="🧩",
+        colorFrom="indigo",
+        colorTo="yellow",
+        sdk="static",
+        app_file="index.html",
+        license="apache-2.0",
+        pinned=False,
+        short_description="Images to two grids of tokens, on your machine",
+        custom_headers={
+            "cross-origin-embedder-policy": "require-corp",
+            "cross-origin-opener-policy": "same-origin",
+            "cross-origin-resource-policy": "cross-origin",
+        },
+        tags=["image-tokenizer", "vector-quantization", "dual-codebook", "onnx"],
+    )
+    return f"---\n{data.to_yaml()}\n---\n{STATIC_TEXT}"
+
+
+def check_static_space(built: str | Path, argument: str = "static") -> None:
+    """Raises ValueError unless `built` is a folder that `make static-space` wrote; `argument`: what it is called."""
+    missing = [name for name in STATIC_FILES if not (Path(built) / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"`{argument}` must be the folder that `make static-space` writes, got '{built}' without {missing[0]}"
+        )
 
 
 def requirements() -> str:

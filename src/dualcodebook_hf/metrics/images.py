@@ -5,6 +5,8 @@ The protocol: values clamped to [0, 1], never rounded to 8 bits, one number per 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +18,7 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # A power below 1 has an infinite slope at 0 and no real value under it: terms are held at this floor.
 MS_SSIM_FLOOR = 1e-4
+LARGEST_STRIP = 2**20  # pixels that `StripQuality` compares at a time
 
 
 def l1(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
@@ -73,6 +76,38 @@ def image_quality(reconstruction: torch.Tensor, original: torch.Tensor) -> tuple
     """PSNR in dB and SSIM of one image: (1, 3, H, W) in [-1, 1], any floating type and device."""
     x, y = ((pixels.cpu().float() + 1) / 2 for pixels in (reconstruction, original))
     return psnr(x, y).item(), ssim(x, y).item()
+
+
+class StripQuality:
+    """`image_quality` of one image that arrives a strip of rows at a time, from top to bottom."""
+
+    def __init__(self) -> None:
+        self._error = self._similarity = 0.0
+        self._values = self._window_rows = 0
+        self._rows: torch.Tensor | None = None  # (2, 1, 3, n, W): the last ones, whose windows are not complete
+
+    def update(self, reconstruction: torch.Tensor, original: torch.Tensor) -> None:
+        """The next rows of both: (1, 3, n, W) in [-1, 1], any floating type and device."""
+        pair = [(pixels.cpu().float() + 1) / 2 for pixels in (reconstruction, original)]
+        pair = checked_images(*pair)
+        self._error += (pair[0] - pair[1]).square().sum(dtype=torch.float64).item()
+        self._values += pair[0].numel()
+        rows = torch.stack(pair)
+        rows = rows if self._rows is None else torch.cat([self._rows, rows], dim=-2)
+        step = max(LARGEST_STRIP // rows.shape[-1], 1)
+        for top in range(0, rows.shape[-2] - SSIM_WINDOW + 1, step):
+            part = rows[..., top : top + step + SSIM_WINDOW - 1, :]
+            count = part.shape[-2] - SSIM_WINDOW + 1
+            self._similarity += count * ssim(*part).item()
+            self._window_rows += count
+        self._rows = rows[..., -(SSIM_WINDOW - 1) :, :].clone()
+
+    def compute(self) -> tuple[float, float]:
+        """PSNR in dB and SSIM of all rows."""
+        mse = max(self._error / self._values, MSE_FLOOR)
+        if not self._window_rows:  # fewer rows than a window has
+            return -10 * math.log10(mse), ssim(*self._rows).item()
+        return -10 * math.log10(mse), self._similarity / self._window_rows
 
 
 def checked_images(
