@@ -146,8 +146,10 @@ def test_the_formats_of_the_data_page_are_read(tmp_path, monkeypatch):
     photos(Path("captions/train"))
     Path("captions/train/metadata.csv").write_text("file_name,text\n0000.png,a cat on a wall\n0001.png,a dog\n")
     assert load_images("captions", split="train")["text"] == ["a cat on a wall", "a dog"]
-    [run_file] = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    Path("no-validation.yaml").write_text(run_file)
+    without, two = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    Path("two.yaml").write_text(two)
+    assert parse_run_config(["--config", "two.yaml"]).data.dataset == ["photos", "lab/paintings"]
+    Path("no-validation.yaml").write_text(without)
     run = parse_run_config(["--config", "no-validation.yaml"])
     assert run.data.dataset == "photos" and run.data.validation_split is None
     with pytest.raises(ValueError, match=r"must be one of \['train'\]"):
