@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from dualcodebook_hf.files import atomic_folder, write_json
+from dualcodebook_hf.figures import code_colours
+from dualcodebook_hf.files import atomic_folder
 from dualcodebook_hf.hub.space import STATIC_BUILD, static_readme
 from dualcodebook_hf.loading import load_tokenizer
 from dualcodebook_hf.onnx_export import export_onnx
@@ -49,8 +50,14 @@ def main() -> None:
             for path in sorted(folder.rglob("*"))
             if path.suffix in (".onnx", ".wasm")
         }
-        examples = [f"{name}.jpg" for name in EXAMPLES]
-        write_json(folder / "build.json", {"dualcodebook_hf": __version__, "sizes": sizes, "examples": examples})
+        codebooks = model.quantize.codebooks.items()
+        content = {
+            "dualcodebook_hf": __version__,
+            "sizes": sizes,
+            "examples": [f"{name}.jpg" for name in EXAMPLES],
+            "colours": {name: code_colours(codebook.codes()).tolist() for name, codebook in codebooks},
+        }
+        (folder / "build.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(static_readme(), encoding="utf-8")
     print(f"written to {arguments.output}")
 

@@ -45,7 +45,7 @@ from dualcodebook_hf.demo.mixing import (  # noqa: E402
     replace_tokens,
     swap,
 )
-from dualcodebook_hf.demo.reading import UploadReader, read_upload  # noqa: E402
+from dualcodebook_hf.demo.reading import LARGEST_SHOWN, UploadReader, read_upload  # noqa: E402
 
 
 def draw(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -264,7 +264,7 @@ def test_models_of_one_name_keep_their_own_labels_and_show_no_folder(folders):
 def test_large_images_are_shrunk_and_the_page_says_so(tmp_path):
     Image.new("RGB", (2000, 1500)).save(tmp_path / "a.png")
     upload = read_upload(tmp_path / "a.png")
-    assert upload.image.width * upload.image.height <= 1024 * 1024
+    assert upload.image.width * upload.image.height <= LARGEST_SHOWN
     assert upload.file_size == (2000, 1500)
     assert upload.notes == [f"shrunk from 2000 x 1500 to {upload.image.width} x {upload.image.height} pixels, "
                             "this app's limit"]  # fmt: skip

@@ -91,7 +91,7 @@ def test_what_is_neither_data_nor_a_known_format_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither a folder with data"):
         load_images(tmp_path / "empty")
     (tmp_path / "picture.png").touch()
-    with pytest.raises(ValueError, match=r"a folder or a \.parquet file"):
+    with pytest.raises(ValueError, match=r"a folder or a \.parquet or \.tar file"):
         load_images(tmp_path / "picture.png")
 
 

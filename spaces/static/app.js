@@ -1,6 +1,6 @@
 // The page: what a visitor does, and what is shown then. The work is done in worker.js.
 
-import { drawPixels, drawTokens, readPicture, tokenColour } from "./pictures.js";
+import { drawPixels, drawTokens, readPicture } from "./pictures.js";
 import { fileName, gridOf, readTokens, tokenBytes, writeTokens } from "./tokens.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,7 +9,7 @@ const SMALLEST_SHOWN = 384; // CSS pixels of the longer side; smaller pictures a
 const ALONE = 3; // a code alone is the middle of so many of it, a side
 
 // picture: {name, width, height, pixels?, bytes?, fileSize?}; without pixels it came from a token file.
-const state = { tokenizer: null, picture: null, tokens: null, fresh: null, h: 0, w: 0, undo: [], cell: null, only: "" };
+const state = { tokenizer: null, colours: null, picture: null, tokens: null, fresh: null, h: 0, w: 0, undo: [], cell: null, only: "" };
 const brush = { blob: null, name: "", tokens: null };
 let generation = 0; // of the picture that is shown: what comes for an older one is dropped
 let jobs = 0;
@@ -233,7 +233,7 @@ function drawMaps() {
     const map = $(`map-${index}`);
     const ids = plane(state.tokens, index);
     const bright = state.cell && state.cell.picked ? ids[cellIndex()] : null;
-    drawTokens(map.querySelector("canvas"), ids, state.h, state.w, bright);
+    drawTokens(map.querySelector("canvas"), ids, state.h, state.w, state.colours[name], bright);
     map.style.width = fitted(1000, state.w, state.h, 60);
     map.setAttribute("aria-label", `${name} tokens, ${state.w} columns and ${state.h} rows`);
     map.nextSibling.textContent = `${name}: ${new Set(ids).size} of ${size} codes`;
@@ -548,7 +548,7 @@ async function main() {
   listen();
   const started = await busy("Loading…", async () => {
     const [tokenizer, build] = await Promise.all([getJson("onnx/tokenizer.json"), getJson("build.json")]);
-    state.tokenizer = tokenizer;
+    Object.assign(state, { tokenizer, colours: build.colours });
     makeMaps();
     addChoices();
     addExamples(build.examples);

@@ -43,33 +43,13 @@ function sizeWithin(width, height, maxPixels) {
   return sides[1] === 1 ? [Math.min(sides[0], maxPixels), 1] : sides;
 }
 
-/** The colour of a token, as the figures of dualcodebook_hf have it: [r, g, b]. OKLCH, neighbouring ids far apart. */
-export function tokenColour(id) {
-  const hue = 2 * Math.PI * ((id * 0.6180339887498949) % 1);
-  const lightness = 0.5 + 0.36 * ((id * 0.7548776662466927) % 1);
-  const chroma = 0.06 + 0.08 * ((id * 0.5698402909980532) % 1);
-  const [a, b] = [chroma * Math.cos(hue), chroma * Math.sin(hue)];
-  const l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3;
-  const m = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3;
-  const s = (lightness - 0.0894841775 * a - 1.291485548 * b) ** 3;
-  const linear = [
-    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-    -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
-  ];
-  return linear.map((value) => {
-    const held = Math.min(Math.max(value, 0), 1);
-    return Math.round(255 * (held <= 0.0031308 ? 12.92 * held : 1.055 * held ** (1 / 2.4) - 0.055));
-  });
-}
-
-/** Draws ids (h * w) on a canvas, one pixel a token; those that are not `bright` are faded. */
-export function drawTokens(canvas, ids, h, w, bright = null) {
+/** Draws ids (h * w) on a canvas, one pixel a token, in `colours` [r, g, b] of each code; those that are not `bright` fade. */
+export function drawTokens(canvas, ids, h, w, colours, bright = null) {
   canvas.width = w;
   canvas.height = h;
   const image = new ImageData(w, h);
   ids.forEach((id, index) => {
-    image.data.set([...tokenColour(id), bright === null || id === bright ? 255 : 60], 4 * index);
+    image.data.set([...colours[id], bright === null || id === bright ? 255 : 60], 4 * index);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
 }

@@ -39,7 +39,7 @@ def photo(tmp_path) -> Path:
 def upload(page: Page, path: Path) -> None:
     """Gives the page a picture and waits for its numbers, in which the file's name appears."""
     page.locator("#picture input[type=file]").set_input_files(path)
-    expect(page.locator("#about")).to_contain_text(path.name)
+    expect(page.locator("#about")).to_contain_text(path.name, timeout=120_000)  # a megapixel, on a busy machine
 
 
 def tab(page: Page, name: str) -> None:
@@ -236,6 +236,7 @@ def test_painted_squares_take_other_tokens(visit, model, photo, tmp_path):
     upload(page, photo)
     tab(page, "Mix")
     page.locator("#other input[type=file]").set_input_files(tmp_path / "other.png")
+    expect(page.locator("#paint .grid")).to_have_attribute("data-width", "320", timeout=120_000)
     page.get_by_role("button", name="Clear").click()
     expect(page.locator("#mixed")).to_contain_text("0 of 520 tokens")
     page.get_by_label("Brush").select_option("1 square")
@@ -362,7 +363,7 @@ def test_a_long_picture_squeezes_nothing(visit, photo, tmp_path):
     image = page.locator("#slider img").first.bounding_box()
     assert image["width"] / 12_000 * 100 > 90  # the picture itself, as high as can be looked at
     tab(page, "Look inside")
-    expect(page.locator("#cell")).to_contain_text("of 6, column")
+    expect(page.locator("#cell")).to_contain_text("of 6, column", timeout=120_000)
     assert page.locator("#map-0 .grid").bounding_box()["height"] > 60
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 

@@ -33,7 +33,7 @@ def add_detokenize_dataset(command: Parser) -> None:
     add_output(output, "the data set of images; one that is there is continued", "detokenized-dataset")
     add_shard(output)
     tokenizer = command.add_argument_group("the tokenizer")
-    add_model(tokenizer)
+    add_model(tokenizer, fast=True)
     add_other_weights(tokenizer, nargs=0)
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..image_processing_dualcodebook import read_image, resize_to_max_pixels
+from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, read_image, resize_to_max_pixels
 
 LARGEST_UPLOAD = 52_000_000  # pixels of an image file: 50-megapixel cameras; at worst (16-bit grey) 2 GB while read
+LARGEST_SHOWN = 2 * DEFAULT_MAX_PIXELS  # pixels after shrinking; what exceeds one megapixel is done in tiles
 LONGEST_SIDE = 16_000  # pixels after shrinking: WebP ends at 16,383, and a line of pixels pads to f lines
 READING_SECONDS = 30  # the largest uploads take a few
 # Formats that PIL decodes itself, or with a library of its own, and that are told by their first bytes.
@@ -36,7 +37,7 @@ class Upload:
 
     Attributes:
         name: of the file, without its folder.
-        image: RGB, shrunk to one megapixel.
+        image: RGB, shrunk to `LARGEST_SHOWN` pixels.
         file_size: (W, H) of the file's image.
         file_bytes: of the file.
         notes: what was done to the file's image, in words.
@@ -104,7 +105,7 @@ class UploadReader:
 
 
 def read_upload(path: str | Path) -> Upload:
-    """Reads an uploaded image file (see `read_image`) and shrinks it to one megapixel.
+    """Reads an uploaded image file (see `read_image`) and shrinks it to `LARGEST_SHOWN` pixels.
 
     Raises Rejected, naming the file without its folder, when it cannot be read or is too large or too long.
     """
@@ -112,11 +113,11 @@ def read_upload(path: str | Path) -> Upload:
     with named_without_folder(path):
         animated, transparent = _peek(path)
         file_image = read_image(path)
-    image, notes = resize_to_max_pixels(file_image), []
+    image, notes = resize_to_max_pixels(file_image, LARGEST_SHOWN), []
     if max(image.size) > LONGEST_SIDE:
         raise Rejected(
             f"'{path.name}' of {_size_text(file_image.size)} pixels is too long for this app: "
-            f"at one megapixel its longer side must not exceed {LONGEST_SIDE:,} pixels"
+            f"at two megapixels its longer side must not exceed {LONGEST_SIDE:,} pixels"
         )
     if image.size != file_image.size:
         notes.append(f"shrunk from {_size_text(file_image.size)} to {_size_text(image.size)} pixels, this app's limit")

@@ -55,7 +55,10 @@ class TokenSource:
 
     def open(self) -> OpenSource:
         """Opens the split; no image is read yet. Raises ValueError as `load_images` does, and for unknown columns."""
+        import pyarrow as pa
+
         rows = load_images(self.dataset, self.config, self.split, self.image_column, self.streaming)
+        pa.default_memory_pool().release_unused()  # what the preparation of a data set took, before the model comes
         for name in self.columns:
             if name not in rows.features or name == self.image_column:
                 others = sorted(set(rows.features) - {self.image_column})

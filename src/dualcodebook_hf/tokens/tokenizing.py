@@ -40,7 +40,7 @@ class TokenizeJob:
         num_shards: None: one for each 10,000 rows, or for each file of a stream.
         model: folder or Hub id; None: the embedded checkpoint.
         device: None: CUDA where there is one; with several, that of the process's number.
-        dtype: of the network.
+        dtype: of the network, float32 or float16; bfloat16: of its convolutions, the sums stay in float32.
         batch_size: crops in one forward pass.
         workers: threads that read and crop images; None: one for each core that the process may use.
         on_bad_image: what an image that cannot be read does, "error" or "skip".
@@ -81,8 +81,7 @@ class TokenizeJob:
         source = self.source.open()
         num_shards = check_num_shards(self.num_shards, source)
         job = replace(self, num_shards=num_shards)
-        model, weights = load_tokenizer_with_hash(job.model, device=_own_device(job.device), dtype=job.dtype)
-        optimize_for_inference(model, torch.float32 if job.dtype == "float32" else None)
+        model, weights = _load(job)
         info = TokenDatasetInfo.of_model(
             model,
             weights,
@@ -94,6 +93,15 @@ class TokenizeJob:
         )
         info.create(Path(job.output))
         return ShardTokenizer(job, source, model, info)
+
+
+def _load(job: TokenizeJob) -> tuple[DualCodebookVQModel, str]:
+    """The model, made fast, and its weights' hash. No choice is left to the machine: all processes make the same."""
+    inside = job.dtype == "bfloat16"
+    dtype = "float32" if inside else job.dtype
+    model, weights = load_tokenizer_with_hash(job.model, device=_own_device(job.device), dtype=dtype)
+    compile = model.device.type == "cuda" and job.augmentation.kind != "none"  # images of many sizes: many compilations
+    return optimize_for_inference(model, torch.bfloat16 if inside else torch.float32, compile), weights
 
 
 def check_num_shards(wanted: int | None, source: OpenSource) -> int:
@@ -207,8 +215,14 @@ class ShardTokenizer:
         The device works on a batch while the one before is fetched and written.
         """
         before: tuple[list[tuple[SourceRow, _Decoded]], torch.Tensor] | None = None
-        for batch in _batches(images, max(1, self.job.batch_size // self.job.augmentation.count)):
-            tokens = self._tokens(np.concatenate([image.crops.pixels for _, image in batch]))
+        count = max(1, self.job.batch_size // self.job.augmentation.count)
+        for batch in _batches(images, count):
+            pixels = np.concatenate([image.crops.pixels for _, image in batch])
+            if self.model.device.type == "cuda" and self.job.augmentation.kind != "none":
+                # A compiled network's sums depend on the shapes that it saw before: so there is only one.
+                missing = count * self.job.augmentation.count - len(pixels)
+                pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
+            tokens = self._tokens(pixels)
             if before is not None:
                 yield from _with_tokens(*before)
             before = batch, tokens
@@ -249,9 +263,9 @@ def _batches(images: Iterable[tuple[SourceRow, _Decoded]], count: int) -> Iterat
 def _with_tokens(
     batch: Sequence[tuple[SourceRow, _Decoded]], tokens: torch.Tensor
 ) -> Iterator[tuple[SourceRow, _Decoded, np.ndarray]]:
-    values = tokens.cpu().numpy().astype(np.uint16)
-    for (row, image), own in zip(batch, np.split(values, len(batch)), strict=True):
-        yield row, image, own
+    values, count = tokens.cpu().numpy().astype(np.uint16), len(batch[0][1].crops.pixels)
+    for number, (row, image) in enumerate(batch):
+        yield row, image, values[number * count : (number + 1) * count]
 
 
 def _columns(row: SourceRow, image: _Decoded, tokens: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
