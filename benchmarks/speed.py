@@ -262,7 +262,9 @@ def table(record: dict[str, Any]) -> str:
             ]
         )
     peaks = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in record["convolution_peak"].items())
-    return f"{markdown_table(header, cells)}\n\nThe machine's own 3 x 3 convolution: {peaks}."
+    protocol = record["protocol"]
+    taken = f"{protocol['size']} x {protocol['size']}, {protocol['rounds']} rounds"
+    return f"{markdown_table(header, cells)}\n\nImages of {taken}. The machine's own 3 x 3 convolution: {peaks}."
 
 
 if __name__ == "__main__":
