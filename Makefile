@@ -19,8 +19,8 @@ demo: .venv/.installed ## reconstruct pictures with the embedded checkpoint, int
 static-space: .venv/.installed ## the tokenizer as a page that runs in the browser, into build/static-space; needs npm
 	$(BIN)/python scripts/static_space.py
 
-test: .venv/.installed ## the default tests
-	$(BIN)/python -m pytest
+test: .venv/.installed ## the default tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: .venv/.installed ## the slow tests too
 	$(BIN)/python -m pytest -m ''

@@ -14,6 +14,8 @@ FIELDS = [(section, spec.name) for section, kind in CLASSES.items() for spec in 
 SOURCES = Path(dualcodebook_hf.__file__).parent
 # Read by diffusers' pipelines, not by us.
 READ_BY_OTHERS = {"scaling_factor", "force_upcast"}
+# By properties beside them: `report_to` by `trackers`, the rest by `encoder_layers`, `decoder_widths`, `decoder_layers`.
+READ_THROUGH = {"report_to", "layers_per_level", "decoder_block_out_channels", "decoder_layers_per_level"}
 
 
 def test_every_field_is_read_somewhere():
@@ -32,8 +34,8 @@ def test_every_field_is_read_somewhere():
                     parts = [part.value for part in node.values if isinstance(part, ast.Constant)]
                     if len(node.values) == 2 and len(parts) == 1 and parts[0].startswith("_"):
                         read |= {f"{part}{parts[0]}" for part in ("global", "local")}
-    assert "trackers" in read  # the property that splits `report_to`
-    assert {name for _, name in FIELDS} - read - {"report_to"} == READ_BY_OTHERS
+    assert {"trackers", "encoder_layers", "decoder_widths", "decoder_layers"} <= read
+    assert {name for _, name in FIELDS} - read - READ_THROUGH == READ_BY_OTHERS
 
 
 def test_no_name_stands_in_two_sections():

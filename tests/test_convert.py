@@ -17,6 +17,7 @@ from torch import nn
 
 from dualcodebook_hf import DualCodebookImageProcessor, DualCodebookVQModel
 from dualcodebook_hf.cli import convert as command
+from dualcodebook_hf.flags import Parser
 from dualcodebook_hf.convert import convert_checkpoint
 
 WIDTHS = (32, 32, 64)
@@ -573,9 +574,9 @@ def test_nothing_is_overwritten_and_wrong_names_are_told_apart(tmp_path):
 
 def test_the_command_converts_and_says_what_it_did(tmp_path, capsys):
     torch.save(vqgan_state(), tmp_path / "a.ckpt")
-    parser = argparse.ArgumentParser()
-    command.add_command(parser.add_subparsers())
-    arguments = parser.parse_args(["convert", str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "ours")])
+    parser = Parser()
+    command.add_convert(parser)
+    arguments = parser.parse_args([str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "ours")])
     assert arguments.run(arguments) == 0
     printed = capsys.readouterr().out
     assert "taming: a.ckpt" in printed and "2 dropped: training loss" in printed and "quantizer single" in printed

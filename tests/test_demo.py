@@ -385,7 +385,7 @@ def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_pa
     [
         (["--models", "no/such/model"], "`--model.?` must be a folder or a Hub id .* got 'no/such/model'"),
         (["--model", "no/such/model"], "`--model.?` must be a folder or a Hub id .* got 'no/such/model'"),
-        (["--port", "0"], "--port: must be a whole number of at least 1, got '0'"),
+        (["--port", "0"], "`--port` must be a whole number of at least 1, got '0'"),
         (["--port", "70000"], "`--host` 127.0.0.1 and `--port` 70000 cannot be used"),
         (["--host", "256.1.1.1"], "`--host` 256.1.1.1 and `--port` 7860 cannot be used"),
     ],

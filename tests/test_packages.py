@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: list(map(Requirement, lines)) for name, lines in PROJECT["optional-dependencies"].items()}
 DEVELOPMENT = {needed.name for extra in ("dev", "docs") for needed in EXTRAS[extra]} - {"pytest"}
 # Those that could not be installed where the floors were run; docs/versions.md says why.
-NOT_RUN = {"torch", "torch-fidelity"}
+NOT_RUN = {"torch", "torch-fidelity", "ray"}
 
 
 def pins(file):

@@ -129,7 +129,7 @@ class DualCodebookCore(TilingMixin, _Module):
 
     def _latents(self, x: torch.Tensor) -> torch.Tensor:
         self._check_pixels(x)
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.dtype and not _is_autocast(x):
             x = x.to(self.dtype)
         x = pad_to_multiple(x, self.downsample_factor)
         return torch.cat([self._encode(part) for part in x.split(1)]) if self.use_slicing else self._encode(x)
@@ -286,6 +286,11 @@ class DualCodebookCore(TilingMixin, _Module):
                 raise ValueError(
                     f"`tokens` of the {name} codebook must lie in [0, {codebook.size}), got [{low}, {high}]"
                 )
+
+
+def _is_autocast(x: torch.Tensor) -> bool:
+    # The question is an error for devices without autocast, such as meta.
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _check_range(pixels: torch.Tensor) -> None:

@@ -118,6 +118,17 @@ class TrainedModel:
         records = Records.read(self.saved.folder, **self.records)
         return model_card(records, repo_id or f"you/{self.saved.name}", license=license, figures=figures, onnx=onnx)
 
+    def copy_to(self, folder: Path) -> None:
+        """Weights and configuration, as diffusers' face writes them, and the records."""
+        shutil.copyfile(self.weights, folder / SAFETENSORS_WEIGHTS_NAME)
+        if self.weights.name == SAFETENSORS_WEIGHTS_NAME:
+            shutil.copyfile(self.saved.folder / CONFIG, folder / CONFIG)
+        else:
+            Records.read(self.saved.folder).model().save_config(folder)
+        for key, path in self.records.items():
+            content = read_json(path) or {}
+            write_json(folder / RECORDS[key], public_record(content) if key == "train" else content)
+
 
 def prepare_folder(
     run: str | Path,
@@ -162,16 +173,9 @@ def prepare_folder(
         check_exportable(tokenizer)
     with atomic_folder(folder) as partial:
         partial.mkdir()
-        shutil.copyfile(model.weights, partial / SAFETENSORS_WEIGHTS_NAME)
-        if model.weights.name == SAFETENSORS_WEIGHTS_NAME:
-            shutil.copyfile(model.saved.folder / CONFIG, partial / CONFIG)
-        else:  # as diffusers' face writes it
-            Records.read(model.saved.folder).model().save_config(partial)
+        model.copy_to(partial)
         if processor.is_file():
             shutil.copyfile(processor, partial / PROCESSOR_CONFIG)
-        for key, path in model.records.items():
-            content = read_json(path) or {}
-            write_json(partial / RECORDS[key], public_record(content) if key == "train" else content)
         if sample:
             shutil.copyfile(sample, partial / SAMPLES)
         if originals:
