@@ -81,7 +81,8 @@ def measure(arguments: argparse.Namespace, device: str, folder: Path) -> dict[st
     tokenizer = job.prepare()
     numbers = iter(range(shards))
     model = tokenizer.model
-    pixels = torch.rand(arguments.images, 3, arguments.size, arguments.size, device=model.device, dtype=model.dtype)
+    pixels = torch.rand(arguments.images, 3, arguments.size, arguments.size) * 2 - 1
+    pixels = pixels.to(model.device, model.dtype)
     calls = {
         READY: lambda: [model.tokenize(batch).cpu() for batch in pixels.split(arguments.batch_size)],
         WRITTEN: lambda: tokenizer.write(next(numbers)),
