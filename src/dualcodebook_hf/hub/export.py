@@ -162,11 +162,7 @@ def prepare_folder(
         check_exportable(tokenizer)
     with atomic_folder(folder) as partial:
         partial.mkdir()
-        shutil.copyfile(model.weights, partial / SAFETENSORS_WEIGHTS_NAME)
-        if model.weights.name == SAFETENSORS_WEIGHTS_NAME:
-            shutil.copyfile(model.saved.folder / CONFIG, partial / CONFIG)
-        else:  # as diffusers' face writes it
-            Records.read(model.saved.folder).model().save_config(partial)
+        _copy_model(model, partial)
         if processor.is_file():
             shutil.copyfile(processor, partial / PROCESSOR_CONFIG)
         for key, path in model.records.items():
@@ -181,6 +177,15 @@ def prepare_folder(
             export_onnx(tokenizer, partial)
         (partial / CARD).write_text(card, encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
+
+
+def _copy_model(model: TrainedModel, folder: Path) -> None:
+    """The weights and config.json, as diffusers' face names and writes them."""
+    shutil.copyfile(model.weights, folder / SAFETENSORS_WEIGHTS_NAME)
+    if model.weights.name == SAFETENSORS_WEIGHTS_NAME:
+        shutil.copyfile(model.saved.folder / CONFIG, folder / CONFIG)
+    else:
+        Records.read(model.saved.folder).model().save_config(folder)
 
 
 def reconstruction_sheet(tokenizer: DualCodebookVQModel, originals: Sequence[Image.Image]) -> Image.Image:
