@@ -153,7 +153,7 @@ def works(model):
     """An image through the network, without storage."""
     factor, config = model.downsample_factor, model.config
     pixels = torch.empty(1, config.in_channels, 2 * factor, 2 * factor)
-    latents = model.encode(pixels).latents
+    latents = model._latents(pixels)  # `encode` of transformers' face quantizes too, which needs values
     assert latents.shape == (1, config.vq_embed_dim, 2, 2)
     sample = model.decode(latents, force_not_quantize=True).sample
     assert sample.shape == (1, config.out_channels, 2 * factor, 2 * factor)
