@@ -14,7 +14,7 @@ FIELDS = [(section, spec.name) for section, kind in CLASSES.items() for spec in 
 SOURCES = Path(dualcodebook_hf.__file__).parent
 # Read by diffusers' pipelines, not by us.
 READ_BY_OTHERS = {"scaling_factor", "force_upcast"}
-# By properties beside them: `report_to` by `trackers`, the rest by `encoder_layers`, `decoder_widths`, `decoder_layers`.
+# By properties beside them: `trackers`, `encoder_layers`, `decoder_widths`, `decoder_layers`.
 READ_THROUGH = {"report_to", "layers_per_level", "decoder_block_out_channels", "decoder_layers_per_level"}
 
 

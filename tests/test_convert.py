@@ -17,8 +17,8 @@ from torch import nn
 
 from dualcodebook_hf import DualCodebookImageProcessor, DualCodebookVQModel
 from dualcodebook_hf.cli import convert as command
-from dualcodebook_hf.flags import Parser
 from dualcodebook_hf.convert import convert_checkpoint
+from dualcodebook_hf.flags import Parser
 
 WIDTHS = (32, 32, 64)
 
