@@ -20,7 +20,7 @@ from dualcodebook_hf.configuration_fields import (
     DualCodebookFields,
 )
 
-CASES = 2000
+CASES = 800
 SECONDS = 120  # of CPU time, for all of them: little for one that hangs
 EXTRA_MEMORY = 3 * 2**30  # of addresses, not of memory in use
 

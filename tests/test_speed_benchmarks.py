@@ -61,6 +61,7 @@ def test_tokens_are_equal_where_latents_are():
     assert speed.equal_tokens(latents, torch.randn_like(latents)) < 0.1
 
 
+@pytest.mark.slow
 def test_speed_prints_a_table_and_writes_json(config, tmp_path, capsys):
     file = tmp_path / "speed.json"
     data, small = str(tmp_path / "data"), ["--size", "32", "--images", "2", "--rounds", "1"]
@@ -74,6 +75,7 @@ def test_speed_prints_a_table_and_writes_json(config, tmp_path, capsys):
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_the_trainer_takes_the_plain_step(config, tmp_path, capsys, fresh_accelerate):
     pytest.importorskip("accelerate")
     pytest.importorskip("torchmetrics")
@@ -87,6 +89,7 @@ def test_the_trainer_takes_the_plain_step(config, tmp_path, capsys, fresh_accele
     assert training.table(record) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_is_what_a_pass_adds(tiny_config):
     if not memory.RESET.exists():
         pytest.skip("not on Linux")
