@@ -9,8 +9,8 @@ help: ## this list
 
 .venv/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints-cpu.txt torch
-	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --no-compile -c constraints-cpu.txt torch
+	$(BIN)/pip install --quiet --no-compile -c constraints-cpu.txt -e ".[dev]"
 	touch $@
 
 demo: .venv/.installed ## reconstruct pictures with the embedded checkpoint, into demo/
@@ -48,7 +48,7 @@ test-faults: .venv/.installed ## kills, full disks, damaged files, fuzzed inputs
 	$(BIN)/python -m pytest -m '' tests/faults
 
 test-ray: .venv/.installed ## tokenize-dataset on a Ray cluster of two workers, one of which is killed; installs ray
-	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[ray]"
+	$(BIN)/pip install --quiet --no-compile -c constraints-cpu.txt -e ".[ray]"
 	$(BIN)/python -m pytest -m '' tests/cluster
 
 # mosaicml-streaming asks for transformers below 5: what of it reads MDS is installed beside, without what it asks for.

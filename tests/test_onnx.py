@@ -112,6 +112,7 @@ def test_a_search_over_more_codes_than_one_tile(images) -> None:
         assert EncoderGraph(model)(images).equal(model.tokenize(images))
 
 
+@pytest.mark.slow
 def test_the_programs(tiny_model, tmp_path) -> None:
     assert export_programs(tiny_model, tmp_path).passes()
     encode, decode = (
@@ -173,6 +174,7 @@ def test_what_is_missing_is_named(exported, tmp_path) -> None:
         OnnxTokenizer.from_pretrained(exported[0], variant="half")
 
 
+@pytest.mark.slow
 def test_the_graphs_are_published_with_the_model_on_demand(model, tmp_path) -> None:
     model.save_pretrained(tmp_path / "run")
     names = prepare_folder(tmp_path / "run", tmp_path / "plain", "me/tok")
