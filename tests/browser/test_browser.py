@@ -363,7 +363,7 @@ def test_a_long_picture_squeezes_nothing(visit, photo, tmp_path):
     image = page.locator("#slider img").first.bounding_box()
     assert image["width"] / 12_000 * 100 > 90  # the picture itself, as high as can be looked at
     tab(page, "Look inside")
-    expect(page.locator("#cell")).to_contain_text("of 6, column", timeout=120_000)
+    expect(page.locator("#cell")).to_contain_text("of 7, column", timeout=120_000)
     assert page.locator("#map-0 .grid").bounding_box()["height"] > 60
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 

@@ -40,13 +40,7 @@ def connect(handlers: Handlers, page: SimpleNamespace) -> None:
     )
     start.failure(handlers.give_up, None, [*outputs.first, *outputs.inside, *outputs.mix], **PRIVATE)
     looked = start.success(handlers.look_inside, page.shown, outputs.inside, show_progress_on=inside.maps, **LATEST)
-    looked.success(
-        handlers.open_mix,
-        [page.shown, mix.image, page.cell, mix.which, mix.source],
-        outputs.mix,
-        show_progress_on=[mix.mixed, *mix.swapped],
-        **LATEST,
-    )
+    looked.success(handlers.open_mix, [page.shown, page.cell, mix.which], outputs.mix, **LATEST)
     source.left.change(
         handlers.compare, [page.shown, source.left], outputs.compared, show_progress_on=[result.slider], **LATEST
     )
@@ -71,8 +65,9 @@ def _connect_grids(handlers: Handlers, page: SimpleNamespace, outputs: SimpleNam
             handlers.name_source, [page.shown, page.cell], mix.source, show_progress="hidden", **LATEST
         )
         named.success(**repaint)
+    # One listener for both, so that of two that overlap the later one wins.
     gr.on(
-        mix.path.change,
+        [mix.path.change, mix.opened.change],
         handlers.take_other,
         [page.shown, mix.image, *settings],
         outputs.others,
@@ -98,7 +93,7 @@ def _outputs(page: SimpleNamespace) -> SimpleNamespace:
         found=found,
         inside=[inside.empty, inside.page, *inside.maps, inside.pair, *inside.halves, inside.usage, *found],
         others=others,
-        mix=[mix.empty, mix.page, mix.grid, mix.which, mix.source, *others],
+        mix=[mix.empty, mix.page, mix.grid, mix.which, mix.source, mix.opened],
     )
 
 
@@ -111,7 +106,9 @@ def fill_first(handlers: Handlers, page: SimpleNamespace) -> None:
     _fill(outputs.first, handlers.show_image(picture, label, ORIGINAL, progress=lambda *_, **__: None))
     _fill(outputs.inside, handlers.look_inside(page.shown.value))
     cell = page.cell.value
-    _fill(outputs.mix, handlers.open_mix(page.shown.value, other, cell, EVERY_CODEBOOK, OTHERS))
+    _fill(outputs.mix, handlers.open_mix(page.shown.value, cell, EVERY_CODEBOOK))
+    settings = (page.mix.grid.value, cell, EVERY_CODEBOOK, OTHERS)
+    _fill(outputs.others, handlers.take_other(page.shown.value, other, *settings))
     # The files stay as long as the app does.
     page.source.image.keep_in_cache.update(str(path) for path in Path(get_upload_folder()).rglob("*") if path.is_file())
 

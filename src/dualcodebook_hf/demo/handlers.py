@@ -94,7 +94,7 @@ class Handlers:
 
     def give_up(self) -> list[Any]:
         """All tabs without a picture, after a failure of the app's own."""
-        return [*self.nothing(FAILURE), *self.look_inside(None), *self.open_mix(None, None, None, "", "")]
+        return [*self.nothing(FAILURE), *self.look_inside(None), *self.open_mix(None, None, "")]
 
     def compare(self, shown: Shown | None, left: str) -> list[Any]:
         """[slider, downloads, rates], with the original or another model's reconstruction on the slider's left."""
@@ -175,10 +175,10 @@ class Handlers:
         names = self.model(shown.label).codebooks
         return [f"{name} code {id_}" if len(names) > 1 else f"code {id_}" for name, id_ in zip(names, ids, strict=True)]
 
-    def open_mix(self, shown: Shown | None, other: dict | None, cell: Cell | None, which: str, source: str) -> list:
-        """[hint, page, grid, which, source, other tokens, problem, pair, 2 swapped, mixed]."""
+    def open_mix(self, shown: Shown | None, cell: Cell | None, which: str) -> list[Any]:
+        """[hint, page, grid, which, source, what is open: another value for every result]."""
         if shown is None:
-            return [gr.update(visible=True), gr.update(visible=False), *[gr.skip()] * 9]
+            return [gr.update(visible=True), gr.update(visible=False), *[gr.skip()] * 3, None]
         model = self.model(shown.label)
         region = mixing.first_region(*shown.result.tokens.shape[1:])
         factor = model.tokenizer.downsample_factor
@@ -192,7 +192,7 @@ class Handlers:
             gr.update(value=mixing.region_text(region), picture=grid),
             gr.update(choices=choices, value=which, visible=len(names) > 1),
             self.name_source(shown, cell),
-            *self.take_other(shown, other, mixing.region_text(region), cell, which, source),
+            shown.files["reconstruction"],
         ]
 
     def name_source(self, shown: Shown | None, cell: Cell | None) -> Any:
@@ -266,16 +266,17 @@ class Handlers:
 
     def open_tokens(self, file: dict | None, label: str) -> list[Any]:
         """[images of a token file, a line about them]."""
+        nothing = gr.update(value=None, visible=False)
         if file is None:
-            return [None, ""]
+            return [nothing, ""]
         try:
             model = self.model(label).tokenizer
             images = inspection.read_image_tokens(model, file["path"])
         except Rejected as error:
-            return [None, fragments.problem(str(error))]
+            return [nothing, fragments.problem(str(error))]
         decoded = [(decode_tokens(model, image.tokens, image.size), image.name) for image in images]
         note = fragments.opened_note([(image.name, image.size[::-1]) for image in images])
-        return [gr.update(value=decoded, selected_index=0), note]
+        return [gr.update(value=decoded, selected_index=0, visible=True), note]
 
     def read(self, file: dict | None) -> Upload:
         """An upload. Raises Rejected for one that cannot be used."""

@@ -217,6 +217,7 @@ def _lay_out_mix(examples: Mapping[str, Path]) -> SimpleNamespace:
         page=page,
         image=other,
         path=gr.State(),
+        opened=gr.State(),
         examples=buttons,
         problem=problem,
         grid=grid,
