@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from datasets import concatenate_datasets
 from datasets.table import embed_table_storage
-from timing import add_timing, in_turns, machine, set_up, speedup, speedup_text
+from timing import add_timing, in_turns, machine, report, set_up, speedup, speedup_text
 
 from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.evaluation.table import markdown_table
-from dualcodebook_hf.files import public_name, write_json
+from dualcodebook_hf.files import public_name
 from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.tokens.augment import Augmentation
 from dualcodebook_hf.tokens.source import TokenSource
@@ -51,17 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_timing(parser, rounds=3)
     arguments = parser.parse_args(argv)
-    try:
-        device = set_up(arguments)
-        with tempfile.TemporaryDirectory() as folder:
-            record = measure(arguments, device, Path(folder))
-    except ValueError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    print(table(record))
-    if arguments.json:
-        write_json(arguments.json, record)
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return report(parser, lambda: measure(arguments, set_up(arguments), Path(folder)), table, arguments.json)
 
 
 def measure(arguments: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:

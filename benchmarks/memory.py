@@ -20,11 +20,10 @@ import psutil
 import torch
 from cost import model_arguments
 from speed import BASE, build
-from timing import machine
+from timing import machine, report
 
 from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.evaluation.table import markdown_table
-from dualcodebook_hf.files import write_json
 from dualcodebook_hf.loading import check_device
 
 # Linux: writing 5 there sets the highest resident size back to the present one.
@@ -40,21 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     arguments = parser.parse_args(argv)
-    try:
-        device, config = check_device(arguments.device), model_arguments(arguments.config)
-        if device == "cpu" and not RESET.exists():
-            raise ValueError("`--device cpu` must be on Linux, which says how much a process took at its highest")
-    except ValueError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+    return report(parser, lambda: measure_all(arguments), table, arguments.json)
+
+
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record that is printed and written."""
+    device, config = check_device(arguments.device), model_arguments(arguments.config)
+    if device == "cpu" and not RESET.exists():
+        raise ValueError("`--device cpu` must be on Linux, which says how much a process took at its highest")
     names = list(build(config, device))
     cases = [(name, size, batch) for size in arguments.sizes for batch in arguments.batch_sizes for name in names]
     rows = [measured(config, device, *case) for case in cases]
-    record = {"protocol": {"config": arguments.config, "threads": 1, "machine": machine(device)}, "rows": rows}
-    print(table(record))
-    if arguments.json:
-        write_json(arguments.json, record)
-    return 0
+    return {"protocol": {"config": arguments.config, "threads": 1, "machine": machine(device)}, "rows": rows}
 
 
 def measured(config: dict[str, Any], device: str, name: str, size: int, batch: int) -> dict[str, Any]:

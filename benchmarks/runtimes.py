@@ -1,6 +1,6 @@
 """One tokenizer in every runtime, side by side: CPU time, memory, size on disk, equality. All rows in one run:
 
-    python benchmarks/runtimes.py --exported DIR --static build/static-space --output docs/speed/runtimes.json
+    python benchmarks/runtimes.py --exported DIR --static build/static-space --json docs/speed/runtimes.json
 
 `DIR` is what `dualcodebook export --int8` wrote. Each runtime gets a process of its own with one thread and does the
 same pictures of scikit-image, centre crops of 256 pixels, one by one, `--rounds` times. Time is the median CPU time of
@@ -24,9 +24,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 PICTURES = ("astronaut", "coffee", "chelsea", "rocket")
 SIDE = 256
@@ -41,23 +45,35 @@ RUNTIMES = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    """Prints the table and writes the record; or, as a process of its own, one runtime's numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exported", type=Path, required=True, help="of `dualcodebook export --int8`")
     parser.add_argument("--static", type=Path, help="of `make static-space`; without it there is no browser's row")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--runtime", choices=RUNTIMES, help=argparse.SUPPRESS)  # what a process of its own does
     arguments = parser.parse_args()
     if arguments.runtime:
         measure = measure_browser if arguments.runtime == "browser" else measure_here
-        print(json.dumps(measure(arguments)))
-        return
-    rows = {name: run(name, arguments) for name in RUNTIMES if name != "browser" or arguments.static}
-    from dualcodebook_hf.files import write_json
+        print(json.dumps(measure(arguments)))  # read by `run`
+        return 0
+    from timing import report  # imports torch, which the processes of other runtimes are to be without
 
-    write_json(arguments.output, {"conditions": conditions(arguments), "rows": compare(rows, arguments)})
-    print(arguments.output.read_text())
+    return report(parser, lambda: measure_all(arguments), table, arguments.json)
+
+
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record that is printed and written."""
+    from importlib import metadata
+
+    from timing import machine
+
+    rows = {name: run(name, arguments) for name in RUNTIMES if name != "browser" or arguments.static}
+    protocol = {"pictures": list(PICTURES), "side": SIDE, "rounds": arguments.rounds, "threads": 1}
+    protocol |= {"machine": machine("cpu"), "onnxruntime": metadata.version("onnxruntime")}
+    protocol |= {"load_average": os.getloadavg()[0]}
+    return {"protocol": protocol, "rows": compare(rows, arguments)}
 
 
 def table(record: dict) -> str:
@@ -116,6 +132,7 @@ def measure_here(arguments: argparse.Namespace) -> dict:
 
 
 def timed(seconds: list[float], function: Callable, value: np.ndarray) -> np.ndarray:
+    """The function's value; its CPU time is noted."""
     began = time.process_time()
     result = function(value)
     seconds.append(time.process_time() - began)
@@ -195,6 +212,7 @@ def measure_browser(arguments: argparse.Namespace) -> dict:
 
 
 def read_downloads(found: dict) -> dict:
+    """What `measure_here` gives, of what the page let us save."""
     import io
 
     from safetensors.numpy import load
@@ -234,10 +252,17 @@ def memory_of_children() -> int:
 
 def compare(rows: dict[str, dict], arguments: argparse.Namespace) -> list[dict]:
     """The table's rows: the tokens and pictures of each beside torch's."""
+    from dualcodebook_hf.image_processing_dualcodebook import to_pixels
+    from dualcodebook_hf.metrics.images import psnr
+
+    def in_0_1(image: Image.Image) -> torch.Tensor:
+        return (to_pixels(image)[None] + 1) / 2
+
     reference, compared = rows["torch"], []
     for name, row in rows.items():
         equal = np.mean([np.mean(np.equal(*pair)) for pair in zip(row["tokens"], reference["tokens"], strict=True)])
-        psnr = [peak_signal(picture, image) for picture, image in zip(row["pictures"], crops(), strict=True)]
+        pictures = [Image.fromarray(np.array(picture, np.uint8)) for picture in row["pictures"]]
+        values = [psnr(in_0_1(one), in_0_1(other)).item() for one, other in zip(pictures, crops(), strict=True)]
         compared.append(
             {
                 "runtime": name,
@@ -246,18 +271,14 @@ def compare(rows: dict[str, dict], arguments: argparse.Namespace) -> list[dict]:
                 "memory_bytes": row["memory"],
                 "file_bytes": size_of(name, arguments),
                 "tokens_equal": float(equal),
-                "psnr": float(np.mean(psnr)),
+                "psnr": float(np.mean(values)),
             }
         )
     return compared
 
 
-def peak_signal(picture: list, image: Image.Image) -> float:
-    error = np.square(np.asarray(picture, np.float64) - np.asarray(image, np.float64)).mean()
-    return 10 * np.log10(255**2 / error)
-
-
 def size_of(name: str, arguments: argparse.Namespace) -> int:
+    """Bytes of a runtime's own files."""
     from dualcodebook_hf.loading import default_checkpoint
 
     if name == "torch":
@@ -268,21 +289,5 @@ def size_of(name: str, arguments: argparse.Namespace) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def conditions(arguments: argparse.Namespace) -> dict:
-    from importlib import metadata
-
-    versions = {name: metadata.version(name) for name in ("torch", "onnxruntime", "numpy")}
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":")
-    return {
-        "cpu": cpu.split(":")[1].strip(),
-        "threads": 1,
-        "pictures": list(PICTURES),
-        "side": SIDE,
-        "rounds": arguments.rounds,
-        "versions": versions,
-        "load_average": os.getloadavg()[0],
-    }
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from cost import cost, model_arguments
 from diffusers import VQModel
-from timing import add_timing, convolution_peak, in_turns, machine, set_up, speedup, speedup_text
+from timing import add_timing, convolution_peak, in_turns, machine, report, set_up, speedup, speedup_text
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli.inputs import positive
@@ -32,7 +32,7 @@ from dualcodebook_hf.evaluation.codecs import available_codecs
 from dualcodebook_hf.evaluation.data import EvaluationData
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.evaluation.table import markdown_table
-from dualcodebook_hf.files import public_name, write_json
+from dualcodebook_hf.files import public_name
 from dualcodebook_hf.image_processing_dualcodebook import to_image
 from dualcodebook_hf.inference import fastest_dtype, optimize_for_inference
 
@@ -66,16 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_timing(parser, rounds=5)
     arguments = parser.parse_args(argv)
-    try:
-        device = set_up(arguments)
-        record = measure(arguments, device)
-    except ValueError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    print(table(record))
-    if arguments.json:
-        write_json(arguments.json, record)
-    return 0
+    return report(parser, lambda: measure(arguments, set_up(arguments)), table, arguments.json)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 
 from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.evaluation.evaluator import hardware
+from dualcodebook_hf.files import write_json
 from dualcodebook_hf.inference import time_in_turns
 from dualcodebook_hf.loading import check_device
 
@@ -45,6 +47,24 @@ def set_up(arguments: argparse.Namespace) -> str:
     if arguments.clock == "cpu" and (device != "cpu" or torch.get_num_threads() != 1):
         raise ValueError("`--clock cpu` must come with `--device cpu --threads 1`: it adds up what threads take")
     return device
+
+
+def report(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[], dict[str, Any]],
+    table: Callable[[dict], str],
+    json: Path | None,
+) -> int:
+    """A benchmark's command line: measures, prints the table, writes the record; 2 and one line for bad input."""
+    try:
+        record = measure()
+    except ValueError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(table(record))
+    if json:
+        write_json(json, record)
+    return 0
 
 
 def in_turns(

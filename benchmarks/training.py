@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timing import add_timing, convolution_peak, in_turns, machine, set_up, speedup, speedup_text
+from timing import add_timing, convolution_peak, in_turns, machine, report, set_up, speedup, speedup_text
 
 from dualcodebook_hf.backbone import last_convolution
 from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.evaluation.table import markdown_table
-from dualcodebook_hf.files import public_name, write_json
+from dualcodebook_hf.files import public_name
 from dualcodebook_hf.perceptual.vgg import VGG16Features
 from dualcodebook_hf.training.adversary import _frozen
 from dualcodebook_hf.training.arguments import parse_run_config
@@ -95,16 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flags", nargs="+", default=[], metavar="NAME=VALUE", help="of the trainer, for both")
     add_timing(parser, rounds=5)
     arguments = parser.parse_args(argv)
-    try:
-        device = set_up(arguments)
-        record = measure(arguments, device)
-    except ValueError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    print(table(record))
-    if arguments.json:
-        write_json(arguments.json, record)
-    return 0
+    return report(parser, lambda: measure(arguments, set_up(arguments)), table, arguments.json)
 
 
 def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.configuration_dualcodebook import config_hash
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
+from dualcodebook_hf.inference import optimize_for_inference
 from dualcodebook_hf.metrics.images import psnr, ssim
 from dualcodebook_hf.reconstruction import reconstruct_image
 from dualcodebook_hf.tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
+from dualcodebook_hf.weights import weights_hash
 
 pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
@@ -35,6 +37,7 @@ from dualcodebook_hf.demo.inspection import (  # noqa: E402
     cell_patches,
     read_image_tokens,
     same_code,
+    save_image_tokens,
     usage,
 )
 from dualcodebook_hf.demo.mixing import (  # noqa: E402
@@ -45,7 +48,7 @@ from dualcodebook_hf.demo.mixing import (  # noqa: E402
     replace_tokens,
     swap,
 )
-from dualcodebook_hf.demo.reading import LARGEST_SHOWN, UploadReader, read_upload  # noqa: E402
+from dualcodebook_hf.demo.reading import LARGEST_SHOWN, Upload, UploadReader, read_upload  # noqa: E402
 
 
 def draw(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -368,7 +371,10 @@ def test_the_page_says_what_a_models_tokens_take_and_shows_its_card(folders):
     assert single.rate().startswith("4 x 4 pixels become one of 20 codes: 0.2701 bits per pixel")
     assert dual.card().split() == ["##", "Card", "Text", "###", "Part"]
     assert single.card() == ""
-    assert ServedModel("owner/name", dual.tokenizer, None).card() == "[owner/name](https://huggingface.co/owner/name)"
+    assert (
+        ServedModel("owner/name", dual.tokenizer, dual.weights, None).card()
+        == "[owner/name](https://huggingface.co/owner/name)"
+    )
 
 
 def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_path):
@@ -377,7 +383,19 @@ def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_pa
                         config_hash(models[0].config))  # fmt: skip
     save_tokens(tmp_path / "a.safetensors", content)
     with pytest.raises(ValueError, match="have 4,400,000 pixels together"):
-        read_image_tokens(models[0], tmp_path / "a.safetensors")
+        read_image_tokens(models[0], weights_hash(models[0]), tmp_path / "a.safetensors")
+
+
+def test_token_files_name_the_weights_of_the_models_file_whatever_makes_it_fast(folders, models, tmp_path):
+    from dualcodebook_hf.demo.models import load_models
+
+    (served,) = load_models([str(folders[0])]).values()
+    assert served.weights == weights_hash(models[0])
+    fast = optimize_for_inference(served.tokenizer, torch.bfloat16)
+    upload = Upload("a.png", Image.new("RGB", (4, 4)), (4, 4), 1, [])
+    path = save_image_tokens(fast, served.weights, upload, torch.zeros(2, 1, 1, dtype=torch.long), tmp_path)
+    assert load_tokens(path).weights_sha256 == served.weights
+    assert len(read_image_tokens(fast, served.weights, path)) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
@@ -38,17 +39,7 @@ datasets = pytest.importorskip("datasets")
 pq = pytest.importorskip("pyarrow.parquet")
 
 COUNT, SIZE = 11, 16
-TINY = {
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention": False,
-    "global_codebook_size": 32,
-    "local_codebook_size": 16,
-    "global_dim": 8,
-    "local_dim": 4,
-    "global_transformer_layers": 0,
-}
+MODEL = {**TINY, "global_transformer_layers": 0}
 
 
 def picture(number: int) -> Image.Image:
@@ -65,7 +56,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
     torch.manual_seed(0)
-    model = DualCodebookVQModel(**TINY)
+    model = DualCodebookVQModel(**MODEL)
     for codebook in model.quantize.codebooks.values():
         codebook.set_codes(torch.randn(codebook.size, codebook.dim) * 0.3)
     model.save_pretrained(folder := tmp_path_factory.mktemp("model"))

@@ -116,8 +116,7 @@ def _push(arguments: argparse.Namespace) -> int:
     options = {"private": arguments.private, "overwrite": arguments.overwrite}
     model = {"RUN": arguments.folder, "--repo-id": arguments.repo_id}
     details = {"--metrics": arguments.metrics, "--license": arguments.license, "--no-samples": not arguments.samples}
-    details["--onnx"] = arguments.onnx
-    details["--image"] = arguments.image
+    details |= {"--onnx": arguments.onnx, "--image": arguments.image}
     if arguments.space:
         given = [flag for flag, value in {**model, **details}.items() if value]
         if given:
@@ -139,8 +138,7 @@ def _push(arguments: argparse.Namespace) -> int:
         from ..hub import push_model
 
         options |= {"license": arguments.license, "metrics": arguments.metrics, "samples": arguments.samples}
-        options["onnx"] = arguments.onnx
-        options["images"] = arguments.image
+        options |= {"onnx": arguments.onnx, "images": arguments.image}
         url = push_model(arguments.folder, arguments.repo_id, **options)
     print(f"published: {url}")
     return 0

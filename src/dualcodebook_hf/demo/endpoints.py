@@ -26,20 +26,20 @@ class Endpoints:
 
     def tokenize(self, image: dict | None, model: str) -> str:
         """A picture to its token file (.safetensors)."""
-        tokenizer, upload = self._handlers.model(model).tokenizer, self._handlers.read(image)
-        tokens = tokenize_image(tokenizer, upload.image)
-        return str(inspection.save_image_tokens(tokenizer, upload, tokens, new_folder()))
+        served, upload = self._handlers.model(model), self._handlers.read(image)
+        tokens = tokenize_image(served.tokenizer, upload.image)
+        return str(inspection.save_image_tokens(served.tokenizer, served.weights, upload, tokens, new_folder()))
 
     def detokenize(self, file: dict | None, model: str, picture: float) -> Image.Image:
         """A token file to a picture; of several, the one of this number, counted from 1."""
-        tokenizer = self._handlers.model(model).tokenizer
+        served = self._handlers.model(model)
         if file is None:
             raise Rejected("`file` must be a token file, got nothing")
-        images = inspection.read_image_tokens(tokenizer, file["path"])
+        images = inspection.read_image_tokens(served.tokenizer, served.weights, file["path"])
         if picture not in range(1, len(images) + 1):
             raise Rejected(f"`picture` must be a whole number from 1 to {len(images)}, got {picture}")
         chosen = images[int(picture) - 1]
-        return decode_tokens(tokenizer, chosen.tokens, chosen.size)
+        return decode_tokens(served.tokenizer, chosen.tokens, chosen.size)
 
 
 def add_endpoints(handlers: Handlers, **options: object) -> None:

@@ -270,11 +270,11 @@ class Handlers:
         if file is None:
             return [nothing, ""]
         try:
-            model = self.model(label).tokenizer
-            images = inspection.read_image_tokens(model, file["path"])
+            served = self.model(label)
+            images = inspection.read_image_tokens(served.tokenizer, served.weights, file["path"])
         except Rejected as error:
             return [nothing, fragments.problem(str(error))]
-        decoded = [(decode_tokens(model, image.tokens, image.size), image.name) for image in images]
+        decoded = [(decode_tokens(served.tokenizer, image.tokens, image.size), image.name) for image in images]
         note = fragments.opened_note([(image.name, image.size[::-1]) for image in images])
         return [gr.update(value=decoded, selected_index=0, visible=True), note]
 
@@ -308,7 +308,7 @@ class Handlers:
     def _token_file(self, model: ServedModel, upload: Upload, result: Reconstruction) -> list[Any]:
         """The button that downloads it, and a line about it."""
         try:
-            path = inspection.save_image_tokens(model.tokenizer, upload, result.tokens, new_folder())
+            path = inspection.save_image_tokens(model.tokenizer, model.weights, upload, result.tokens, new_folder())
         except Rejected as error:  # a codebook of more codes than a token file can number
             return [gr.update(label="Download tokens", value=None, interactive=False), fragments.remark(str(error))]
         codebooks, rows, columns = result.tokens.shape

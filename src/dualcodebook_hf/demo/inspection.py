@@ -104,20 +104,24 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image if factor == 1 else image.resize(tuple(side * factor for side in image.size), Image.Resampling.NEAREST)
 
 
-def save_image_tokens(model: DualCodebookVQModel, upload: Upload, tokens: torch.Tensor, folder: Path) -> Path:
+def save_image_tokens(
+    model: DualCodebookVQModel, weights_sha256: str, upload: Upload, tokens: torch.Tensor, folder: Path
+) -> Path:
     """Writes one image's tokens (codebooks, h, w) into a token file in `folder`, named after the image.
+
+    The hash is that of the model's own file, as `weights_hash` gives it.
 
     Raises Rejected for a model whose tokens no file can hold.
     """
     path = folder / f"{Path(upload.name).stem[:LONGEST_STEM]}.safetensors"
     image = TokenizedImage(upload.name, upload.image.size[::-1], tokens)
     with named_without_folder(path):
-        save_tokens(path, TokenFile.of_model(model, [image]))
+        save_tokens(path, TokenFile.of_model(model, [image], weights_sha256))
     return path
 
 
-def read_image_tokens(model: DualCodebookVQModel, path: str | Path) -> Sequence[TokenizedImage]:
-    """The images of a token file that this model can decode.
+def read_image_tokens(model: DualCodebookVQModel, weights_sha256: str, path: str | Path) -> Sequence[TokenizedImage]:
+    """The images of a token file that this model, of a file with such a hash, can decode.
 
     Raises Rejected, naming the file without its folder, for any other file, and for more than four megapixels or
     `MOST_IMAGES` pictures.
@@ -125,7 +129,7 @@ def read_image_tokens(model: DualCodebookVQModel, path: str | Path) -> Sequence[
     path = Path(path)
     with named_without_folder(path):
         content = load_tokens(path)
-        content.check_model(model, path.name)
+        content.check_model(model, path.name, weights_sha256=weights_sha256)
     if len(content.images) > MOST_IMAGES:
         raise Rejected(f"'{path.name}' holds {len(content.images):,} pictures; this app decodes at most {MOST_IMAGES}")
     pixels = sum(image.tokens[0].numel() for image in content.images) * content.downsample_factor**2

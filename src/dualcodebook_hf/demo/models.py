@@ -15,7 +15,7 @@ from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import code_colours
 from ..files import public_name
 from ..inference import optimize_for_inference
-from ..loading import EMBEDDED, default_checkpoint, load_tokenizer, tokenizer_label
+from ..loading import EMBEDDED, default_checkpoint, load_tokenizer_with_hash, tokenizer_label
 from ..metrics.tokens import bits_per_pixel
 from ..tokens.file import token_bytes
 
@@ -32,12 +32,14 @@ class ServedModel:
 
     Attributes:
         label: its name on the page; of a folder no more than its last part.
-        tokenizer: the model itself.
+        tokenizer: the model itself, made fast.
+        weights: SHA-256 of its file's, by which token files know it.
         folder: with its files; None for a Hub id.
     """
 
     label: str
     tokenizer: DualCodebookVQModel
+    weights: str
     folder: Path | None
 
     @cached_property
@@ -84,14 +86,14 @@ def load_models(names: Sequence[str] | None) -> dict[str, ServedModel]:
     """
     models: dict[str, ServedModel] = {}
     for name in names or [None]:
-        model = optimize_for_inference(load_tokenizer(name, argument="models"))
+        model, weights = load_tokenizer_with_hash(name, argument="models")
         label = tokenizer_label(name)
         label = label if label == EMBEDDED else public_name(name)
         if (model.config.in_channels, model.config.out_channels) != (3, 3):
             raise ValueError(f"the model '{name}' must have 3 channels, got {model.config.in_channels}")
         label = label if label not in models else f"{label} ({len(models) + 1})"
         folder = Path(name or default_checkpoint()).expanduser()
-        models[label] = ServedModel(label, model, folder if folder.is_dir() else None)
+        models[label] = ServedModel(label, optimize_for_inference(model), weights, folder if folder.is_dir() else None)
     return models
 
 
