@@ -37,7 +37,8 @@ class App:
 
     def __init__(self, demo, url: str) -> None:
         self.demo, self.url, self.folder = demo, url, Path(get_upload_folder())
-        self.http = httpx.Client(base_url=url, timeout=TIMEOUT)
+        # After an error in its code a server answers 500 and closes: a connection of its own for each request.
+        self.http = httpx.Client(base_url=url, timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
 
     def upload(self, name: str, content: bytes) -> str:
         answer = self.http.post("gradio_api/upload", files={"files": (name, content)})

@@ -72,7 +72,7 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
         self.token_embeddings = nn.ModuleList(nn.Embedding(size + 1, hidden_size) for size in codebook_sizes)
         self.class_embedding = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None
         self.positions = nn.Parameter(torch.empty(1, hidden_size, *sample_size))
-        self.dropout = nn.Dropout(dropout)
+        self.embedding_dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_attention_heads, round(mlp_ratio * hidden_size), dropout) for _ in range(num_layers)
         )
@@ -116,7 +116,7 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
         x = x.flatten(1, 2)
         if labels is not None:
             x = torch.cat([self.class_embedding(labels)[:, None], x], 1)
-        x = self.dropout(x)
+        x = self.embedding_dropout(x)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, x)
