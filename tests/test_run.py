@@ -46,6 +46,8 @@ class LineTask:
     """Linear regression with noise from the global generator, which a resume must restore, too."""
 
     validates = True
+    goal = ("error", False)
+    errors = None  # in place of what is measured
 
     def __init__(self, arguments, width=3, dies_at=None):
         self.arguments, self.width, self.dies_at = arguments, width, dies_at
@@ -97,6 +99,8 @@ class LineTask:
 
     def validate(self):
         assert not self.network.training
+        if self.errors:
+            return {"error": self.errors.pop(0)}, None
         return {"error": float((self.network.weight.detach() - SLOPES).square().sum())}, Image.new("RGB", (4, 4))
 
     def export(self, folder):
@@ -160,6 +164,44 @@ def test_six_steps_equal_three_then_a_sudden_end_then_three(tmp_path):
     assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-6", tmp_path / "cut" / "checkpoint-6")
     finals = [load_file(tmp_path / name / "final" / "line.safetensors")["weight"] for name in ("whole", "cut")]
     assert torch.equal(*finals)
+
+
+def test_a_run_without_a_better_validation_ends_and_keeps_the_best_model(tmp_path):
+    """Validated after every second update: the second is the best one; two more were patience."""
+    shared = {"max_train_steps": 40, "validation_steps": 2, "patience": 2, "checkpoints_total_limit": 0}
+    trainer = trainer_of(tmp_path, checkpointing_steps=2, **shared)
+    trainer.task.errors = [3.0, 1.0, 2.0, 1.0, 0.5]
+    said = trainer.train()
+    assert (
+        said
+        == f"finished after 8 updates (`patience`), no validation has been better since update 4: {tmp_path / 'best'}"
+    )
+    best, saved = (
+        load_file(tmp_path / place / "line.safetensors")["weight"] for place in ("best", "checkpoint-4/model")
+    )
+    assert torch.equal(best, saved) and not torch.equal(best, weight(trainer))
+    forget_accelerate()
+    resumed = trainer_of(tmp_path, resume_from_checkpoint="latest", **shared)
+    assert resumed.train() == said and resumed.progress.step == 8
+
+
+def test_patience_goes_on_where_it_was(tmp_path):
+    """Cut after the first of two stale validations, a run ends where the whole one does."""
+    shared = {"max_train_steps": 40, "validation_steps": 2, "checkpointing_steps": 2, "patience": 2}
+    cut = trainer_of(tmp_path, dies_at=6, **shared)
+    cut.task.errors = [1.0, 0.5, 2.0]
+    with pytest.raises(KeyError, match="lost its power"):
+        cut.train()
+    forget_accelerate()
+    resumed = trainer_of(tmp_path, resume_from_checkpoint="latest", **shared)
+    assert (resumed.progress.best, resumed.progress.best_step, resumed.progress.stale) == (0.5, 4, 1)
+    resumed.task.errors = [0.5, 0.4]
+    assert "after 8 updates" in resumed.train()
+
+
+def test_patience_needs_validations(tmp_path):
+    with pytest.raises(ValueError, match="`patience` 3 needs `validation_steps` above 0, got 0"):
+        trainer_of(tmp_path, patience=3)
 
 
 def test_what_is_exported_is_the_moving_average_of_the_weights(tmp_path):

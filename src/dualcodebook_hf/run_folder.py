@@ -22,6 +22,7 @@ class RunFolder:
     - checkpoint-N/: the state of the run after update N; its model/ is for `from_pretrained`
     - damaged-checkpoint-N/: one that `resume_from_checkpoint: latest` could not use
     - final/: the model at the end, for `from_pretrained`
+    - best/: with `patience`, the model of the best validation
     - samples/step-N.png: validation images above their reconstructions
     - logs/: TensorBoard's
     """
@@ -32,6 +33,11 @@ class RunFolder:
     def final(self) -> Path:
         """The model that the run ended with."""
         return self.path / "final"
+
+    @property
+    def best(self) -> Path:
+        """The model of the best validation, whether it exists or not."""
+        return self.path / "best"
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint after `step` updates, whether it exists or not."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "export-tokens": ("token_datasets.add_export_tokens", "token data set -> what trainers of generators read"),
     "evaluate": ("evaluate.add_evaluate", "measure tokenizers on a split of a data set"),
     "train": ("train.add_train", "train a tokenizer"),
+    "train-generator": ("train.add_train_generator", "train a generator on a tokenizer's tokens"),
     "convert": ("convert.add_convert", "turn other tokenizers' weights into a folder of ours"),
     "export": ("export.add_export", "write a tokenizer as ONNX graphs and torch.export programs"),
     "card": ("publish.add_card", "write the model card of a trained model"),
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if argv[:1] == ["train"]:  # flags of accelerate's launcher may stand before its own
-            from .train import train
+        if argv[:1] in (["train"], ["train-generator"]):  # flags of accelerate's launcher may stand before their own
+            from .train import train, train_generator
 
-            return train(argv[1:])
+            return (train if argv[0] == "train" else train_generator)(argv[1:])
         parser = build_parser(argv[:1])
         arguments = parser.parse_args(argv)
         try:

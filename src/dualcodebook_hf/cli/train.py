@@ -1,4 +1,4 @@
-"""`dualcodebook train`: accelerate's launcher with signals, exit codes and early checks."""
+"""`dualcodebook train` and `train-generator`: accelerate's launcher with signals, exit codes and early checks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 from ..flags import Parser
+from ..loading import check_tokenizer_name
 from ..packages import require_package
-from ..presets import load_preset
-from ..training.arguments import CLASSES, naming_arguments, parse_run_config
+from ..presets import GENERATOR, load_preset
+from ..tokens.dataset import TokenDataset
+from ..training.arguments import CLASSES, DataArguments, naming_arguments, parse_run_config
 from ..training.parsing import DESCRIPTION, USAGE, add_fields
 from ..training.sources import open_splits
 
@@ -31,17 +33,54 @@ def train(argv: Sequence[str]) -> int:
     """
     launch_flags, flags = _split_at_dashes(argv)
     run = parse_run_config(flags)
+    _require_packages()
+    _open_images(run.data, bool(run.training.validation_steps))
+    return _launch(launch_flags, "dualcodebook_hf.training.train", flags)
+
+
+def add_train_generator(command: Parser) -> None:
+    """Adds the command's flags to its parser, for completion; `main` hands the words to `train_generator` whole."""
+    from ..generation import arguments
+
+    command.usage, command.description = USAGE, DESCRIPTION
+    add_fields(command, arguments.CLASSES, load_preset("tiny", GENERATOR), GENERATOR)
+
+
+def train_generator(argv: Sequence[str]) -> int:
+    """As `train`, for a generator."""
+    from ..generation.arguments import parse_generator_config
+
+    launch_flags, flags = _split_at_dashes(argv)
+    run = parse_generator_config(flags)
+    _require_packages()
+    check_tokenizer_name(run.data.tokenizer, "tokenizer")
+    if run.data.dataset:
+        _open_images(run.data, bool(run.training.validation_steps))
+    for name in ("tokens", "validation_tokens"):
+        folder = getattr(run.data, name)
+        if folder:
+            TokenDataset(folder, name)
+    return _launch(launch_flags, "dualcodebook_hf.generation.train", flags)
+
+
+def _require_packages() -> None:
     for package in ("accelerate", "datasets"):
         require_package(package, "train")
-    data, validated = run.data, run.data.validation_split if run.training.validation_steps else None
-    for name, split in (("train_split", data.train_split), ("validation_split", validated)):
-        with naming_arguments(name):
-            open_splits(data, split)
+
+
+def _open_images(data: DataArguments, validates: bool) -> None:
+    for name, split in (("train_split", data.train_split), ("validation_split", data.validation_split)):
+        if name == "train_split" or validates:
+            with naming_arguments(name):
+                open_splits(data, split)
+
+
+def _launch(launch_flags: Sequence[str], module: str, flags: Sequence[str]) -> int:
+    """Starts the launcher with a module that trains; returns its exit code."""
     launch_flags = complete_launch_flags(launch_flags)
     from ..training.processes import LAUNCHED  # it needs psutil
 
-    command = [sys.executable, "-m", "dualcodebook_hf.training.launch", *launch_flags]
-    command += ["-m", "dualcodebook_hf.training.train", *flags]
+    command = [sys.executable, "-m", "dualcodebook_hf.training.launch", *launch_flags, "-m", module, *flags]
     return _run_forwarding_signals(command, {**os.environ, LAUNCHED: str(os.getpid())})
 
 

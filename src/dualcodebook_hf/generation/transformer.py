@@ -112,7 +112,7 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
         labels = self._labels(tokens, class_labels)
         height, width = tokens.shape[2:]
         x = torch.stack([embed(part) for embed, part in zip(self.token_embeddings, tokens.unbind(1), strict=True)])
-        x = x.sum(0) + self._stretched(height, width).permute(0, 2, 3, 1)
+        x = x.sum(0) + self.stretched_positions(height, width).permute(0, 2, 3, 1)
         x = x.flatten(1, 2)
         if labels is not None:
             x = torch.cat([self.class_embedding(labels)[:, None], x], 1)
@@ -141,7 +141,8 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
             raise ValueError(f"`class_labels` must have shape ({len(tokens)},), got {tuple(class_labels.shape)}")
         return class_labels
 
-    def _stretched(self, height: int, width: int) -> torch.Tensor:
+    def stretched_positions(self, height: int, width: int) -> torch.Tensor:
+        """The learned positions for a grid of another size, (1, hidden_size, height, width), bicubic."""
         if self.positions.shape[2:] == (height, width):
             return self.positions
         stretched = F.interpolate(self.positions.float(), (height, width), mode="bicubic", align_corners=False)

@@ -31,6 +31,7 @@ class MetricSpec:
         load_network: device -> the pretrained network that it measures by. Such a metric is measured on demand only.
         needs: what the network needs, for the help of its flag.
         smallest_side: of the images, in pixels.
+        higher_is_better: false for distances.
     """
 
     title: str
@@ -40,6 +41,7 @@ class MetricSpec:
     load_network: Callable[[str | torch.device], Any] | None = None
     needs: str = ""
     smallest_side: int = 1
+    higher_is_better: bool = False
 
 
 def _mean(name: str, definition: str) -> Callable[[], ImageMetric]:
@@ -108,7 +110,11 @@ EFFNETLITE2 = {
 }
 IMAGE_METRICS: dict[str, MetricSpec] = {
     "psnr": MetricSpec(
-        "PSNR", 2, _mean("psnr", "dB, -10 log10(MSE over channels and pixels), MSE at least 1e-10"), unit="dB"
+        "PSNR",
+        2,
+        _mean("psnr", "dB, -10 log10(MSE over channels and pixels), MSE at least 1e-10"),
+        unit="dB",
+        higher_is_better=True,
     ),
     "ssim": MetricSpec(
         "SSIM",
@@ -117,6 +123,7 @@ IMAGE_METRICS: dict[str, MetricSpec] = {
             "ssim",
             "Gaussian window 11, sigma 1.5, population covariance, data_range 1, windows inside the image only",
         ),
+        higher_is_better=True,
     ),
     "ms_ssim": MetricSpec(
         "MS-SSIM",
@@ -125,6 +132,7 @@ IMAGE_METRICS: dict[str, MetricSpec] = {
             "ms_ssim",
             "5 scales, weights .0448 .2856 .3001 .2363 .1333 (fewer scales below 176 pixels), SSIM as above",
         ),
+        higher_is_better=True,
     ),
     "l1": MetricSpec("L1", 4, _mean("l1", "mean absolute error")),
     "swd": MetricSpec("SWD", 1, _sliced_wasserstein),

@@ -252,6 +252,7 @@ class TokenDataset:
 
     Args:
         folder: that `tokenize-dataset` wrote.
+        argument: what messages call it.
 
     Attributes:
         folder: as given.
@@ -261,16 +262,16 @@ class TokenDataset:
     Raises ValueError where it is none, or where shards are missing.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, argument: str = "tokens") -> None:
         self.folder = Path(folder).expanduser()
         info = TokenDatasetInfo.read(self.folder)
         if info is None:
-            raise ValueError(f"`tokens`: '{folder}' is no token data set: there is no {INFO} in it")
+            raise ValueError(f"`{argument}`: '{folder}' is no token data set: there is no {INFO} in it")
         missing = info.missing(self.folder)
         if missing:
             first = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
-                f"`tokens`: of the {info.num_shards} shards in '{folder}' {len(missing)} are missing ({first}): "
+                f"`{argument}`: of the {info.num_shards} shards in '{folder}' {len(missing)} are missing ({first}): "
                 "run the same `tokenize-dataset` again, which does them alone"
             )
         self.info = info

@@ -303,6 +303,7 @@ def naming_arguments(split: str) -> Iterator[None]:
 
 
 CLASSES = {"model": DualCodebookFields, "data": DataArguments, "training": TrainArguments}
+PROGRAM = "dualcodebook train"
 
 
 def parse_run_config(argv: Sequence[str]) -> RunConfig:
@@ -310,6 +311,6 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
 
     Ends the process with 0 for `--help`. Raises ValueError for every mistake.
     """
-    run = RunConfig(*parse_sections(argv, CLASSES, prog="dualcodebook train"))
+    run = RunConfig(*parse_sections(argv, CLASSES, PROGRAM))
     run.check()
     return run

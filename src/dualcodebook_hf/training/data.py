@@ -429,18 +429,24 @@ class ValidationImages:
 
         Says on stderr, once, which images are left out.
         """
+        for batch in self.numbered_batches(batch_size):
+            yield batch["pixel_values"]
+
+    def numbered_batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """As `batches`, each with "index", int64 (b,): the rows of all tables, of streams their numbers."""
         crops = self._crops()
         while chunk := list(itertools.islice(crops, batch_size)):
-            yield torch.stack(chunk)
+            index, pixels = zip(*chunk, strict=True)
+            yield {"pixel_values": torch.stack(pixels), "index": torch.tensor(index)}
 
-    def _crops(self) -> Iterator[torch.Tensor]:
+    def _crops(self) -> Iterator[tuple[int, torch.Tensor]]:
         reader = ImageReader(self.args.on_bad_image)
         self.skipped, count = reader.skipped, 0
         for index, split, row, place in self._streamed() if self.images.streaming else self._spread():
             image = reader.read(split, row, place)
             if image is not None:
                 count += 1
-                yield self.transform(image, 0, index)
+                yield index, self.transform(image, 0, index)
         if self.skipped and not count:
             raise self.skipped[-1]
         for error in self.skipped:

@@ -12,7 +12,7 @@ from operator import or_
 from typing import Any
 
 from ..flags import BOOLEANS, Parser, Switch, did_you_mean
-from ..presets import SHORT, load_preset, preset_names
+from ..presets import SHORT, TOKENIZER, PresetFamily, load_preset, preset_names
 
 USAGE = "%(prog)s [flags of `accelerate launch` --] [--config NAME|FILE] [--FLAG VALUE ...]"
 DESCRIPTION = (
@@ -24,7 +24,9 @@ WORDS = str | list[str]  # one text or several
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def parse_sections(argv: Sequence[str], classes: Mapping[str, type], prog: str) -> list[Any]:
+def parse_sections(
+    argv: Sequence[str], classes: Mapping[str, type], prog: str, family: PresetFamily = TOKENIZER
+) -> list[Any]:
     """`--config NAME|FILE` and flags -> an instance of each class, in order. Nothing is checked but the types.
 
     Every field is a flag, spelled with underscores or with dashes; `null` sets one to None that may be None. What
@@ -35,6 +37,7 @@ def parse_sections(argv: Sequence[str], classes: Mapping[str, type], prog: str) 
         argv: the command line, without the program's name.
         classes: {section of the YAML file: dataclass}, without a field name that two of them have.
         prog: the program's name in help and usage.
+        family: of the presets and files that `--config` names; one of its presets is `tiny`, the default.
 
     Ends the process with 0 for `--help`. Raises ValueError for an unknown flag or key, with the nearest known one, and
     for a value of the wrong type.
@@ -42,14 +45,14 @@ def parse_sections(argv: Sequence[str], classes: Mapping[str, type], prog: str) 
     chooser = Parser(prog=prog, add_help=False)
     chooser.add_argument("--config", default="tiny")
     chosen, _ = chooser.parse_known_args(argv)
-    sections = load_preset(chosen.config)
+    sections = load_preset(chosen.config, family)
     for section, content in sections.items():
         known = list(_fields(classes[section]))
         unknown = [str(name) for name in content if name not in known]
         if unknown:
             raise ValueError(f"unknown argument `{section}.{unknown[0]}`{did_you_mean(unknown[0], known, '`')}")
     parser = Parser(prog=prog, usage=USAGE, description=DESCRIPTION)
-    add_fields(parser, classes, sections)
+    add_fields(parser, classes, sections, family)
     given = parser.parse_args(argv)
     parts = []
     for section, kind in classes.items():
@@ -148,15 +151,21 @@ def _fields(kind: type) -> dict[str, Field]:
     return found
 
 
-def add_fields(parser: Parser, classes: Mapping[str, type], sections: Mapping[str, dict[str, Any]]) -> None:
+def add_fields(
+    parser: Parser,
+    classes: Mapping[str, type],
+    sections: Mapping[str, dict[str, Any]],
+    family: PresetFamily = TOKENIZER,
+) -> None:
     """Adds `--config`, and every field as a flag, in the groups that the fields' headings open.
 
     Args:
         parser: its flags' values come as text, true, false or lists of text, and those not given not at all.
         classes: see `parse_sections`.
         sections: {section: {field: value}}, the defaults that the help shows.
+        family: of the presets.
     """
-    names = ", ".join(preset_names())
+    names = ", ".join(preset_names(family))
     text = f"one of {names}, or a YAML file with the sections {', '.join(classes)} (default: tiny)"
     parser.add_argument("--config", metavar="NAME|FILE", default=argparse.SUPPRESS, help=text)
     for section, kind in classes.items():

@@ -124,6 +124,9 @@ class Trainer:
         final, step = self.folder.final, self.progress.step
         if step >= self.arguments.max_train_steps:
             return f"finished after {step} updates: {final}"
+        if self._out_of_patience:
+            since = f"no validation has been better since update {self.progress.best_step}: {self.folder.best}"
+            return f"finished after {step} updates (`patience`), {since}"
         reason = (self.stop.reason or "a request") if self.stop.requested else "max_train_minutes"
         return f"stopped by {reason} after {step} updates: {final}; `resume_from_checkpoint: latest` goes on"
 
@@ -135,7 +138,7 @@ class Trainer:
         self.network.train()
         self._waited, self._logged = 0.0, time.monotonic()  # seconds for data, and since when they are counted
         with self._tracking(), self._progress_bar() as bar:
-            while self.progress.step < arguments.max_train_steps:
+            while self.progress.step < arguments.max_train_steps and not self._out_of_patience:
                 group = self._next_group(batches, deadline)
                 if group is None:
                     break
@@ -145,10 +148,13 @@ class Trainer:
                 bar.update()
                 if self._is_due(arguments.logging_steps):
                     bar.set_postfix(self._log(terms, rates), refresh=False)
-                if self._is_due(arguments.checkpointing_steps):
-                    self._save()
+                if not arguments.patience:  # a validation that fails costs no checkpoint
+                    self._save_if_due()
                 if self.task.validates and self._is_due(arguments.validation_steps):
                     self._on_main(self._validate, "what was validated")
+                    self._share_patience()
+                if arguments.patience:  # the checkpoint knows how good its model is
+                    self._save_if_due()
             self._save()
             self._on_main(self._export_final, self.folder.final)
 
@@ -276,6 +282,8 @@ class Trainer:
 
     def _record_validation(self, metrics: dict[str, float], image: Image.Image | None) -> None:
         step = self.progress.step
+        if self.arguments.patience:
+            self._compare(metrics)
         self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step)
         if image is not None:
             path = self.folder.sample(step)
@@ -286,11 +294,31 @@ class Trainer:
         line = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         tqdm.write(f"step {step}: {line}", file=sys.stderr)
 
+    def _compare(self, metrics: dict[str, float]) -> None:
+        """Counts the validations since the best one, whose model is kept."""
+        name, higher_is_better = self.task.goal
+        value, progress = metrics[name], self.progress
+        if progress.best is None or (value > progress.best if higher_is_better else value < progress.best):
+            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+            with atomic_folder(self.folder.best, replace=True) as partial:
+                self._export(partial)
+        else:
+            progress.stale += 1
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return bool(self.arguments.patience) and self.progress.stale >= self.arguments.patience
+
+    def _share_patience(self) -> None:
+        """The main process alone validates; all of them stop together."""
+        if self._any(self._out_of_patience)[0]:
+            self.progress.stale = max(self.progress.stale, self.arguments.patience)
+
     def _log_image(self, image: Image.Image) -> None:
         for tracker in self.accelerator.trackers:
             if tracker.name in ("tensorboard", "wandb"):
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                images = {"validation/reconstructions": np.asarray(image)[None]}
+                images = {"validation/images": np.asarray(image)[None]}
                 tracker.log_images(images, self.progress.step, **layout)
 
     def _log(self, terms: dict[str, torch.Tensor], rates: dict[str, float]) -> dict[str, str]:
@@ -321,6 +349,10 @@ class Trainer:
         target = self.folder.checkpoint(self.progress.step)
         self._on_main(lambda: save_checkpoint(self.folder, self.progress.step, write, keep=keep), target)
         self._saved = self._place()
+
+    def _save_if_due(self) -> None:
+        if self._is_due(self.arguments.checkpointing_steps):
+            self._save()
 
     def _export(self, folder: Path) -> None:
         with self.averaged_weights():

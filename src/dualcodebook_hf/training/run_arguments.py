@@ -88,6 +88,10 @@ class RunArguments(Arguments):
     validation_steps: int = field(
         default=1000, metadata=described("validate every N updates; 0: never", heading="logs and checkpoints")
     )
+    patience: int = field(
+        default=0,
+        metadata=described("end after N validations in a row without a better one, whose model is in best/; 0: do not"),
+    )
     logging_steps: int = field(default=10, metadata=described("log the losses every N updates"))
     report_to: str = field(
         default="tensorboard",
@@ -125,6 +129,8 @@ class RunArguments(Arguments):
         one_of("lr_schedule", self.lr_schedule, SCHEDULES)
         at_least(self, 1, "max_train_steps", "train_batch_size", "gradient_accumulation_steps")
         at_least(self, 1, "logging_steps", "non_finite_limit")
+        if self.patience and not self.validation_steps:
+            raise ValueError(f"`patience` {self.patience} needs `validation_steps` above 0, got 0")
         numbers = [spec.name for spec in dataclasses.fields(self) if isinstance(spec.default, (int, float))]
         at_least(self, 0, *numbers)
         for name in self.trackers:

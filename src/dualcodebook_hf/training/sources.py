@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..image_datasets import KEY_COLUMN, ImageSplit, load_images
@@ -10,12 +11,15 @@ if TYPE_CHECKING:
     from .arguments import DataArguments
 
 
-def open_splits(args: DataArguments, split: str | list[str | None] | None) -> list[ImageSplit]:
-    """The split of each data set, not decoded, with no other column than the images' (and a webdataset's keys).
+def open_splits(
+    args: DataArguments, split: str | list[str | None] | None, columns: Sequence[str] = ()
+) -> list[ImageSplit]:
+    """The split of each data set, not decoded, with no other columns than the images' (and a webdataset's keys).
 
     Args:
         args: which data sets.
         split: their `train_split` or `validation_split`; a data set without one is left out.
+        columns: further ones that are kept, where a data set has them.
 
     Raises ValueError as `load_images` does.
     """
@@ -24,6 +28,6 @@ def open_splits(args: DataArguments, split: str | list[str | None] | None) -> li
     for dataset, config, name, column in sources:
         if name is not None:
             rows = load_images(dataset, config, name, column, args.streaming)
-            rows = rows.select_columns([key for key in (column, KEY_COLUMN) if key in rows.features])
+            rows = rows.select_columns([key for key in (column, KEY_COLUMN, *columns) if key in rows.features])
             found.append(ImageSplit(rows, dataset, name, column))
     return found

@@ -35,11 +35,17 @@ class Progress:
         step: updates taken.
         samples: samples consumed by all processes, which is the position in the data.
         skipped: updates skipped in a row because of a NaN or an infinity.
+        best: value of the task's goal at the best validation so far; None: there was none.
+        best_step: updates taken then.
+        stale: validations since then.
     """
 
     step: int = 0
     samples: int = 0
     skipped: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
 
 
 class RunState:
@@ -109,11 +115,13 @@ class RunState:
             with _reading(folder / _numbered("optimizer.bin", number)) as path:
                 _set_optimizer(part, torch.load(path, map_location="cpu", weights_only=True))
         with _reading(folder / PROGRESS) as path:
-            record = {name: _count(value) for name, value in read_json(path).items()}
+            record = read_json(path)
+            best = _number(record.pop("best", None))
+            record = {name: _count(value) for name, value in record.items()}
             processes = record.pop("processes")
             if self.ema is not None:
                 self.ema.optimization_step = record.pop("ema_updates")
-            progress = Progress(**record)
+            progress = Progress(**record, best=best)
         if self.ema is not None:
             with _reading(folder / EMA) as path:
                 _set_average(self.ema, self.network, load_file(path))
@@ -151,6 +159,12 @@ def _reading(path: Path) -> Iterator[Path]:
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise TypeError(f"must hold whole numbers, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and type(value) is not float:
+        raise TypeError(f"`best` must be a number or null, got {value!r}")
     return value
 
 

@@ -36,6 +36,7 @@ class Task(Protocol):
         network: the network that is averaged, validated and exported, without a distributed wrapper.
             It exists from `prepare` on.
         validates: whether there is something to validate on.
+        goal: the metric of `validate` by which validations are compared, and whether more of it is better.
     """
 
     @property
@@ -44,6 +45,8 @@ class Task(Protocol):
     def network(self) -> nn.Module: ...
     @property
     def validates(self) -> bool: ...
+    @property
+    def goal(self) -> tuple[str, bool]: ...
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
         """Raises ValueError when this task cannot continue from `checkpoint`; called before `prepare`."""

@@ -23,7 +23,7 @@ from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
 from ..inference import use_winograd
 from ..loading import load_tokenizer
-from ..metrics import NETWORK_METRICS, image_metrics, load_metric_network
+from ..metrics import IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..perceptual.distances import EfficientNetDistance
 from ..perceptual.efficientnet_lite import EfficientNetLite
 from ..perceptual.vgg import LPIPS
@@ -88,6 +88,12 @@ class TokenizerTask:
     def settings(self) -> dict[str, dict[str, Any]]:
         """The run's sections."""
         return self.run.to_dict()
+
+    @property
+    def goal(self) -> tuple[str, bool]:
+        """The first of `validation_metrics`."""
+        name = self.arguments.validation_metrics.split(",")[0]
+        return name, IMAGE_METRICS[name].higher_is_better
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
         """Raises ValueError when the checkpoint holds another model, or an adversary where this run has none."""
