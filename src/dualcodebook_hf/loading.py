@@ -14,12 +14,24 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded checkpoint"
 EMBEDDED_FOLDER = "dualcodebook_hf/checkpoints/tiny"  # the end of its path, on any machine
+PIPELINE_INDEX = "model_index.json"  # of a folder that holds a pipeline of diffusers
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
 def default_checkpoint() -> str:
     """Folder of the embedded checkpoint, inside the package; `from_pretrained` takes it like any other."""
     return str(Path(__file__).parent / "checkpoints" / "tiny")
+
+
+def default_generator() -> str:
+    """Folder of the embedded generator, inside the package, as `default_checkpoint`.
+
+    Raises ValueError while there is none.
+    """
+    folder = Path(__file__).parent / "checkpoints" / "generator"
+    if not (folder / PIPELINE_INDEX).is_file():
+        raise ValueError(f"there is no generator inside the package: '{folder}' is missing; name another by `model`")
+    return str(folder)
 
 
 def tokenizer_label(name: str | None) -> str:
@@ -33,16 +45,31 @@ def check_tokenizer_name(name: str | None, argument: str = "model") -> None:
     Args:
         argument: what the message calls `name`.
     """
+    if name is None and not Path(default_checkpoint()).is_dir():
+        raise ValueError(
+            f"the checkpoint inside the package is missing: '{default_checkpoint()}'; name another by `{argument}`"
+        )
+    _check_name(name or default_checkpoint(), argument, CONFIG)
+
+
+def check_generator_name(name: str | None, argument: str = "model") -> None:
+    """Raises ValueError unless `name` is a pipeline's folder, or a Hub id, or None and there is one in the package."""
     try:
-        path = Path(name or default_checkpoint()).expanduser()
+        _check_name(name or default_generator(), argument, PIPELINE_INDEX)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`model`", f"`{argument}`")) from error
+
+
+def _check_name(name: str, argument: str, file: str) -> None:
+    """Raises ValueError unless `name` is a folder that holds `file`, or a Hub id."""
+    try:
+        path = Path(name).expanduser()
         there, is_folder = path.exists(), path.is_dir()
     except (OSError, RuntimeError) as error:  # too long for a path, or in the home of a user that does not exist
         raise ValueError(f"`{argument}` must be a folder or a Hub id (owner/name), got '{name}': {error}") from error
     if is_folder:
-        if not (path / CONFIG).is_file():
-            raise ValueError(f"`{argument}`: there is no {CONFIG} in the folder '{path}'")
-    elif name is None:
-        raise ValueError(f"the checkpoint inside the package is missing: '{path}'; name another by `{argument}`")
+        if not (path / file).is_file():
+            raise ValueError(f"`{argument}`: there is no {file} in the folder '{path}'")
     elif there or not _HUB_ID.fullmatch(name):
         raise ValueError(f"`{argument}` must be a folder or a Hub id (owner/name), got '{name}', which is neither")
 
