@@ -28,7 +28,7 @@ class Start:
         tokens: int64 (n, codebooks, h, w), mask tokens among them; None: none were given.
         mask: boolean (1 or n, H, W), what is painted anew; None: no mask was given.
         positions: boolean (1 or n, h, w), where tokens may be hidden.
-        strength: share of these positions that is hidden.
+        strength: share of these positions that is hidden, in (0, 1].
     """
 
     size: tuple[int, int]
@@ -97,12 +97,14 @@ def read_start(
             f"`height` and `width` must be of an image of the tokens' grid {tuple(tokens.shape[2:])}, got {found}"
         )
     mask = None if mask_image is None else read_mask(mask_image, found, resize=wanted is not None)
-    positions = torch.ones(1, *grid, dtype=torch.bool)
+    some_hidden = tokens is not None and bool(_hidden(tokens, codebook_sizes).any())
     if mask is not None:
         positions = F.max_pool2d(mask[:, None].float(), factor, ceil_mode=True)[:, 0] > 0
-    some_hidden = tokens is not None and bool(_hidden(tokens, codebook_sizes).any())
+    else:  # hidden tokens alone say what is painted, unless there shall be more
+        positions = torch.full((1, *grid), strength is not None or not some_hidden)
     if strength is None:
-        strength = 1.0 if mask is not None else 0.0 if some_hidden else IMAGE_STRENGTH
+        image_to_image = mask is None and not some_hidden and (image is not None or tokens is not None)
+        strength = IMAGE_STRENGTH if image_to_image else 1.0
     start = Start(found, grid, pixels, None if tokens is None else tokens.long(), mask, positions, strength)
     check_start(start, codebook_sizes)
     return start
@@ -128,7 +130,7 @@ def check_start(start: Start, codebook_sizes: Sequence[int]) -> None:
     some = start.hidden_counts() > 0
     if start.tokens is not None:
         some = some | _hidden(start.tokens, codebook_sizes).flatten(1).any(1).cpu()
-    if not some.all():
+    if not (start.is_empty or some.all()):
         name = "strength" if start.mask is None or start.positions.flatten(1).any(1).all() else "mask_image"
         raise ValueError(f"`{name}` must leave something to paint in every image, and leaves nothing")
 

@@ -142,7 +142,7 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
                 is hidden when any of its pixels is white (at least .5); the tokens of all others stay.
             tokens: to begin from, instead of `image`: int64 (B, codebooks, h, w). Mask tokens in it are hidden.
             strength: share in (0, 1] of the positions, or of those under the mask, that are hidden, drawn by chance.
-                None: 1 with a mask; without one .5, or 0 where `tokens` holds hidden ones.
+                None: 1 with a mask; without one .5, or nothing more where `tokens` holds hidden ones.
             overlay: with `image` and `mask_image`, black pixels of the mask are the image's own in what is returned;
                 the edge is hard. False: everything is decoded from tokens.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; what it returns under
