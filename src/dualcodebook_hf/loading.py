@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +103,6 @@ def load_tokenizer(
     """
     check_tokenizer_name(name, argument)
     import torch
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     from .autoencoder_dualcodebook import DualCodebookVQModel
 
@@ -109,13 +110,9 @@ def load_tokenizer(
     path = Path(name or default_checkpoint()).expanduser()
     source = path if name is None or path.is_dir() else name
     if isinstance(source, str):
-        _check_cache(source, argument)
-    try:
+        check_cache(source, argument, CONFIG)
+    with naming_the_source(source, argument):
         model = DualCodebookVQModel.from_pretrained(source, dtype=getattr(torch, dtype))
-    # Whatever somebody's files make the libraries raise: a config.json of another shape gives Attribute- and KeyError.
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = _unreachable(str(source)) if _comes_from(error, LocalEntryNotFoundError) else error
-        raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
     return model.eval().to(device)
 
 
@@ -133,13 +130,31 @@ def load_tokenizer_with_hash(
     return model, found
 
 
-def _check_cache(name: str, argument: str) -> None:
+@contextmanager
+def naming_the_source(source: str | Path, argument: str) -> Iterator[None]:
+    """Whatever somebody's files make the libraries raise, as a ValueError that names them.
+
+    Args:
+        source: folder or Hub id that is loaded.
+        argument: what the message calls it.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        yield
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # A config.json of another shape gives Attribute- and KeyError.
+        reason = _unreachable(str(source)) if _comes_from(error, LocalEntryNotFoundError) else error
+        raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
+
+
+def check_cache(name: str, argument: str, file: str) -> None:
     """Raises ValueError where the Hub's files have no place, or are not there and cannot be downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     if constants.HF_HUB_CACHE.startswith("~"):
         raise ValueError(f"`{argument}`: there is no home folder for the files of '{name}': set HF_HOME to a folder")
-    if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, CONFIG), str):
+    if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, file), str):
         raise ValueError(f"`{argument}`: {_unreachable(name)} (HF_HUB_OFFLINE is set)")
 
 
