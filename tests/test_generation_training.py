@@ -12,13 +12,13 @@ import pytest
 import torch
 from assertions import assert_equal_checkpoints
 from conftest import TINY, forget_accelerate, spread_codes
-from dualcodebook_hf.generation.pipeline import DualCodebookMaskGenerationPipeline
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.generation.arguments import parse_generator_config
 from dualcodebook_hf.generation.data import TokenDatasetSource
 from dualcodebook_hf.generation.masking import cross_entropies, draw_hidden, hidden_share, hide, scored_masks
+from dualcodebook_hf.generation.pipeline import DualCodebookMaskGenerationPipeline
 from dualcodebook_hf.generation.task import GeneratorTask, build_optimizer
 from dualcodebook_hf.generation.transformer import DualCodebookTransformer
 from dualcodebook_hf.pil_images import read_image

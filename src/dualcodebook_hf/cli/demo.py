@@ -21,20 +21,25 @@ def add_demo(command: Parser) -> None:
         metavar="MODEL",
         help="folders or Hub ids to choose from, and to compare (default: the checkpoint inside the package, offline)",
     )
+    command.add_argument(
+        "--generator", metavar="MODEL", help="folder or Hub id of a generator (default: the one inside the package)"
+    )
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network (default: %(default)s)")
     command.add_argument("--port", type=positive, default=7860, metavar="N", help="(default: %(default)s)")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from ..loading import check_tokenizer_name
+    from ..loading import check_generator_name, check_tokenizer_name
 
     require_package("gradio", "space")
     for model in arguments.models or [None]:
         check_tokenizer_name(model, "--models")
+    if arguments.generator is not None:
+        check_generator_name(arguments.generator, "--generator")
     _check_address(arguments.host, arguments.port)
     from ..demo import build_demo, launch_options
 
-    demo = build_demo(arguments.models)
+    demo = build_demo(arguments.models, arguments.generator)
     _, url, _ = demo.launch(
         server_name=arguments.host,
         server_port=arguments.port,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from .generating import MOST_SEED, GeneratingHandlers
 from .handlers import EVERY_CODEBOOK, ORIGINAL, OTHERS, Handlers
 
 # Handlers get the paths of files: gradio would open images itself, and fail on those that need our reader.
@@ -79,6 +81,31 @@ def _connect_grids(handlers: Handlers, page: SimpleNamespace, outputs: SimpleNam
         choice.input(**repaint)
 
 
+# One run at a time: the pipeline's scheduler keeps the state of its steps.
+DRAWING = {**PRIVATE, "concurrency_id": "generator", "concurrency_limit": 1, "trigger_mode": "once"}
+
+
+def connect_generator(handlers: GeneratingHandlers, page: SimpleNamespace) -> None:
+    """Pictures are drawn on demand; the grid that is painted follows the picture that is shown."""
+    tab = page.generate
+    settings = [tab.label, tab.guidance, tab.steps, tab.seed]
+    draw = {"fn": handlers.generate, "inputs": settings, "outputs": [tab.drawn, tab.maps, tab.line]}
+    public = {**DRAWING, "api_visibility": "public", "api_name": "generate"}
+    tab.draw.click(**draw, show_progress="minimal", **public)
+    other = tab.again.click(lambda: random.randrange(MOST_SEED), None, tab.seed, show_progress="hidden", **PRIVATE)
+    other.success(**draw, show_progress="minimal", **DRAWING)
+    page.mix.opened.change(
+        handlers.open_repaint, page.shown, [tab.empty, tab.page, tab.grid], show_progress="hidden", **LATEST
+    )
+    tab.repaint.click(
+        handlers.repaint,
+        [page.shown, tab.grid, *settings],
+        [tab.preview, tab.repainted, tab.repainted_line],
+        show_progress="minimal",
+        **DRAWING,
+    )
+
+
 def _outputs(page: SimpleNamespace) -> SimpleNamespace:
     """Components in the order in which the handlers answer."""
     source, result, inside, mix, files = page.source, page.result, page.inside, page.mix, page.files
@@ -97,7 +124,7 @@ def _outputs(page: SimpleNamespace) -> SimpleNamespace:
     )
 
 
-def fill_first(handlers: Handlers, page: SimpleNamespace) -> None:
+def fill_first(handlers: Handlers, page: SimpleNamespace, generating: GeneratingHandlers | None = None) -> None:
     """Puts an example's results onto the page before anybody opens it: computed once, for all visitors."""
     outputs, label = _outputs(page), next(iter(handlers.models))
     picture, other = ({"path": image.value["path"]} for image in (page.source.image, page.mix.image))
@@ -109,6 +136,9 @@ def fill_first(handlers: Handlers, page: SimpleNamespace) -> None:
     _fill(outputs.mix, handlers.open_mix(page.shown.value, cell, EVERY_CODEBOOK))
     settings = (page.mix.grid.value, cell, EVERY_CODEBOOK, OTHERS)
     _fill(outputs.others, handlers.take_other(page.shown.value, other, *settings))
+    if generating is not None:
+        tab = page.generate
+        _fill([tab.empty, tab.page, tab.grid], generating.open_repaint(page.shown.value))
     # The files stay as long as the app does.
     page.source.image.keep_in_cache.update(str(path) for path in Path(get_upload_folder()).rglob("*") if path.is_file())
 

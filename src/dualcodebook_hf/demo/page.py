@@ -13,9 +13,20 @@ from starlette.middleware import Middleware
 from ..figures import ERROR_SCALE
 from . import fragments, widgets
 from .endpoints import add_endpoints
-from .events import LISTENER, connect, fill_first
+from .events import LISTENER, connect, connect_generator, fill_first
 from .examples import example_images, thumbnail
 from .gate import GatedBlocks
+from .generating import (
+    ANY_CLASS,
+    DEFAULT_GUIDANCE,
+    DEFAULT_STEPS,
+    MOST_GUIDANCE,
+    MOST_SEED,
+    MOST_STEPS,
+    GeneratingHandlers,
+    ServedGenerator,
+    load_generator,
+)
 from .handlers import EVERY_CODEBOOK, HINT, NO_PICTURE, ORIGINAL, OTHERS, Handlers
 from .limits import LARGEST_FILE, QUEUE, RETENTION, RequestLimits, use_own_folder
 from .models import links, load_models
@@ -35,6 +46,15 @@ COLOURS = (
     "Codes whose vectors are alike have colours alike: lightness and hue are the three directions in which a "
     "codebook's vectors differ most. Click on a square, or move with the arrow keys, to look its token up."
 )
+GENERATE = (
+    "A small transformer fills an empty grid of tokens, the surest ones first, and the tokens become {side} x {side} "
+    "pixels. Grey is not known yet. It learned a few thousand photographs on two CPU cores: it draws shapes and "
+    "colours, and rarely a thing that one could wear."
+)
+REPAINT = (
+    "Paint over squares of your picture: the generator draws their tokens anew, with the class, guidance, steps and "
+    "seed from above, and sees the tokens around them."
+)
 # Gradio's own files; its semi-bold cut, which is the default, lacks most letters.
 FONTS = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
 SLIDER_JS = "watch('value', () => element.querySelector('input')?.dispatchEvent(new Event('input')));"
@@ -44,20 +64,28 @@ EXAMPLES_JS = """element.addEventListener('click', (event) => {
 });"""
 
 
-def build_demo(models: Sequence[str] | None = None) -> gr.Blocks:
+def build_demo(models: Sequence[str] | None = None, generator: str | None = None) -> gr.Blocks:
     """The app over these models, folders or Hub ids; by default the embedded checkpoint alone.
+
+    Args:
+        models: tokenizers.
+        generator: None: the one inside the package, where there is one; the page has no tab for it otherwise.
 
     Raises ValueError, naming the model, for one that cannot be loaded.
     """
     use_own_folder()
-    served = load_models(models)
+    served, drawing = load_models(models), load_generator(generator)
     examples = example_images(new_folder())
     handlers = Handlers(served, UploadReader(), list(examples.values()))
     with GatedBlocks(title=TITLE, analytics_enabled=False, delete_cache=(RETENTION, RETENTION)) as demo:
-        page = _lay_out(list(served), examples)
+        page = _lay_out(list(served), examples, drawing)
         connect(handlers, page)
         add_endpoints(handlers, **LISTENER, api_visibility="public")
-    fill_first(handlers, page)
+        generating = None
+        if drawing is not None:
+            generating = GeneratingHandlers(drawing, {model.weights: label for label, model in served.items()})
+            connect_generator(generating, page)
+    fill_first(handlers, page, generating)
     return demo.queue(max_size=QUEUE, api_open=False)  # open: every request would run at once, past the queue
 
 
@@ -87,7 +115,7 @@ def _theme() -> gr.themes.Base:
     return theme.set(**links)
 
 
-def _lay_out(labels: list[str], examples: Mapping[str, Path]) -> SimpleNamespace:
+def _lay_out(labels: list[str], examples: Mapping[str, Path], generator: ServedGenerator | None) -> SimpleNamespace:
     gr.HTML(fragments.introduction(TITLE, INTRODUCTION, links()))
     states = {name: gr.State(time_to_live=RETENTION) for name in ("shown", "cell", "others")}
     with gr.Row():
@@ -102,9 +130,14 @@ def _lay_out(labels: list[str], examples: Mapping[str, Path]) -> SimpleNamespace
                 mix = _lay_out_mix(examples)
             with gr.Tab("Tokens"):
                 files = _lay_out_tokens()
+            generate = None
+            if generator is not None:
+                with gr.Tab("Generate"):
+                    generate = _lay_out_generate(generator)
     with gr.Accordion("Model card", open=False, elem_id="card"):
         card = gr.Markdown()
-    return SimpleNamespace(**states, card=card, source=source, result=result, inside=inside, mix=mix, files=files)
+    tabs = {"result": result, "inside": inside, "mix": mix, "files": files, "generate": generate}
+    return SimpleNamespace(**states, **tabs, card=card, source=source)
 
 
 def _lay_out_source(labels: list[str], examples: Mapping[str, Path]) -> SimpleNamespace:
@@ -254,6 +287,51 @@ def _lay_out_tokens() -> SimpleNamespace:
         elem_id="decoded",
     )
     return SimpleNamespace(note=note, download=download, file=file, opened=opened, gallery=gallery)
+
+
+def _lay_out_generate(generator: ServedGenerator) -> SimpleNamespace:
+    gr.HTML(fragments.heading("Draw", GENERATE.format(side=generator.side)))
+    classes = [ANY_CLASS, *generator.classes]
+    label = gr.Radio(classes, value=classes[-1], label="Class", elem_id="class", visible=len(classes) > 1)
+    with gr.Row():
+        guidance = gr.Slider(0, MOST_GUIDANCE, DEFAULT_GUIDANCE, step=0.1, label="Guidance", elem_id="guidance")
+        steps = gr.Slider(1, MOST_STEPS, DEFAULT_STEPS, step=1, label="Steps", elem_id="steps")
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, elem_id="seed")
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        again = gr.Button("Draw with another seed", elem_id="again")
+    line = gr.HTML(elem_id="drawn-line")
+    with gr.Row():
+        drawn = _output("Drawn", "drawn", 380)
+        maps = _output("Tokens of the first codebook", "drawn-tokens", 380)
+    gr.HTML(fragments.heading("Repaint", REPAINT))
+    empty = gr.HTML(fragments.hint(NO_PICTURE), elem_id="repaint-empty")
+    with gr.Column(visible=False) as page, gr.Row():
+        with gr.Column(min_width=280):
+            grid = _grid("repaint-grid")
+            repaint = gr.Button("Repaint", variant="primary", elem_id="repaint")
+            repainted_line = gr.HTML(elem_id="repainted-line")
+        with gr.Column(min_width=280):
+            preview = _output("Filling in", "repainting", 420)
+            repainted = gr.HTML("", js_on_load=SLIDER_JS, elem_id="repainted")
+    return SimpleNamespace(
+        label=label,
+        guidance=guidance,
+        steps=steps,
+        seed=seed,
+        draw=draw,
+        again=again,
+        line=line,
+        drawn=drawn,
+        maps=maps,
+        empty=empty,
+        page=page,
+        grid=grid,
+        repaint=repaint,
+        repainted_line=repainted_line,
+        preview=preview,
+        repainted=repainted,
+    )
 
 
 def _grid(name: str) -> gr.HTML:
