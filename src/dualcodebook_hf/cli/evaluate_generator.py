@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..evaluation.data import EvaluationData, EvaluationImages
     from ..evaluation.generator_evaluation import GeneratorEvaluator, MeasuredSet
     from ..metrics.efficientnet import EfficientNetFeatures
+    from ..tokens.dataset import TokenDataset
     from .inputs import ImageFile
 
 RECORD, SHEET = "metrics.json", "neighbours.png"
@@ -119,6 +120,7 @@ class _Job:
         train: of the training split.
         baselines: {split: its images}.
         device: where networks run.
+        token_dataset: of the training images; None without one.
         labels: classes of what is drawn; None: there are none, or nothing is drawn.
         generator: pipeline that is drawn from.
         tokenizer: None without one.
@@ -133,6 +135,7 @@ class _Job:
     train: EvaluationImages
     baselines: dict[str, EvaluationImages]
     device: str
+    token_dataset: TokenDataset | None = None
     labels: list[int] | None = None
     generator: Any = None
     tokenizer: DualCodebookVQModel | None = None
@@ -213,14 +216,17 @@ def _open(arguments: argparse.Namespace) -> _Job:
     from ..evaluation.generator_evaluation import FEWEST_IMAGES
 
     files = find_images(argparse.Namespace(images=[arguments.samples], recursive=False)) if arguments.samples else []
+    if files and len(files) < FEWEST_IMAGES:
+        raise ValueError(f"`--samples` must hold at least {FEWEST_IMAGES} images, got {len(files)}")
+    tokens = _token_dataset(arguments.train_tokens) if arguments.train_tokens else None
     require_package("datasets", "eval")
     shared = {key: getattr(arguments, key) for key in ("dataset", "config", "image_column", "size", "resample")}
     test = EvaluationData(**shared, split=arguments.split, limit=arguments.limit).open()
     train = _opened(replace(test.data, split=arguments.train_split, limit=arguments.train_limit), "--train-split")
     others = dict.fromkeys(arguments.baseline_split or ())
     baselines = {split: _opened(replace(test.data, split=split), "--baseline-split") for split in others}
-    job = _Job(arguments, files, test, train, baselines, check_device(arguments.device))
-    counts = [("--samples" if files else "--count", job.count), ("--split", test.count), ("--train-split", train.count)]
+    job = _Job(arguments, files, test, train, baselines, check_device(arguments.device), token_dataset=tokens)
+    counts = [("--count", job.count), ("--split", test.count), ("--train-split", train.count)]
     for flag, count in [*counts, *(("--baseline-split", images.count) for images in baselines.values())]:
         if count < FEWEST_IMAGES:
             raise ValueError(f"`{flag}` must hold at least {FEWEST_IMAGES} images, got {count}")
@@ -238,6 +244,16 @@ def _opened(data: EvaluationData, flag: str) -> EvaluationImages:
     except DatasetError as error:
         name = flag if error.argument == "split" else f"--{error.argument.replace('_', '-')}"
         raise ValueError(f"`{name}` {error.detail}") from error
+
+
+def _token_dataset(folder: Path) -> TokenDataset:
+    """Raises ValueError that names the flag."""
+    from ..tokens.dataset import TokenDataset
+
+    try:
+        return TokenDataset(folder)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`tokens`", "`--train-tokens`")) from error
 
 
 def _load(job: _Job) -> None:
@@ -264,12 +280,11 @@ def _read_train_tokens(job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
     import numpy as np
     import torch
 
-    from ..tokens.dataset import TokenDataset
     from ..weights import weights_hash
 
     folder = job.arguments.train_tokens
-    tokens = TokenDataset(folder)
-    tokens.info.check_model(job.tokenizer, folder, "--tokenizer", weights_hash(job.tokenizer))
+    tokens = job.token_dataset
+    tokens.info.check_model(job.tokenizer, weights_hash(job.tokenizer), folder, "--tokenizer")
     if tokens.info.crops.grid(job.tokenizer.downsample_factor) != _grid(job):
         raise ValueError(f"`--train-tokens` must be of crops of `--size` {job.arguments.size}, '{folder}' is of others")
     if len(tokens) < job.train.count:
