@@ -359,3 +359,59 @@ def test_bad_input_is_refused_before_any_work(folders, capsys, monkeypatch):
         error = capsys.readouterr().err
         # Above it stand the bars of `datasets`, where it made a table of the folder for the first time.
         assert error.splitlines()[-1].startswith("dualcodebook: error: ") and named in error, (arguments, error)
+
+
+def test_the_command_samples_the_classes_of_the_test_split_from_a_generator(folders, small_features):
+    """The same samples for every batch size; with the generator's own tokens and tokenizer."""
+    pytest.importorskip("datasets")
+    pipelines = pytest.importorskip("dualcodebook_hf.generation.pipeline")
+    from dualcodebook_hf.generation.schedulers import MaskedTokenScheduler
+
+    from dualcodebook_hf.generation.transformer import DualCodebookTransformer
+
+    for split in ("train", "test"):  # two classes, by their folders' names
+        for number, path in enumerate(sorted((folders / "data" / split).iterdir())):
+            (folders / "data" / split / "ab"[number % 2]).mkdir(exist_ok=True)
+            path.rename(folders / "data" / split / "ab"[number % 2] / path.name)
+    sizes, small = (32, 40), {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+    transformer = DualCodebookTransformer(codebook_sizes=sizes, num_classes=3, sample_size=(16, 16), **small)
+    pipelines.DualCodebookMaskGenerationPipeline(
+        DualCodebookVQModel.from_pretrained(folders / "model"),
+        transformer,
+        MaskedTokenScheduler(codebook_sizes=sizes),
+        id2label={0: "other", 1: "b", 2: "a"},
+    ).save_pretrained(folders / "generator")
+    command = ["evaluate-generator", "--model", str(folders / "generator"), "--dataset", str(folders / "data")]
+    command += ["--size", "32", "--num-inference-steps", "2", "--neighbours", "2", "--output", str(folders / "out")]
+    records = []
+    for batch in ("5", "12"):
+        assert main([*command, "--batch-size", batch]) == 0
+        records.append(json.loads((folders / "out" / "metrics.json").read_text()))
+    first, second = (record["neighbours"] for record in records)
+    assert len(first) == 12 and first[1]["sample"] == "seed 1"
+    assert [entry["tokens"] for entry in first] == [entry["tokens"] for entry in second]
+    protocol = records[0]["protocol"]
+    assert protocol["samples"]["num_inference_steps"] == 2 and len(protocol["samples"]["transformer_sha256"]) == 64
+    assert protocol["tokenizer"]["name"] == "the generator's"
+
+
+def test_the_classes_to_draw_are_matched_by_name(folders):
+    datasets = pytest.importorskip("datasets")
+    from types import SimpleNamespace
+
+    from dualcodebook_hf.cli.sampling import labels_to_draw
+
+    feature = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"]), "number": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"label": [0, 1, 1], "number": [0, 2, 3]}, features=feature)
+    images = SimpleNamespace(rows=rows, count=3)
+    names = {"a": 2, "b": 1}
+    generator = SimpleNamespace(
+        transformer=SimpleNamespace(config=SimpleNamespace(num_classes=3)),
+        labels=names,
+        get_label_ids=lambda labels: [names[label] for label in labels],
+    )
+    assert labels_to_draw(generator, images, "label", 5) == [2, 1, 1, 2, 1]
+    with pytest.raises(ValueError, match="3 classes, got class 3"):
+        labels_to_draw(generator, images, "number", 5)
+    with pytest.raises(ValueError, match="`--label-column` must be one of"):
+        labels_to_draw(generator, images, "class", 5)

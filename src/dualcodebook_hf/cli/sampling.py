@@ -36,10 +36,14 @@ def labels_to_draw(pipeline: Any, images: EvaluationImages, column: str, count: 
         return None
     if column not in images.rows.column_names:
         raise ValueError(f"`--label-column` must be one of {images.rows.column_names}, got {column!r}")
-    labels = images.rows[column][: images.count]
-    wrong = next((label for label in labels if not isinstance(label, int) or not 0 <= label < classes), None)
-    if wrong is not None or None in labels:
-        raise ValueError(f"`--label-column` must hold the generator's classes 0 to {classes - 1}, got {wrong!r}")
+    labels = list(images.rows[column][: images.count])
+    if not all(isinstance(label, int) and label >= 0 for label in labels):
+        raise ValueError(f"`--label-column` must hold a class in every row, {column!r} does not")
+    names = getattr(images.rows.features[column], "names", None)
+    if names and pipeline.labels:  # the numbers of a class may differ
+        labels = pipeline.get_label_ids([names[label] for label in labels])
+    if max(labels) >= classes:
+        raise ValueError(f"`--label-column` must hold the generator's {classes} classes, got class {max(labels)}")
     return [labels[number % len(labels)] for number in range(count)]
 
 
