@@ -203,7 +203,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("`--neighbours` needs a folder for its sheet: give --output")
     if arguments.output:
         check_file(arguments.output / RECORD, "--output", ".json")
-        check_file(arguments.output / SHEET, "--output", ".png")
+        if arguments.neighbours:
+            check_file(arguments.output / SHEET, "--output", ".png")
 
 
 def _tokenizer_name(arguments: argparse.Namespace) -> str | None:

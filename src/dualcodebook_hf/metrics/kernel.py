@@ -29,11 +29,10 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor, paired: bool = True) -> tu
     other; of independent sets it is done for each, and the variances are added. None for two rows.
     Raises ValueError for other shapes and for fewer than 2 rows.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"`x` and `y` must be of shape (N, D), N >= 2, of one D, got {shapes}")
-    if paired and len(x) != len(y):
-        raise ValueError(f"`x` and `y` must be of one shape (N, D) where they are `paired`, got {len(x)} and {len(y)}")
+    fit = x.ndim == y.ndim == 2 and (x.shape == y.shape if paired else x.shape[1] == y.shape[1])
+    if not fit or min(len(x), len(y)) < 2:
+        shape = "of one shape (N, D)" if paired else "of shapes (M, D) and (N, D), M >= 2"
+        raise ValueError(f"`x` and `y` must be {shape}, N >= 2, got {tuple(x.shape)} and {tuple(y.shape)}")
     x, y = x.double(), y.double()
     sums = _Sums(
         own_x=_row_sums(x, x) - _kernel_of_pairs(x, x),
