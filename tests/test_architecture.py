@@ -63,8 +63,14 @@ def test_the_imports_of_files_and_of_folders_have_no_circle():
     graphlib.TopologicalSorter(rooms).prepare()
 
 
+# Of generation/, what draws images: transformers and diffusers know it at import, as they know the tokenizer.
+DRAWING = {"generation"} | {
+    f"generation.{name}" for name in ("transformer", "schedulers", "inputs", "pipeline", "loading")
+}
+
+
 def test_only_what_trains_measures_publishes_and_serves_stands_above_the_ground():
-    """Whoever tokenizes needs neither training nor evaluation; whoever measures needs no trainer."""
+    """Whoever tokenizes or draws needs neither training nor evaluation; whoever measures needs no trainer."""
     graph = imports()
 
     def below(name):
@@ -73,13 +79,13 @@ def test_only_what_trains_measures_publishes_and_serves_stands_above_the_ground(
             for other in graph[waiting.pop()] - found:
                 found.add(other)
                 waiting.append(other)
-        return {folder(other) for other in found}
+        return {folder(other) for other in found - DRAWING}
 
     rooms = {folder(name) for name, path in FILES.items() if path.parent != SOURCES}
-    upper = {"training", "evaluation", "hub", "demo", "cli"}
+    upper = {"training", "evaluation", "hub", "generation", "demo", "cli"}
     assert upper < rooms
     for name in FILES:
-        if folder(name) not in upper:
+        if folder(name) not in upper or name in DRAWING:
             assert not below(name) & upper, name
         elif folder(name) == "evaluation":
             assert below(name).isdisjoint(upper - {"evaluation"}), name
@@ -128,4 +134,5 @@ def test_no_machine_path_and_no_long_function():
         assert str(ROOT) not in text, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.name != "__init__":
-                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+                told = len((ast.get_docstring(node) or "").splitlines())  # an argument a line
+                assert node.end_lineno - node.lineno - told < 60, f"{path.name}: {node.name}"

@@ -78,6 +78,11 @@ def check():
     processor = AutoImageProcessor.from_pretrained(dualcodebook_hf.default_checkpoint())
     assert type(processor) is dualcodebook_hf.DualCodebookImageProcessor
     assert "image-reconstruction" in PIPELINE_REGISTRY.get_supported_tasks()
+    import diffusers  # whose DiffusionPipeline looks for the pipeline there, and for its parts in sys.modules
+    name = "DualCodebookMaskGenerationPipeline"
+    assert getattr(diffusers, name) is getattr(dualcodebook_hf, name)
+    assert "DualCodebookTransformer" in vars(sys.modules["dualcodebook_hf.generation.transformer"])
+    assert "MaskedTokenScheduler" in vars(sys.modules["dualcodebook_hf.generation.schedulers"])
 for code in sys.argv[1:]:
     child = os.fork()
     if not child:

@@ -17,29 +17,40 @@ if TYPE_CHECKING:
     from .autoencoder_dualcodebook import DualCodebookVQModel
     from .configuration_dualcodebook import DualCodebookConfig
     from .core import DualCodebookOutput
+    from .generation.pipeline import DualCodebookMaskGenerationPipeline
+    from .generation.schedulers import MaskedTokenScheduler
+    from .generation.transformer import DualCodebookTransformer
     from .image_processing_dualcodebook import DualCodebookImageProcessor
-    from .loading import default_checkpoint
+    from .loading import default_checkpoint, default_generator
     from .modeling_dualcodebook import DualCodebookModel, DualCodebookModelOutput
 
 __all__ = [
     "DualCodebookConfig",
     "DualCodebookImageProcessor",
+    "DualCodebookMaskGenerationPipeline",
     "DualCodebookModel",
     "DualCodebookModelOutput",
     "DualCodebookOutput",
+    "DualCodebookTransformer",
     "DualCodebookVQModel",
+    "MaskedTokenScheduler",
     "__version__",
     "default_checkpoint",
+    "default_generator",
 ]
 
 _MODULES = {
     "DualCodebookConfig": "configuration_dualcodebook",
     "DualCodebookImageProcessor": "image_processing_dualcodebook",
+    "DualCodebookMaskGenerationPipeline": "generation.pipeline",
     "DualCodebookModel": "modeling_dualcodebook",
     "DualCodebookModelOutput": "modeling_dualcodebook",
     "DualCodebookOutput": "core",
+    "DualCodebookTransformer": "generation.transformer",
     "DualCodebookVQModel": "autoencoder_dualcodebook",
+    "MaskedTokenScheduler": "generation.schedulers",
     "default_checkpoint": "loading",
+    "default_generator": "loading",
 }
 
 check_versions()  # before an import fails deep inside of a library

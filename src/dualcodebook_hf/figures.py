@@ -137,6 +137,19 @@ def grid(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 
     return sheet
 
 
+def sample_sheet(rows: Sequence[tuple[str | None, Sequence[Image.Image]]]) -> Image.Image:
+    """Rows of images in their own size, each under its title.
+
+    Args:
+        rows: (title or None, RGB images), of which there is at least one in each row.
+
+    Raises ValueError for no rows, and for a row without images.
+    """
+    if not all(images for _, images in rows):
+        raise ValueError("`rows` must hold at least one image each, got none")
+    return comparison_sheet([_row(images, title, 1.0) for title, images in rows])
+
+
 def error_map(original: Image.Image, reconstruction: Image.Image) -> Image.Image:
     """Mean absolute difference of the channels, each of 0..1, from 0 (black) to `ERROR_SCALE` and above (cream)."""
     errors = Image.new("RGB", original.size)

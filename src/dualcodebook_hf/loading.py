@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +16,24 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded checkpoint"
 EMBEDDED_FOLDER = "dualcodebook_hf/checkpoints/tiny"  # the end of its path, on any machine
+PIPELINE_INDEX = "model_index.json"  # of a folder that holds a pipeline of diffusers
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
 def default_checkpoint() -> str:
     """Folder of the embedded checkpoint, inside the package; `from_pretrained` takes it like any other."""
     return str(Path(__file__).parent / "checkpoints" / "tiny")
+
+
+def default_generator() -> str:
+    """Folder of the embedded generator, inside the package, as `default_checkpoint`.
+
+    Raises ValueError while there is none.
+    """
+    folder = Path(__file__).parent / "checkpoints" / "generator"
+    if not (folder / PIPELINE_INDEX).is_file():
+        raise ValueError(f"there is no generator inside the package: '{folder}' is missing; name another by `model`")
+    return str(folder)
 
 
 def tokenizer_label(name: str | None) -> str:
@@ -33,16 +47,31 @@ def check_tokenizer_name(name: str | None, argument: str = "model") -> None:
     Args:
         argument: what the message calls `name`.
     """
+    if name is None and not Path(default_checkpoint()).is_dir():
+        raise ValueError(
+            f"the checkpoint inside the package is missing: '{default_checkpoint()}'; name another by `{argument}`"
+        )
+    _check_name(name or default_checkpoint(), argument, CONFIG)
+
+
+def check_generator_name(name: str | None, argument: str = "model") -> None:
+    """Raises ValueError unless `name` is a pipeline's folder, or a Hub id, or None and there is one in the package."""
     try:
-        path = Path(name or default_checkpoint()).expanduser()
+        _check_name(name or default_generator(), argument, PIPELINE_INDEX)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`model`", f"`{argument}`")) from error
+
+
+def _check_name(name: str, argument: str, file: str) -> None:
+    """Raises ValueError unless `name` is a folder that holds `file`, or a Hub id."""
+    try:
+        path = Path(name).expanduser()
         there, is_folder = path.exists(), path.is_dir()
     except (OSError, RuntimeError) as error:  # too long for a path, or in the home of a user that does not exist
         raise ValueError(f"`{argument}` must be a folder or a Hub id (owner/name), got '{name}': {error}") from error
     if is_folder:
-        if not (path / CONFIG).is_file():
-            raise ValueError(f"`{argument}`: there is no {CONFIG} in the folder '{path}'")
-    elif name is None:
-        raise ValueError(f"the checkpoint inside the package is missing: '{path}'; name another by `{argument}`")
+        if not (path / file).is_file():
+            raise ValueError(f"`{argument}`: there is no {file} in the folder '{path}'")
     elif there or not _HUB_ID.fullmatch(name):
         raise ValueError(f"`{argument}` must be a folder or a Hub id (owner/name), got '{name}', which is neither")
 
@@ -74,7 +103,6 @@ def load_tokenizer(
     """
     check_tokenizer_name(name, argument)
     import torch
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     from .autoencoder_dualcodebook import DualCodebookVQModel
 
@@ -82,13 +110,9 @@ def load_tokenizer(
     path = Path(name or default_checkpoint()).expanduser()
     source = path if name is None or path.is_dir() else name
     if isinstance(source, str):
-        _check_cache(source, argument)
-    try:
+        check_cache(source, argument, CONFIG)
+    with naming_the_source(source, argument):
         model = DualCodebookVQModel.from_pretrained(source, dtype=getattr(torch, dtype))
-    # Whatever somebody's files make the libraries raise: a config.json of another shape gives Attribute- and KeyError.
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = _unreachable(str(source)) if _comes_from(error, LocalEntryNotFoundError) else error
-        raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
     return model.eval().to(device)
 
 
@@ -106,13 +130,31 @@ def load_tokenizer_with_hash(
     return model, found
 
 
-def _check_cache(name: str, argument: str) -> None:
+@contextmanager
+def naming_the_source(source: str | Path, argument: str) -> Iterator[None]:
+    """Whatever somebody's files make the libraries raise, as a ValueError that names them.
+
+    Args:
+        source: folder or Hub id that is loaded.
+        argument: what the message calls it.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        yield
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # A config.json of another shape gives Attribute- and KeyError.
+        reason = _unreachable(str(source)) if _comes_from(error, LocalEntryNotFoundError) else error
+        raise ValueError(f"`{argument}`: cannot load the model '{source}': {reason}") from error
+
+
+def check_cache(name: str, argument: str, file: str) -> None:
     """Raises ValueError where the Hub's files have no place, or are not there and cannot be downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     if constants.HF_HUB_CACHE.startswith("~"):
         raise ValueError(f"`{argument}`: there is no home folder for the files of '{name}': set HF_HOME to a folder")
-    if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, CONFIG), str):
+    if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, file), str):
         raise ValueError(f"`{argument}`: {_unreachable(name)} (HF_HUB_OFFLINE is set)")
 
 

@@ -16,15 +16,18 @@ NEIGHBOURS = ("accelerate", "peft")
 
 
 def register() -> None:
-    """Adds the classes to transformers' Auto classes and pipelines, and imports the module that diffusers looks for.
+    """Adds the classes to transformers' Auto classes and pipelines, and to what diffusers looks for.
 
-    diffusers finds a component of a pipeline in `sys.modules`, under the name that model_index.json gives.
+    diffusers finds a component of a pipeline in `sys.modules`, under the name that model_index.json gives, and the
+    pipeline itself, by `DiffusionPipeline.from_pretrained`, among its own names only.
     """
+    import diffusers
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from . import autoencoder_dualcodebook  # noqa: F401
     from .configuration_dualcodebook import DualCodebookConfig
+    from .generation.pipeline import DualCodebookMaskGenerationPipeline
     from .image_processing_dualcodebook import DualCodebookImageProcessor
     from .modeling_dualcodebook import DualCodebookModel
     from .reconstruction_pipeline import TASK, ImageReconstructionPipeline
@@ -39,6 +42,7 @@ def register() -> None:
     )
     # Without it a saved pipeline would carry a copy of its code, and want trust_remote_code where the package is there.
     del ImageReconstructionPipeline._registered_impl
+    setattr(diffusers, DualCodebookMaskGenerationPipeline.__name__, DualCodebookMaskGenerationPipeline)
 
 
 def register_when_imported() -> None:

@@ -46,6 +46,11 @@ def add_model(command: argparse._ActionsContainer, fast: bool = False, **options
     """Adds the flags that `load_model` reads; `fast` where it is called so."""
     text = "folder or Hub id (default: the checkpoint inside the package, offline)"
     command.add_argument("--model", help=options.pop("also", "") + text, **options)
+    add_device(command, fast)
+
+
+def add_device(command: argparse._ActionsContainer, fast: bool = False) -> None:
+    """Adds `--device` and `--dtype`."""
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, or cpu)")
     names, text = DTYPES, "of the network (default: %(default)s)"
     if fast:

@@ -26,6 +26,7 @@ COMMANDS = {
         "evaluate_generator.add_evaluate_generator",
         "measure generated images: distances, precision and recall, copies",
     ),
+    "generate": ("generate.add_generate", "draw images by a generator on dual tokens, or repaint a part of one"),
     "train": ("train.add_train", "train a tokenizer"),
     "train-generator": ("train.add_train_generator", "train a generator on a tokenizer's tokens"),
     "convert": ("convert.add_convert", "turn other tokenizers' weights into a folder of ours"),

@@ -251,9 +251,10 @@ def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: st
     """Saves a diffusers pipeline that holds a tokenizer of ours so that it loads by its Hub id; returns its components.
 
     `DiffusionPipeline.from_pretrained(repo_id, trust_remote_code=True)` then loads it, where this package is installed.
-    From the Hub diffusers takes a class of another package only from a file in the component's folder: that file is one
-    line here, an import of the installed class. Copies of the code would need no package, but diffusers puts those of
-    all repositories into one folder under their bare names, where they overwrite each other.
+    From the Hub diffusers takes a class of another package only from a file in the component's folder, and a pipeline's
+    own from one in the root: that file is one line here, an import of the installed class. Copies of the code would
+    need no package, but diffusers puts those of all repositories into one folder under their bare names, where they
+    overwrite each other.
 
     Args:
         pipeline: any that holds a tokenizer.
@@ -274,6 +275,10 @@ def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: st
             kind = type(held.components[name]).__name__
             index[name] = [PACKAGE.name, kind]
             (partial / name / f"{PACKAGE.name}.py").write_text(f"from {PACKAGE.name} import {kind}\n")
+        if type(pipeline).__module__.startswith(PACKAGE.name + "."):
+            kind = type(pipeline).__name__
+            index["_class_name"] = [PACKAGE.name, kind]
+            (partial / f"{PACKAGE.name}.py").write_text(f"from {PACKAGE.name} import {kind}\n")
         write_json(partial / "model_index.json", index)
         for path in partial.rglob("*.json"):
             content = read_json(path) or {}
