@@ -77,6 +77,18 @@ def comparison(
     return _row(panels, title, unit)
 
 
+def captioned_row(panels: Sequence[tuple[str, str, Image.Image]], title: str | None = None) -> Image.Image:
+    """Images side by side, each under its caption; shown smaller or enlarged as in `comparison`.
+
+    Args:
+        panels: (caption, a smaller line below it, RGB image), at least one.
+        title: a line above the panels.
+    """
+    unit = max(1.0, max(max(_fitted_size(image.size)) for _, _, image in panels) / 340)
+    shown = [_panel(caption, note, image, Image.Resampling.LANCZOS, unit) for caption, note, image in panels]
+    return _row(shown, title, unit)
+
+
 def comparison_sheet(rows: Iterable[Image.Image], sizes: Sequence[tuple[int, int]] | None = None) -> Image.Image:
     """Stacks images, one below another.
 

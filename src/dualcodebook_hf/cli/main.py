@@ -22,6 +22,10 @@ COMMANDS = {
     "detokenize-dataset": ("token_datasets.add_detokenize_dataset", "token data set -> parquet shards of images"),
     "export-tokens": ("token_datasets.add_export_tokens", "token data set -> what trainers of generators read"),
     "evaluate": ("evaluate.add_evaluate", "measure tokenizers on a split of a data set"),
+    "evaluate-generator": (
+        "evaluate_generator.add_evaluate_generator",
+        "measure generated images: distances, precision and recall, copies",
+    ),
     "generate": ("generate.add_generate", "draw images by a generator on dual tokens, or repaint a part of one"),
     "train": ("train.add_train", "train a tokenizer"),
     "train-generator": ("train.add_train_generator", "train a generator on a tokenizer's tokens"),

@@ -132,7 +132,7 @@ def evaluate(
     protocol = images.data.record(evaluator.count) | {"batch_size": batch_size, "definitions": definitions}
     if images.data.on_bad_image == "skip":
         protocol["skipped"] = images.skipped_record()
-    protocol |= {"versions": _versions(), "hardware": hardware(tokenizer.device)}
+    protocol |= {"versions": library_versions(), "hardware": hardware(tokenizer.device)}
     return {
         "protocol": protocol,
         "model": _describe(tokenizer, name) | dict(about or {}),
@@ -186,7 +186,8 @@ def _describe(tokenizer: Tokenizer, name: str | None) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Of this package, Python and what computes, for the record of a measurement."""
     libraries = ("torch", "diffusers", "transformers", "datasets", "pillow")
     return {"dualcodebook_hf": __version__, "python": platform.python_version()} | {
         library: version(library) for library in libraries

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from .frechet import FeatureExtractor
@@ -11,35 +14,61 @@ NORMAL_95 = 1.959964  # of the standard normal distribution: 95% lie within
 BLOCK = 1024  # rows of a kernel matrix at a time
 
 
-def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float | None]:
+def kernel_distance(x: torch.Tensor, y: torch.Tensor, paired: bool = True) -> tuple[float, float | None]:
     """Unbiased squared MMD of two sets under k(a, b) = (a.b / D + 1)^3 (Binkowski et al. 2018), with its uncertainty.
 
-    sum over i != j of k(x_i, x_j) / (N (N - 1)), the same of y, minus twice the mean of all k(x_i, y_j); no subsets, so
+    sum over i != j of k(x_i, x_j) / (M (M - 1)), the same of y, minus twice the mean of all k(x_i, y_j); no subsets, so
     no random numbers. It may be negative: its expectation is 0 for two samples of one distribution.
 
     Args:
-        x: features (N, D).
-        y: features (N, D); y_i belongs to x_i.
+        x: features (M, D).
+        y: features (N, D).
+        paired: y_i belongs to x_i, such as a reconstruction to its original; M = N.
 
-    Returns the distance, and the standard error by the jackknife, which leaves out one pair (x_i, y_i) after the other;
-    None for two rows. Raises ValueError for other shapes and for fewer than 2 rows.
+    Returns the distance, and the standard error by the jackknife: of pairs, it leaves out one (x_i, y_i) after the
+    other; of independent sets it is done for each, and the variances are added. None for two rows.
+    Raises ValueError for other shapes and for fewer than 2 rows.
     """
-    if x.shape != y.shape or x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"`x` and `y` must be of one shape (N, D), N >= 2, got {tuple(x.shape)} and {tuple(y.shape)}")
-    x, y, count = x.double(), y.double(), len(x)
-    own = _row_sums(x, x) - _kernel_of_pairs(x, x) + _row_sums(y, y) - _kernel_of_pairs(y, y)
-    rows, columns, pairs = _row_sums(x, y), _row_sums(y, x), _kernel_of_pairs(x, y)
-    cross = rows.sum()
-
-    def estimate(own_sum: torch.Tensor, cross_sum: torch.Tensor, n: int) -> torch.Tensor:
-        return own_sum / (n * (n - 1)) - 2 * cross_sum / n**2
-
-    distance = estimate(own.sum(), cross, count).item()
-    if count == 2:
+    fit = x.ndim == y.ndim == 2 and (x.shape == y.shape if paired else x.shape[1] == y.shape[1])
+    if not fit or min(len(x), len(y)) < 2:
+        shape = "of one shape (N, D)" if paired else "of shapes (M, D) and (N, D), M >= 2"
+        raise ValueError(f"`x` and `y` must be {shape}, N >= 2, got {tuple(x.shape)} and {tuple(y.shape)}")
+    x, y = x.double(), y.double()
+    sums = _Sums(
+        own_x=_row_sums(x, x) - _kernel_of_pairs(x, x),
+        own_y=_row_sums(y, y) - _kernel_of_pairs(y, y),
+        rows=_row_sums(x, y),
+        columns=_row_sums(y, x),
+    )
+    distance = sums.estimate(0, 0, 0, len(x), len(y)).item()
+    if min(len(x), len(y)) == 2:
         return distance, None
-    left_out = estimate(own.sum() - 2 * own, cross - rows - columns + pairs, count - 1)
-    error = ((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt()
-    return distance, error.item()
+    m, n = len(x), len(y)
+    if paired:
+        crossed = sums.rows + sums.columns - _kernel_of_pairs(x, y)
+        left_out = [sums.estimate(sums.own_x, sums.own_y, crossed, m - 1, n - 1)]
+    else:
+        left_out = [
+            sums.estimate(sums.own_x, 0, sums.rows, m - 1, n),
+            sums.estimate(0, sums.own_y, sums.columns, m, n - 1),
+        ]
+    variance = sum((len(part) - 1) / len(part) * (part - part.mean()).square().sum() for part in left_out)
+    return distance, variance.sqrt().item()
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of kernels for each row: of x with the other x, of y with the other y, of x with all y, of y with all x."""
+
+    own_x: torch.Tensor
+    own_y: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    def estimate(self, less_x: Any, less_y: Any, less_crossed: Any, m: int, n: int) -> torch.Tensor:
+        """Without rows whose sums are `less_...` (0: none); m and n remain. A row is in two sums of its own set."""
+        own = (self.own_x.sum() - 2 * less_x) / (m * (m - 1)) + (self.own_y.sum() - 2 * less_y) / (n * (n - 1))
+        return own - 2 * (self.rows.sum() - less_crossed) / (m * n)
 
 
 def _row_sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
