@@ -43,7 +43,7 @@ def build(vqvae=None, num_classes=3, id2label=NAMES, scheduler=None, **changes):
     for parameter in transformer.parameters():  # so that the class and the known tokens matter
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.5)
-    scheduler = scheduler or MaskedTokenScheduler(sizes)
+    scheduler = scheduler or MaskedTokenScheduler(codebook_sizes=sizes)
     pipe = DualCodebookMaskGenerationPipeline(vqvae, transformer, scheduler, id2label)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -344,7 +344,7 @@ def test_parts_that_do_not_belong_together_are_refused():
         ({"vqvae": tokenizer(local_codebook_size=8)}, r"`vqvae` must have the codebooks .*\(32, 16\), got \(32, 8\)"),
         ({"vqvae": tokenizer(local_dim=8)}, "`vqvae` must be the transformer's tokenizer, with config hash"),
         ({"vqvae": other}, "`vqvae` must be the transformer's tokenizer, with weights of SHA-256"),
-        ({"scheduler": MaskedTokenScheduler((32, 8))}, "`scheduler` must be"),
+        ({"scheduler": MaskedTokenScheduler(codebook_sizes=(32, 8))}, "`scheduler` must be"),
         ({"scheduler": AmusedScheduler(32)}, "`scheduler`: an AmusedScheduler must"),
         ({"id2label": {3: "bird"}}, r"`id2label` must have ids in \[0, 3\)"),
         ({"id2label": {0: "dog", 1: "cat,dog"}}, "`id2label` must give each name to one class, got 'dog'"),

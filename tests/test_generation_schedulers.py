@@ -41,7 +41,7 @@ def run(scheduler, steps, sample=None, starting_mask=None, generator=None, tempe
 
 @pytest.mark.parametrize(("order", "units"), ALL)
 def test_what_is_known_never_changes_and_all_is_known_at_the_end(order, units):
-    scheduler = MaskedTokenScheduler(SIZES, order, units)
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, order=order, units=units)
     samples = run(scheduler, 7, generator=seeded())
     for before, after in itertools.pairwise(samples):
         known = ~scheduler.hidden(before)
@@ -67,7 +67,7 @@ def test_what_is_known_never_changes_and_all_is_known_at_the_end(order, units):
 )
 @pytest.mark.parametrize("order", ["confidence", "halton"])
 def test_the_number_of_hidden_tokens_follows_the_schedule(schedule, units, expected, order):
-    scheduler = MaskedTokenScheduler(SIZES, order, units, schedule)
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, order=order, units=units, masking_schedule=schedule)
     counts = [scheduler.hidden(sample).sum((1, 2, 3)).tolist() for sample in run(scheduler, 4, generator=seeded())]
     assert counts == [[48, 48], *([count, count] for count in expected)]
 
@@ -76,7 +76,7 @@ def test_the_number_of_hidden_tokens_follows_the_schedule(schedule, units, expec
 def test_a_partial_start_is_a_share_of_what_was_hidden_for_each_sample(units):
     sample = torch.zeros(2, 2, *GRID, dtype=torch.int64)
     sample[0, :, :, :2], sample[1, :, 0] = torch.tensor(SIZES)[:, None, None], torch.tensor(SIZES)[:, None]
-    scheduler = MaskedTokenScheduler(SIZES, units=units, masking_schedule="linear")
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, units=units, masking_schedule="linear")
     samples = run(scheduler, 4, sample, scheduler.hidden(sample), seeded())
     counts = torch.stack([scheduler.hidden(each).sum((1, 2, 3)) for each in samples])
     assert counts[:, 0].tolist() == [16, 12, 8, 4, 0]
@@ -87,7 +87,7 @@ def test_a_partial_start_is_a_share_of_what_was_hidden_for_each_sample(units):
 
 @pytest.mark.parametrize("order", ["confidence", "halton"])
 def test_tokens_of_a_position_are_revealed_together(order):
-    scheduler = MaskedTokenScheduler(SIZES, order, "positions")
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, order=order, units="positions")
     for sample in run(scheduler, 6, generator=seeded()):
         hidden = scheduler.hidden(sample)
         assert torch.equal(hidden[:, 0], hidden[:, 1])
@@ -96,7 +96,7 @@ def test_tokens_of_a_position_are_revealed_together(order):
 @pytest.mark.parametrize("steps", [1, 2, 5, 6])
 @pytest.mark.parametrize("order", ["confidence", "halton"])
 def test_no_local_token_comes_before_all_global_ones(order, steps):
-    scheduler = MaskedTokenScheduler(SIZES, order, "books")
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, order=order, units="books")
     samples = run(scheduler, steps, generator=seeded())
     for before, after in itertools.pairwise(samples):
         hidden, newer = scheduler.hidden(before), scheduler.hidden(after)
@@ -107,7 +107,7 @@ def test_no_local_token_comes_before_all_global_ones(order, steps):
 
 @pytest.mark.parametrize("units", ["tokens", "positions"])
 def test_without_noise_the_most_confident_come_first(units):
-    scheduler = MaskedTokenScheduler(SIZES, units=units, masking_schedule="linear")
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, units=units, masking_schedule="linear")
     scheduler.set_timesteps(4, temperature=0)
     logits, sample = random_logits(), all_hidden()
     out = scheduler.step(logits, 3, sample, generator=seeded())
@@ -126,7 +126,7 @@ def test_without_noise_the_most_confident_come_first(units):
 
 
 def test_noise_on_the_confidences_falls_to_its_end():
-    scheduler = MaskedTokenScheduler(SIZES)
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES)
     scheduler.set_timesteps(5, temperature=(8, 2))
     assert scheduler.temperatures == [8, 6.5, 5, 3.5, 2]
     first = run(scheduler, 4, generator=seeded(), temperature=(100, 0), logits=random_logits())[1]
@@ -137,7 +137,7 @@ def test_noise_on_the_confidences_falls_to_its_end():
 
 @pytest.mark.parametrize(("order", "units"), ALL)
 def test_a_seed_gives_the_same_tokens_and_a_sample_of_its_own_generator_those_it_has_alone(order, units):
-    scheduler = MaskedTokenScheduler(SIZES, order, units)
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, order=order, units=units)
     logits = random_logits(1)
     both = tuple(part.expand(2, *part.shape[1:]) for part in logits)
     one = run(scheduler, 5, all_hidden(1), generator=seeded(3), logits=logits)[-1]
@@ -178,7 +178,7 @@ def test_large_grids_are_met_whole():
 
 
 def test_halton_reveals_positions_that_are_spread_and_other_ones_for_each_sample():
-    scheduler = MaskedTokenScheduler(SIZES, "halton", "positions", "linear")
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES, order="halton", units="positions", masking_schedule="linear")
     grid, batch = (16, 16), 8
     samples = run(scheduler, 16, all_hidden(batch, grid), generator=seeded(), logits=random_logits(batch, grid))
     known = ~scheduler.hidden(samples[4])[:, 0]
@@ -193,7 +193,7 @@ def test_halton_reveals_positions_that_are_spread_and_other_ones_for_each_sample
 def test_one_step_draws_from_the_softmax(dtype):
     logits = tuple(torch.randn(1, size, 1, 2, generator=seeded(5)).to(dtype) for size in SIZES)
     many = tuple(part.expand(20000, -1, -1, -1) for part in logits)
-    scheduler = MaskedTokenScheduler(SIZES)
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES)
     scheduler.set_timesteps(1)
     tokens = scheduler.step(many, 0, all_hidden(20000, (1, 2)), generator=seeded()).prev_sample
     for book, size in enumerate(SIZES):
@@ -219,11 +219,15 @@ def test_lowest_marks_exactly_so_many_whatever_the_ties():
 
 
 def test_it_is_saved_and_loaded(tmp_path):
-    MaskedTokenScheduler(SIZES, "halton", "books", "linear").save_pretrained(tmp_path)
+    MaskedTokenScheduler(
+        codebook_sizes=SIZES, order="halton", units="books", masking_schedule="linear"
+    ).save_pretrained(tmp_path)
     loaded = MaskedTokenScheduler.from_pretrained(tmp_path)
     assert tuple(loaded.config.codebook_sizes) == SIZES
     assert (loaded.config.order, loaded.config.units, loaded.config.masking_schedule) == ("halton", "books", "linear")
     assert loaded.order == 1
+    other = MaskedTokenScheduler.from_config(loaded.config, units="tokens")
+    assert (tuple(other.config.codebook_sizes), other.config.order, other.config.units) == (SIZES, "halton", "tokens")
     assert not loaded.hidden(run(loaded, 3, generator=seeded())[-1]).any()
 
 
@@ -231,7 +235,7 @@ def test_wrong_arguments_are_named():
     for name, value in {"order": "raster", "units": "rows", "masking_schedule": "sine", "codebook_sizes": ()}.items():
         with pytest.raises(ValueError, match=f"`{name}` must"):
             MaskedTokenScheduler(**{"codebook_sizes": SIZES, name: value})
-    scheduler = MaskedTokenScheduler(SIZES)
+    scheduler = MaskedTokenScheduler(codebook_sizes=SIZES)
     with pytest.raises(ValueError, match="`set_timesteps`"):
         scheduler.step(random_logits(), 0, all_hidden())
     with pytest.raises(ValueError, match="`num_inference_steps`"):

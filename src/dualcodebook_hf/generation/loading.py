@@ -58,4 +58,6 @@ def load_generator(
             kind.from_pretrained(folder / "scheduler"),
             index.get("id2label"),
         )
-    return pipeline.to(device, getattr(torch, dtype))
+    pipeline.vqvae.cast_backbone(getattr(torch, dtype))
+    torch.nn.Module.to(pipeline.transformer, getattr(torch, dtype))  # diffusers' own warns of any type
+    return pipeline.to(device)

@@ -62,6 +62,7 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
+        *,  # `from_config` takes what was given by position for a default, and drops it
         codebook_sizes: tuple[int, ...] = (512, 512),
         order: str = "confidence",
         units: str = "tokens",
