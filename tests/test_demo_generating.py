@@ -31,14 +31,16 @@ def generator() -> ServedGenerator:
     torch.manual_seed(0)
     tokenizer = spread_codes(DualCodebookVQModel(**{**TINY, "global_transformer_layers": 0})).eval()
     size = {"sample_size": (4, 4), "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
-    transformer = DualCodebookTransformer(SIZES, 2, tokenizer_weights_sha256=weights_hash(tokenizer), **size).eval()
+    transformer = DualCodebookTransformer(
+        SIZES, num_classes=2, tokenizer_weights_sha256=weights_hash(tokenizer), **size
+    ).eval()
     with torch.no_grad():
         for matrix in (transformer.class_embedding.weight, *(head.weight for head in transformer.heads)):
             matrix.mul_(100)  # untrained, the classes would hardly differ
         for block in transformer.blocks:
             block.attention.out.weight.mul_(100)
     return ServedGenerator(
-        DualCodebookMaskGenerationPipeline(tokenizer, transformer, MaskedTokenScheduler(SIZES), CLASSES)
+        DualCodebookMaskGenerationPipeline(tokenizer, transformer, MaskedTokenScheduler(codebook_sizes=SIZES), CLASSES)
     )
 
 

@@ -39,7 +39,7 @@ def build(vqvae=None, num_classes=3, id2label=NAMES, scheduler=None, **changes):
     torch.manual_seed(1)
     made_by = {"tokenizer_config_hash": config_hash(vqvae.config), "tokenizer_weights_sha256": weights_hash(vqvae)}
     options = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, **made_by, **changes}
-    transformer = DualCodebookTransformer(sizes, num_classes, (6, 8), **options).eval()
+    transformer = DualCodebookTransformer(sizes, num_classes=num_classes, sample_size=(6, 8), **options).eval()
     for parameter in transformer.parameters():  # so that the class and the known tokens matter
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.5)

@@ -366,7 +366,6 @@ def test_the_command_samples_the_classes_of_the_test_split_from_a_generator(fold
     pytest.importorskip("datasets")
     pipelines = pytest.importorskip("dualcodebook_hf.generation.pipeline")
     from dualcodebook_hf.generation.schedulers import MaskedTokenScheduler
-
     from dualcodebook_hf.generation.transformer import DualCodebookTransformer
 
     for split in ("train", "test"):  # two classes, by their folders' names

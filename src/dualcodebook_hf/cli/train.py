@@ -14,7 +14,6 @@ from ..flags import Parser
 from ..loading import check_tokenizer_name
 from ..packages import require_package
 from ..presets import GENERATOR, load_preset
-from ..tokens.dataset import TokenDataset
 from ..training.arguments import CLASSES, DataArguments, naming_arguments, parse_run_config
 from ..training.parsing import DESCRIPTION, USAGE, add_fields
 from ..training.sources import open_splits
@@ -49,6 +48,7 @@ def add_train_generator(command: Parser) -> None:
 def train_generator(argv: Sequence[str]) -> int:
     """As `train`, for a generator."""
     from ..generation.arguments import parse_generator_config
+    from ..tokens.dataset import TokenDataset  # it needs numpy
 
     launch_flags, flags = _split_at_dashes(argv)
     run = parse_generator_config(flags)

@@ -15,7 +15,9 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..figures import code_colours, token_map
+from ..generation import loading
 from ..image_processing_dualcodebook import to_image
+from ..loading import default_generator
 from . import fragments, mixing, widgets
 from .reading import Rejected
 from .results import Shown, new_folder, save_image
@@ -133,20 +135,12 @@ def load_generator(name: str | None) -> ServedGenerator | None:
 
     Raises ValueError for one that cannot be loaded.
     """
-    from ..loading import default_generator
-
     if name is None:
         try:
-            name = default_generator()
+            default_generator()
         except ValueError:
             return None
-    from ..generation.pipeline import DualCodebookMaskGenerationPipeline
-
-    try:
-        pipeline = DualCodebookMaskGenerationPipeline.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`generator`: cannot load the generator '{name}': {error}") from error
-    return ServedGenerator(pipeline)
+    return ServedGenerator(loading.load_generator(name, device="cpu", argument="generator"))
 
 
 class GeneratingHandlers:

@@ -54,6 +54,7 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
     def __init__(
         self,
         codebook_sizes: tuple[int, ...] = (512, 512),
+        *,
         num_classes: int | None = None,
         sample_size: tuple[int, int] = (16, 16),
         hidden_size: int = 384,
