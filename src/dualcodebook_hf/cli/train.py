@@ -48,10 +48,11 @@ def add_train_generator(command: Parser) -> None:
 def train_generator(argv: Sequence[str]) -> int:
     """As `train`, for a generator."""
     from ..generation.arguments import parse_generator_config
-    from ..tokens.dataset import TokenDataset  # it needs numpy
 
     launch_flags, flags = _split_at_dashes(argv)
     run = parse_generator_config(flags)
+    from ..tokens.dataset import TokenDataset  # it needs numpy, and `--help` has ended here
+
     _require_packages()
     check_tokenizer_name(run.data.tokenizer, "tokenizer")
     if run.data.dataset:
