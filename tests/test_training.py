@@ -329,10 +329,15 @@ def test_averaged_weights_are_the_moving_average_and_leave_no_trace(dataset, tmp
     assert all(torch.equal(a, b) for a, b in zip(trainer.network.parameters(), before, strict=True))
 
 
-def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
+@pytest.mark.parametrize(
+    "module",
+    [["dualcodebook_hf.training.train"], pytest.param(["dualcodebook_hf.cli", "train"], marks=pytest.mark.slow)],
+    ids=["trainer", "command"],
+)
+def test_sigterm_saves_and_exits_with_0(dataset, tmp_path, module):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_config(dataset, tmp_path, max_train_steps=100_000).to_dict()))
     flags = ["--config", str(tmp_path / "run.yaml"), "--checkpointing_steps", "2"]
-    command = [sys.executable, "-m", "dualcodebook_hf.cli", "train", *flags]
+    command = [sys.executable, "-m", *module, *flags]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
