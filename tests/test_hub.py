@@ -66,7 +66,7 @@ def run(tmp_path, tiny_model):
 def call(hub, code, *arguments, cache, **options):
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = hub.environment(cache, OMP_NUM_THREADS="1")
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, **options)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, **options)
     assert result.returncode == 0, result.stderr
 
 

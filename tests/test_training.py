@@ -340,7 +340,7 @@ def test_sigterm_saves_and_exits_with_0(dataset, tmp_path, module):
     command = [sys.executable, "-m", *module, *flags]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint_names(tmp_path) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -402,7 +402,7 @@ def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(da
     command = [sys.executable, "-m", "dualcodebook_hf.training.train", "--config", str(tmp_path / "run.yaml")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint_names(tmp_path) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
