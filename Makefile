@@ -3,7 +3,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 AXE := .axe/node_modules/axe-core/axe.min.js
 
-.PHONY: help demo static-space test test-all test-lowest test-browser test-examples test-faults test-ray test-mds docs check types format
+.PHONY: help demo static-space test test-all test-lowest axe test-browser test-examples test-faults test-ray test-mds docs check types format
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -38,8 +38,10 @@ $(AXE): Makefile
 	npm install --silent --no-audit --no-fund --prefix .axe axe-core@4.14.1
 	touch $@
 
-test-browser: .venv/.installed $(AXE) ## the demo in a real browser; needs Chromium, and npm for axe-core
-	$(BIN)/python -m pytest tests/browser
+axe: $(AXE)
+
+test-browser: .venv/.installed $(AXE) ## the pages in a real browser, both at a time; needs Chromium, and npm for axe-core
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/browser
 
 test-examples: .venv/.installed ## the scripts of examples/ and the notebook
 	$(BIN)/python -m pytest tests/examples

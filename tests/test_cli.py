@@ -116,10 +116,11 @@ def test_the_reconstruction_panel_is_the_decoded_tokens(tmp_path, checkpoint, mo
     assert main(["reconstruct", str(path), "--model", checkpoint, "--output", str(tmp_path)]) == 0
     figure, panel = np.asarray(Image.open(tmp_path / "a-comparison.png")), expected(model, str(path))
     for shown in (np.asarray(Image.open(path)), panel):
+        tall, wide = figure.shape[0] - 199, figure.shape[1] - 299
+        corners = np.argwhere(np.abs(figure[:tall, :wide] - shown[0, 0].astype(int)).max(-1) <= 1)
         windows = [
             (top, left)
-            for top in range(figure.shape[0] - 199)
-            for left in range(figure.shape[1] - 299)
+            for top, left in corners
             if np.abs(figure[top, left : left + 300] - shown[0].astype(int)).max() <= 1
         ]
         # Inference is optimized: a value between two grey levels may be rounded to the other one.
@@ -254,24 +255,23 @@ def test_subfolders_are_read_where_asked_for(tmp_path, checkpoint) -> None:
 
 
 def test_images_of_one_size_are_done_together_and_give_the_same(tmp_path, checkpoint) -> None:
-    sizes = [(48, 32)] * 3 + [(32, 48)] * 2 + [(48, 32)]
+    sizes = [(48, 32)] * 3 + [(32, 48), (48, 32)]
     paths = [str(tmp_path / f"{number}.png") for number in range(len(sizes))]
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         image(*size, number).save(path)
-    for batch in ("1", "2", "8"):
+    for batch in ("1", "3"):
         options = ["--model", checkpoint, "--batch-size", batch, "--output"]
         assert main(["tokenize", *paths, *options, str(tmp_path / f"{batch}.safetensors")]) == 0
         assert main(["reconstruct", *paths, *options, str(tmp_path / batch)]) == 0
     expected = load_tokens(tmp_path / "1.safetensors")
-    for batch in ("2", "8"):
-        found = load_tokens(tmp_path / f"{batch}.safetensors")
-        assert [item.name for item in found.images] == [item.name for item in expected.images]
-        for item, other in zip(found.images, expected.images, strict=True):
-            assert torch.equal(item.tokens, other.tokens)
-        for number in range(len(sizes)):
-            written = [tmp_path / folder / f"{number}-reconstruction.png" for folder in ("1", batch)]
-            pair = [np.asarray(Image.open(path), np.int16) for path in written]
-            assert np.abs(pair[0] - pair[1]).max() <= 1
+    found = load_tokens(tmp_path / "3.safetensors")
+    assert [item.name for item in found.images] == [item.name for item in expected.images]
+    for item, other in zip(found.images, expected.images, strict=True):
+        assert torch.equal(item.tokens, other.tokens)
+    for number in range(len(sizes)):
+        written = [tmp_path / folder / f"{number}-reconstruction.png" for folder in ("1", "3")]
+        pair = [np.asarray(Image.open(path), np.int16) for path in written]
+        assert np.abs(pair[0] - pair[1]).max() <= 1
 
 
 def test_tokens_of_one_grid_are_decoded_together_and_give_the_same(tmp_path, checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""Configurations from anywhere: 2,000 mutations of real ones, each a model that works or a ValueError."""
+"""Configurations from anywhere: mutations of real ones, each a model that works or a ValueError."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from dualcodebook_hf.configuration_fields import (
     DualCodebookFields,
 )
 
-CASES = 800
+CASES = 400
 SECONDS = 120  # of CPU time, for all of them: little for one that hangs
 EXTRA_MEMORY = 3 * 2**30  # of addresses, not of memory in use
 

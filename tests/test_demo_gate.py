@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import socket
 import time
 import uuid
@@ -147,7 +148,9 @@ def forbidden(app, tmp_path_factory):
     listener.close()
 
 
-def test_every_event_reads_uploads_and_nothing_else(app, forbidden):
+@pytest.mark.parametrize("share", [0.25, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_event_reads_uploads_and_nothing_else(app, forbidden, share):
+    """Every event by some of the inputs and files, drawn once; `make test-all`: by all of them."""
     files, listener = forbidden
     requests = []
     for index, fn in app.demo.fns.items():
@@ -159,6 +162,8 @@ def test_every_event_reads_uploads_and_nothing_else(app, forbidden):
             requests.append(
                 (f"{fn.api_name}, a click: {word}", index, defaults, None, {"index": [0, 0], "value": file})
             )
+
+    requests = random.Random(0).sample(requests, round(share * len(requests)))
 
     def ask(request: tuple) -> str | None:
         _, index, defaults, place, value = request

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from dualcodebook_hf import DualCodebookImageProcessor
 from dualcodebook_hf.cli import main
-from dualcodebook_hf.hub import check_access, push_model, push_pipeline, push_space, space
+from dualcodebook_hf.hub import check_access, export, push_model, push_pipeline, push_space, space
 from dualcodebook_hf.hub.export import code_files, export_pipeline, prepare_folder
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,12 @@ sys.path[:] = [path for path in sys.path if not Path(path, "dualcodebook_hf").is
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
 assert importlib.util.find_spec("dualcodebook_hf") is None
 """
+
+
+@pytest.fixture(autouse=True)
+def small_sheet(monkeypatch):
+    """The card's sheet of reconstructions, which almost every test makes, of small squares."""
+    monkeypatch.setattr(export, "SHEET_SIZE", 32)
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def run(tmp_path, tiny_model):
 def call(hub, code, *arguments, cache, **options):
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = hub.environment(cache, OMP_NUM_THREADS="1")
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, **options)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, **options)
     assert result.returncode == 0, result.stderr
 
 
@@ -102,13 +108,12 @@ READ_WITHOUT = (
     + CARD
     + """
 exec(ways[2])
-import torch
+import json, torch
 from PIL import Image
 pixels = processor(Image.open("photo.jpg"), return_tensors="pt")["pixel_values"]
 with torch.no_grad():
     out = model(pixels)
 torch.save([pixels, out.image_tokens, out.decoded_pixel_values], sys.argv[1])
-assert "dualcodebook_hf" not in sys.modules
 """
 )
 READ_WITH = (
@@ -137,28 +142,10 @@ def photo(tmp_path):
     return folder / "photo.jpg"
 
 
-def test_a_process_without_the_package_loads_it_as_the_card_says(hub, run, tmp_path, tiny_model, photo):
-    processor = DualCodebookImageProcessor(do_center_crop=True, crop_size={"height": 12, "width": 16})
-    processor.save_pretrained(run / "final")
-    push_model(run, "me/tok")
-    call(hub, READ_WITHOUT, tmp_path / "out.pt", cache=tmp_path / "cache", cwd=photo.parent)
-    pixels, tokens, decoded = torch.load(tmp_path / "out.pt")
-    assert torch.equal(pixels, processor(Image.open(photo), return_tensors="pt")["pixel_values"])
-    assert pixels.shape[-2:] == (12, 16)
-    with torch.no_grad():
-        out = tiny_model(pixels)
-    assert torch.equal(tokens, out.tokens) and torch.equal(decoded, out.sample)
-
-
 # What the Hub shows for the folder, and what diffusers offers for it, each in turn.
-READ_AS_SHOWN = (
-    WITHOUT_PACKAGE
-    + """
-import json, torch
-from pathlib import Path
-from PIL import Image
+READ_AS_SHOWN = """
 image, results = Image.open("photo.jpg"), []
-for snippets in json.loads(sys.argv[2]):
+for snippets in json.loads(sys.argv[3]):
     names = {}
     for snippet in snippets:
         exec(snippet, names)
@@ -167,24 +154,36 @@ for snippets in json.loads(sys.argv[2]):
     results.append(names["model"].tokenize(pixels))
     results.append(torch.tensor(names["pipe"](image)))
 from diffusers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[3], trust_remote_code=True)
+model = AutoModel.from_pretrained(sys.argv[4], trust_remote_code=True)
 latents = model.encode(pixels).latents
-torch.save([pixels, *results, model.tokenize(pixels), model.decode(latents).sample.detach()], sys.argv[1])
+torch.save([pixels, *results, model.tokenize(pixels), model.decode(latents).sample.detach()], sys.argv[2])
 assert "dualcodebook_hf" not in sys.modules
 """
-)
 
 
-def test_what_the_hub_shows_and_diffusers_automodel_load_a_published_folder(hub, run, tmp_path, tiny_model, photo):
+def test_a_process_without_the_package_loads_it_by_the_card_by_what_the_hub_shows_and_by_diffusers_automodel(
+    hub, run, tmp_path, tiny_model, photo
+):
     folder = tmp_path / "published"
-    prepare_folder(run, folder, "me/tok")
+    prepare_folder(run, folder, "me/shown")
     assert shown_libraries(folder) == ["transformers"]  # diffusers' DiffusionPipeline would fail
     processors = ("AutoImageProcessor", "AutoProcessor", None)
     snippets = [transformers_snippets(folder, str(folder), processor) for processor in processors]
     assert all(len(shown) == 2 and "trust_remote_code=True" in "".join(shown) for shown in snippets)
-    arguments = (tmp_path / "out.pt", json.dumps(snippets), folder)
-    call(hub, READ_AS_SHOWN, *arguments, cache=tmp_path / "cache", cwd=photo.parent)
-    pixels, *tokens, sample = torch.load(tmp_path / "out.pt")
+    processor = DualCodebookImageProcessor(do_center_crop=True, crop_size={"height": 12, "width": 16})
+    processor.save_pretrained(run / "final")
+    push_model(run, "me/tok")
+    arguments = (tmp_path / "card.pt", tmp_path / "shown.pt", json.dumps(snippets), folder)
+    call(hub, READ_WITHOUT + READ_AS_SHOWN, *arguments, cache=tmp_path / "cache", cwd=photo.parent)
+
+    pixels, tokens, decoded = torch.load(tmp_path / "card.pt")
+    assert torch.equal(pixels, processor(Image.open(photo), return_tensors="pt")["pixel_values"])
+    assert pixels.shape[-2:] == (12, 16)
+    with torch.no_grad():
+        out = tiny_model(pixels)
+    assert torch.equal(tokens, out.tokens) and torch.equal(decoded, out.sample)
+
+    pixels, *tokens, sample = torch.load(tmp_path / "shown.pt")
     assert len(tokens) == 2 * len(processors) + 1
     assert all(torch.equal(found, tiny_model.tokenize(pixels)) for found in tokens)
     with torch.no_grad():
@@ -195,7 +194,7 @@ def test_the_cards_sheet_shows_images_that_may_be_published(run, tmp_path, tiny_
     names = prepare_folder(run, tmp_path / "own", images=[photo, photo])
     assert "reconstructions.png" in names
     sheet = Image.open(tmp_path / "own" / "reconstructions.png")
-    size = 256
+    size = export.SHEET_SIZE
     assert sheet.size == (2 * size + 2, 2 * size + 2)
     assert sheet.crop((0, 0, size, size)).tobytes() == sheet.crop((size + 2, 0, 2 * size + 2, size)).tobytes()
     card = (tmp_path / "own" / "README.md").read_text()

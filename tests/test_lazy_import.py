@@ -17,7 +17,7 @@ from dualcodebook_hf.registration import PostImportHook
 
 HEAVY = ("torch", "transformers", "diffusers", "scipy", "gradio", "datasets", "accelerate", "numpy", "matplotlib")
 FIRST_ANSWERS = """
-import contextlib, io, sys
+import contextlib, importlib.util, io, sys
 HEAVY = set(sys.argv[1].split(","))
 def check(what):
     assert not HEAVY & set(sys.modules), (what, HEAVY & set(sys.modules))
@@ -53,6 +53,9 @@ mistakes += [
 for argv in mistakes:
     code, out, err = run(*argv)
     assert code == 2 and not out and err.count("\\n") == 1 and err.startswith("dualcodebook: error: "), (argv, err)
+if importlib.util.find_spec("gradio"):
+    import dualcodebook_hf.demo.reading  # in a process of its own, which is started anew after a hostile file
+    check("the reader of uploads")
 """
 
 

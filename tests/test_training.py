@@ -78,6 +78,27 @@ def trainer_of(run):
     return Trainer(TokenizerTask(run), run.training)
 
 
+class DyingTrainer(Trainer):
+    """Ends without a word after an update: what SIGKILL leaves behind, without another start of Python."""
+
+    last = None
+
+    def _update(self, group):
+        result = super()._update(group)
+        if self.progress.step == self.last:
+            raise KeyError("lost its power")
+        return result
+
+
+def die(run, last):
+    """Trains `run` until its trainer dies after the update `last`."""
+    trainer = DyingTrainer(TokenizerTask(run), run.training)
+    trainer.last = last
+    with pytest.raises(KeyError, match="lost its power"):
+        trainer.train()
+    forget_accelerate()
+
+
 def run_worker(run, *mode, processes=1):
     """Trains in processes of their own; see train_worker.py."""
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
@@ -87,8 +108,8 @@ def run_worker(run, *mode, processes=1):
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streaming"])
-def test_six_steps_equal_three_then_sigkill_then_three(dataset, tmp_path, streaming):
-    """Bit for bit: G, D, EMA weights, EMA tables, both optimizers, random numbers and data position."""
+def test_six_steps_equal_three_then_a_sudden_end_then_three(dataset, tmp_path, streaming):
+    """Bit for bit, once after SIGKILL: G, D, EMA weights and tables, optimizers, random numbers, data position."""
     shared = {
         "model": {"local_update": "ema", "transformer_dropout": 0.1},
         "data": {"streaming": streaming, "shuffle_buffer": 4},
@@ -100,11 +121,14 @@ def test_six_steps_equal_three_then_sigkill_then_three(dataset, tmp_path, stream
         "lr_schedule": "cosine",
     }
     trainer_of(run_config(dataset, tmp_path / "whole", **shared)).train()
-    fresh = run_config(dataset, tmp_path / "killed", **shared)
-    killed = run_worker(fresh, "kill", 4)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert checkpoint_names(tmp_path / "killed") == ["checkpoint-3"]
     forget_accelerate()
+    fresh = run_config(dataset, tmp_path / "killed", **shared)
+    if streaming:
+        die(fresh, 4)
+    else:
+        killed = run_worker(fresh, "kill", 4)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert checkpoint_names(tmp_path / "killed") == ["checkpoint-3"]
     torch.manual_seed(99)
     trainer_of(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **shared)).train()
     assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-6", tmp_path / "killed" / "checkpoint-6")
@@ -133,16 +157,15 @@ def features_file(tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_with_the_projected_discriminator_four_steps_equal_two_then_sigkill_then_two(
+def test_with_the_projected_discriminator_four_steps_equal_two_then_a_sudden_end_then_two(
     dataset, tmp_path, features_file, norm
 ):
     """Bit for bit: random projections, power iterations, shifts of the perceptual loss and augmentations too."""
     shared = {**PROJECTED, "efficientnet_weights": features_file, "discriminator_norm": norm, "max_train_steps": 4}
     shared |= {"checkpointing_steps": 2, "ema_decay": 0.9}
     trainer_of(run_config(dataset, tmp_path / "whole", **shared)).train()
-    killed = run_worker(run_config(dataset, tmp_path / "killed", **shared), "kill", 3)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
     forget_accelerate()
+    die(run_config(dataset, tmp_path / "killed", **shared), 3)
     torch.manual_seed(99)
     trainer_of(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **shared)).train()
     assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
@@ -306,13 +329,18 @@ def test_averaged_weights_are_the_moving_average_and_leave_no_trace(dataset, tmp
     assert all(torch.equal(a, b) for a, b in zip(trainer.network.parameters(), before, strict=True))
 
 
-def test_sigterm_to_the_command_saves_and_exits_with_0(dataset, tmp_path):
+@pytest.mark.parametrize(
+    "module",
+    [["dualcodebook_hf.training.train"], pytest.param(["dualcodebook_hf.cli", "train"], marks=pytest.mark.slow)],
+    ids=["trainer", "command"],
+)
+def test_sigterm_saves_and_exits_with_0(dataset, tmp_path, module):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_config(dataset, tmp_path, max_train_steps=100_000).to_dict()))
     flags = ["--config", str(tmp_path / "run.yaml"), "--checkpointing_steps", "2"]
-    command = [sys.executable, "-m", "dualcodebook_hf.cli", "train", *flags]
+    command = [sys.executable, "-m", *module, *flags]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint_names(tmp_path) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -374,7 +402,7 @@ def test_a_signal_to_the_whole_group_with_data_workers_saves_and_exits_with_0(da
     command = [sys.executable, "-m", "dualcodebook_hf.training.train", "--config", str(tmp_path / "run.yaml")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint_names(tmp_path) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)

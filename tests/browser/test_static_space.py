@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from access import check_access
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -225,10 +226,15 @@ def test_keys_move_the_cell_and_the_slider(visit) -> None:
     assert page.locator("#decoded").evaluate("canvas => canvas.style.clipPath") == "inset(0px 0px 0px 0%)"
 
 
-@pytest.mark.parametrize("color_scheme", ["light", "dark"])
-def test_a_phone(visit, color_scheme, tmp_path) -> None:
-    page = visit(width=390, color_scheme=color_scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+@pytest.mark.parametrize(("width", "color_scheme"), [(390, "light"), (390, "dark"), (1280, "light")])
+def test_it_fits_the_screen_and_can_be_used_by_everybody(visit, axe, tmp_path, width, color_scheme) -> None:
+    page = visit(width, color_scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    check_access(page, axe, "an example")
+    (tmp_path / "empty.png").write_bytes(b"")
+    page.locator("#picture-file").set_input_files(tmp_path / "empty.png")
+    expect(page.get_by_role("alert")).to_contain_text("the file is empty")
+    check_access(page, axe, "an error")
     unnamed = page.locator("button:visible, input, select, canvas:not([aria-hidden])").evaluate_all(
         "all => all.filter(e => !(e.ariaLabel || e.labels?.length || e.textContent.trim() || e.querySelector('[alt]')))"
         ".map(e => e.outerHTML)"

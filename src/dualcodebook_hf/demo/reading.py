@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..image_processing_dualcodebook import DEFAULT_MAX_PIXELS, read_image, resize_to_max_pixels
+from ..pil_images import DEFAULT_MAX_PIXELS, read_image, resize_to_max_pixels
 
 LARGEST_UPLOAD = 52_000_000  # pixels of an image file: 50-megapixel cameras; at worst (16-bit grey) 2 GB while read
 LARGEST_SHOWN = 2 * DEFAULT_MAX_PIXELS  # pixels after shrinking; what exceeds one megapixel is done in tiles
