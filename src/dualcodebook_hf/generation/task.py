@@ -250,7 +250,7 @@ class GeneratorTask:
         from ..run_folder import RunFolder
 
         pipeline = DualCodebookMaskGenerationPipeline.from_pretrained(RunFolder(folder).final)
-        return push_pipeline(pipeline, repo_id, private=private)
+        return push_pipeline(pipeline, repo_id, private=private, train=self.settings)
 
 
 GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly, however many are taken

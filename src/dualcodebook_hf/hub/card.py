@@ -13,13 +13,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
-from ..evaluation.table import results_table
+from ..evaluation.generator_evaluation import generator_cells
+from ..evaluation.table import markdown_table, results_table
 from ..metrics import IMAGE_METRICS, NETWORK_METRICS
 from .records import Records, complete_records
 
 MARK = "<!-- Written by `dualcodebook card`; a new one replaces it. -->"
 TEMPLATE = "model_card_template.md"
 PIPELINE_TEMPLATE = "pipeline_card_template.md"
+GENERATOR_TEMPLATE = "generator_card_template.md"
+GENERATOR_TASK = "unconditional-image-generation"  # the Hub's nearest word; DiT's repositories have it too
+GENERATOR_TAGS = ["class-conditional", "masked-generation", "dual-codebook", "arxiv:2503.10832", "arxiv:2202.04200"]
 TASK = "image-feature-extraction"
 # By task and library the Hub's "Use this model" shows the task's pipeline and AutoModel, with `trust_remote_code=True`;
 # both load what is published. A tag `diffusers` would add DiffusionPipeline, which does not.
@@ -102,6 +106,54 @@ def pipeline_card(pipeline: str, repo_id: str, components: list[str]) -> str:
     data = ModelCardData(library_name="diffusers", tags=[pipeline, *TAGS])
     title = repo_id.split("/")[-1]
     return _render(PIPELINE_TEMPLATE, data, title=title, pipeline=pipeline, repo_id=repo_id, components=components)
+
+
+def generator_card(
+    pipeline: Any,
+    repo_id: str | None = None,
+    *,
+    train: Mapping[str, dict] | None = None,
+    measured: Mapping[str, Any] | None = None,
+) -> str:
+    """README.md of a generator.
+
+    Args:
+        pipeline: a `DualCodebookMaskGenerationPipeline`.
+        repo_id: where it is published; None: the generator inside the package.
+        train: content of its train_config.json.
+        measured: what `dualcodebook evaluate-generator --output` wrote.
+    """
+    data = ModelCardData(license="apache-2.0", library_name="diffusers", pipeline_tag=GENERATOR_TASK)
+    data.tags = [type(pipeline).__name__, *GENERATOR_TAGS]
+    rows, columns = pipeline.transformer.config.sample_size
+    factor = pipeline.vqvae.downsample_factor
+    facts: dict[str, Any] = {
+        "title": repo_id.split("/")[-1] if repo_id else "dualcodebook_hf, embedded generator",
+        "repo_id": repo_id,
+        "rows": rows,
+        "columns": columns,
+        "height": rows * factor,
+        "width": columns * factor,
+        "classes": list(pipeline.labels),
+        "codebook_sizes": list(pipeline.transformer.config.codebook_sizes),
+        "parameters": pipeline.transformer.num_parameters(),
+        "train": train,
+        "data_source": _sources(train) if train else "",
+    }
+    if measured:
+        test = measured["protocol"]["test"]
+        facts["table"] = markdown_table(*generator_cells(measured["results"]))
+        facts["protocol"] = (
+            f"{measured['results'][0]['pictures']} samples, of the classes of the {test['split']} images of "
+            f"{test['dataset']}, {test['size']} x {test['size']} pixels."
+        )
+    return _render(GENERATOR_TEMPLATE, data, **facts)
+
+
+def _sources(train: Mapping[str, dict]) -> str:
+    """Whose images a generator was trained on, where it is known."""
+    text = str(train["data"].get("tokens") or train["data"].get("dataset"))
+    return "; ".join(source for name, source in DATA_SOURCES.items() if name in text)
 
 
 def card_facts(records: Records, repo_id: str | None = None) -> dict[str, Any]:

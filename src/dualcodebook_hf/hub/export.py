@@ -26,8 +26,8 @@ from ..image_processing_dualcodebook import (
     to_pixels,
 )
 from ..loading import load_tokenizer
-from ..run_folder import CONFIG, RECORDS, SavedModel, checkpoint_step
-from .card import model_card, pipeline_card
+from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel, checkpoint_step
+from .card import generator_card, model_card, pipeline_card
 from .records import Records, public_record
 
 if TYPE_CHECKING:
@@ -247,7 +247,12 @@ def code_files() -> list[Path]:
     return [PACKAGE / f"{name}.py" for name in sorted(names)]
 
 
-def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: str | None = None) -> list[str]:
+def export_pipeline(
+    pipeline: DiffusionPipeline,
+    folder: str | Path,
+    repo_id: str | None = None,
+    train: Mapping[str, dict] | None = None,
+) -> list[str]:
     """Saves a diffusers pipeline that holds a tokenizer of ours so that it loads by its Hub id; returns its components.
 
     `DiffusionPipeline.from_pretrained(repo_id, trust_remote_code=True)` then loads it, where this package is installed.
@@ -260,6 +265,7 @@ def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: st
         pipeline: any that holds a tokenizer.
         folder: must be new or empty.
         repo_id: where it will be published, for the card; None: "you/..." and the folder's name.
+        train: content of a generator's train_config.json, which is published beside it.
 
     Raises ValueError when no component is of this package, or when the folder holds something.
     """
@@ -284,6 +290,12 @@ def export_pipeline(pipeline: DiffusionPipeline, folder: str | Path, repo_id: st
             content = read_json(path) or {}
             if content.pop("_name_or_path", None) is not None:
                 write_json(path, content)
-        card = pipeline_card(type(pipeline).__name__, repo_id or f"you/{folder.resolve().name}", names)
+        repo_id = repo_id or f"you/{folder.resolve().name}"
+        if type(pipeline).__module__.startswith(PACKAGE.name + "."):
+            card = generator_card(pipeline, repo_id, train=train)
+        else:
+            card = pipeline_card(type(pipeline).__name__, repo_id, names)
         (partial / CARD).write_text(card, encoding="utf-8")
+        if train is not None:
+            write_json(partial / TRAIN_CONFIG, train)
     return names

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..onnx_runtime import FOLDER as ONNX_FOLDER
 from ..run_folder import RECORDS
 from ..version import __version__
 from .export import PACKAGE, RECONSTRUCTIONS, SAMPLES, TrainedModel, export_pipeline, prepare_folder
+from .records import public_record
 from .space import check_static_space, write_space
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def push_pipeline(
     private: bool = False,
     token: str | None = None,
     overwrite: bool = False,
+    train: Mapping[str, dict] | None = None,
 ) -> str:
     """Publishes a diffusers pipeline that holds a tokenizer of ours by one commit, and returns the repository's URL.
 
@@ -105,10 +107,11 @@ def push_pipeline(
         private: make a new repository private.
         token: None: that of HF_TOKEN or of `hf auth login`.
         overwrite: publish into a repository that holds something else; its other files stay.
+        train: see `export_pipeline`; local paths become names.
     """
 
     def prepare(folder: Path) -> None:
-        export_pipeline(pipeline, folder, repo_id)
+        export_pipeline(pipeline, folder, repo_id, None if train is None else public_record(train))
 
     return _push(prepare, repo_id, "pipeline", lambda _: False, token=token, private=private, overwrite=overwrite)
 

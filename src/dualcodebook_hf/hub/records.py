@@ -21,6 +21,7 @@ from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
 PATHS = ("dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights", "efficientnet_weights")
+PATHS += ("tokens", "validation_tokens", "tokenizer")  # of generators
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 
 

@@ -1,0 +1,51 @@
+"""Puts a trained generator into the package as its default, with its measurements.
+
+    python scripts/embed_generator.py runs/generator/best --measured measured/metrics.json
+
+Saves the pipeline in bfloat16 (codebooks in float32), its training settings without this machine's paths, what
+`dualcodebook evaluate-generator --output` wrote, and the card.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from dualcodebook_hf.files import atomic_folder, read_json, write_json
+from dualcodebook_hf.generation.loading import load_generator
+from dualcodebook_hf.hub.card import generator_card
+from dualcodebook_hf.hub.records import public_record
+
+FOLDER = Path(__file__).parents[1] / "src" / "dualcodebook_hf" / "checkpoints" / "generator"
+LARGEST = 25_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("generator", type=Path, help="folder of a pipeline that train-generator wrote")
+    parser.add_argument("--measured", type=Path, help="metrics.json of evaluate-generator")
+    arguments = parser.parse_args()
+    pipeline = load_generator(str(arguments.generator), device="cpu")
+    train = public_record(read_json(arguments.generator / "train_config.json"))
+    measured = read_json(arguments.measured) if arguments.measured else None
+    pipeline.vqvae.cast_backbone(torch.bfloat16)
+    torch.nn.Module.to(pipeline.transformer, torch.bfloat16)
+    with atomic_folder(FOLDER, replace=True) as partial:
+        pipeline.save_pretrained(partial)
+        for path in partial.rglob("*.json"):
+            content = read_json(path)
+            if content.pop("_name_or_path", None) is not None:
+                write_json(path, content)
+        write_json(partial / "train_config.json", train)
+        if measured:
+            write_json(partial / "metrics.json", measured)
+        card = generator_card(pipeline, train=train, measured=measured)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        if size > LARGEST:
+            raise SystemExit(f"the generator has {size} bytes, more than {LARGEST}")
+    print(f"{FOLDER}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
