@@ -223,14 +223,22 @@ def test_files_too_large_for_an_upload_are_refused_by_the_server(server):
         assert answer.status_code == status
 
 
-def test_only_the_three_endpoints_can_be_called(client, tmp_path):
+def test_only_the_public_endpoints_can_be_called(client, tmp_path):
     endpoints = client.view_api(return_format="dict")
-    assert set(endpoints["named_endpoints"]) == {"/reconstruct", "/tokenize", "/detokenize"}
+    assert set(endpoints["named_endpoints"]) == {"/reconstruct", "/tokenize", "/detokenize", "/generate"}
     assert not endpoints["unnamed_endpoints"]
     for index in range(len(client.config["dependencies"])):
         if client.config["dependencies"][index]["api_visibility"] == "private":
             with pytest.raises(ValueError, match="Invalid function index"):
                 client.predict(None, fn_index=index)
+
+
+def test_pictures_of_a_class_can_be_asked_for(client):
+    picture, tokens, line = client.predict("shoes", 1.0, 2, 7, api_name="/generate")
+    assert Image.open(picture).size == Image.open(tokens).size == (512, 512)  # four of them
+    assert "shoes, seed 7: step 2 of 2" in line
+    picture, _, line = client.predict("socks", 1.0, 2, 7, api_name="/generate")
+    assert picture is None and "`class` must be one of any, dress, hat" in line
 
 
 def test_nothing_leaves_the_machine(client, server, tmp_path):
