@@ -323,7 +323,8 @@ def test_odd_images(visit, tmp_path):
     ]:
         image.save(tmp_path / name, **options)
         page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
-        expect(page.locator("#about")).to_contain_text("onerror" if "<" in name else name)
+        told = "onerror" if "<" in name else name
+        expect(page.locator("#about")).to_contain_text(told, timeout=120_000)  # 24 megapixels, on a busy machine
         expect(page.locator("#about")).to_contain_text(note)
         expect(page.locator("#slider img")).to_have_count(2)
         remove(page)
@@ -386,6 +387,29 @@ def test_another_model(visit, photo):
     expect(page.locator("#half-1 img")).to_be_visible()
 
 
+def test_a_class_is_drawn_step_by_step_and_a_part_of_the_picture_repainted(visit, photo):
+    page = visit()
+    upload(page, photo)
+    tab(page, "Generate")
+    page.get_by_label("shoes", exact=True).check()
+    page.locator("#steps input[type=number]").fill("2")
+    page.locator("#steps input[type=number]").blur()
+    page.locator("#draw").click()
+    expect(page.locator("#drawn-line")).to_contain_text("shoes, seed 0: step 2 of 2", timeout=60_000)
+    assert shown(page, "#drawn").size == shown(page, "#drawn-tokens").size == (512, 512)
+    page.locator("#repaint-grid [data-fill='0']").click()
+    page.locator("#repaint").click()
+    expect(page.locator("#repainted-line")).to_contain_text("Paint over a part of the picture first.")
+    page.locator("#repaint-grid .grid").click()
+    page.wait_for_timeout(400)  # the grid tells a quarter of a second after the last stroke
+    page.locator("#repaint").click()
+    expect(page.locator("#repainted-line")).to_contain_text("9 positions: step 2 of 2", timeout=60_000)
+    before, after = (np.asarray(shown(page, "#repainted", number), int) for number in range(2))
+    assert before.shape == after.shape == (200, 320, 3)
+    changed = np.abs(before - after).max(2) > 24
+    assert changed.any() and not changed[:, :64].any()
+
+
 # Gradio's own, which no option changes: the words on its upload button and the words that it says differ.
 GRADIOS = frozenset({"label-content-name-mismatch"})
 
@@ -396,6 +420,7 @@ def test_every_tab_fits_the_screen_and_can_be_used_by_everybody(visit, axe, phot
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (color_scheme == "dark")
     contents = {"Reconstruct": "#rates", "Look inside": "#usage", "Mix": "#mixed", "Tokens": "#download"}
+    contents |= {"Generate": "#repaint-grid img"}
     for name, content in contents.items():
         tab(page, name)
         expect(page.locator(content)).to_be_visible()
