@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     """The record that is printed and written."""
     data = EvaluationData(
-        arguments.dataset, split=arguments.split, size=arguments.size, resample="lanczos", limit=arguments.limit
+        dataset=arguments.dataset, split=arguments.split, size=arguments.size, resample="lanczos", limit=arguments.limit
     )
     images, features = data.open(), effnetlite2_features(device)
     pipeline = load_generator(arguments.generator, device=device)

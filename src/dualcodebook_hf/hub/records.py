@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,8 @@ from ..loading import EMBEDDED, EMBEDDED_FOLDER
 from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
-PATHS = ("dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights", "efficientnet_weights")
-PATHS += ("tokens", "validation_tokens", "tokenizer")  # of generators
+PATHS = {"dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights", "efficientnet_weights"}
+PATHS |= {"tokens", "validation_tokens", "tokenizer"}  # of generators
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 
 
@@ -140,7 +140,7 @@ def complete_records() -> Iterator[None]:
         raise ValueError(f"{files} is incomplete: {type(error).__name__} {error}") from error
 
 
-def public_record(train: dict[str, dict]) -> dict[str, dict]:
+def public_record(train: Mapping[str, dict]) -> dict[str, dict]:
     """train_config.json for publication: of every local path the last part only.
 
     A relative path of two parts looks like a Hub id; it is a path where something lies there now.
