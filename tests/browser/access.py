@@ -21,4 +21,4 @@ def check_access(page: Page, axe: str, where: str, but: frozenset[str] = frozens
         for rule in found
         if (rule["impact"] in ("critical", "serious") and rule["id"] not in but) or rule["id"] == "heading-order"
     ]
-    assert not grave, where
+    assert not grave, f"{where}: {grave}"

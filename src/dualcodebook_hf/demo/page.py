@@ -112,7 +112,10 @@ def launch_options() -> dict[str, Any]:
 def _theme() -> gr.themes.Base:
     theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS)
     links = {"link_text_color": "*primary_700", "link_text_color_dark": "*primary_300"}  # the default is too pale
-    return theme.set(**links)
+    # White on the default is too pale, too.
+    fills = {"": "*primary_700", "_hover": "*primary_800", "_dark": "*primary_700", "_hover_dark": "*primary_800"}
+    buttons = {f"button_primary_background_fill{state}": fill for state, fill in fills.items()}
+    return theme.set(**links, **buttons)
 
 
 def _lay_out(labels: list[str], examples: Mapping[str, Path], generator: ServedGenerator | None) -> SimpleNamespace:
