@@ -26,6 +26,7 @@ from dualcodebook_hf.tokens.augment import Augmentation
 from dualcodebook_hf.tokens.dataset import TokenDataset
 from dualcodebook_hf.tokens.source import TokenSource
 from dualcodebook_hf.tokens.tokenizing import TokenizeJob
+from dualcodebook_hf.training.ends import BadDataError
 from dualcodebook_hf.training.run import Trainer
 
 datasets = pytest.importorskip("datasets")
@@ -374,3 +375,21 @@ def test_a_generator_without_classes(tokens, validation, checkpoint, tmp_path):
     pipeline = DualCodebookMaskGenerationPipeline.from_pretrained(tmp_path / "final")
     assert pipeline.transformer.config.num_classes is None
     assert read_image(tmp_path / "samples" / "step-0000002.png").size == (8 * SIZE, SIZE)
+
+
+def test_a_validation_that_cannot_be_read_leaves_nothing_half_read(tokens, validation, checkpoint, tmp_path):
+    """The next one measures all images, as if it had not been there."""
+    task = trainer_of(tokens, checkpoint, tmp_path, "--validation-batch-size", 4, validation=validation).task
+    task.network.eval()
+    expected, _ = task.validate()
+    task._scored, whole = None, task.source.validation
+
+    def broken(batch_size):
+        yield next(whole(batch_size))
+        raise ValueError("an image of it cannot be read")
+
+    task.source.validation = broken
+    with pytest.raises(BadDataError, match="cannot be read"):
+        task.validate()
+    task.source.validation = whole
+    assert task.validate()[0] == expected

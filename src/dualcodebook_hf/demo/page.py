@@ -48,8 +48,8 @@ COLOURS = (
 )
 GENERATE = (
     "A small transformer fills an empty grid of tokens, the surest ones first, and the tokens become {side} x {side} "
-    "pixels. Grey is not known yet. It learned a few thousand photographs on two CPU cores: it draws shapes and "
-    "colours, and rarely a thing that one could wear."
+    "pixels. Grey is not known yet. What it draws is what it has learned: the generator inside the package saw three "
+    "thousand photographs of clothes, and draws silhouettes and colours."
 )
 REPAINT = (
     "Paint over squares of your picture: the generator draws their tokens anew, with the class, guidance, steps and "

@@ -150,10 +150,7 @@ class GeneratorTask:
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         """Bits per position, of all and of each codebook, and images drawn with one class after the other."""
         if self._scored is None:
-            with suppress(StopIteration):
-                batches, self._scored = self.source.validation(self.arguments.validation_batch_size), []
-                while True:
-                    self._scored.append(self._kept(read_next(batches)))
+            self._scored = list(self._read_validation())  # all of it, or where an image cannot be read, none
         bits = torch.zeros(len(self.tokenizer.codebook_sizes), dtype=torch.float64)
         total, done = sum(len(batch["index"]) for batch in self._scored), 0
         for batch in self._scored:
@@ -162,6 +159,12 @@ class GeneratorTask:
         columns = zip(self.tokenizer.codebook_sizes, (bits / total).tolist(), strict=True)
         metrics = {"bits_per_position": float(bits.sum() / total)}
         return metrics | {f"bits_{name}": value for name, value in columns}, self._samples()
+
+    def _read_validation(self) -> Iterator[Batch]:
+        batches = self.source.validation(self.arguments.validation_batch_size)
+        with suppress(StopIteration):
+            while True:
+                yield self._kept(read_next(batches))
 
     def _kept(self, batch: Batch) -> Batch:
         """A batch for every validation: its tokens, and no images."""
