@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -393,3 +394,15 @@ def test_a_validation_that_cannot_be_read_leaves_nothing_half_read(tokens, valid
         task.validate()
     task.source.validation = whole
     assert task.validate()[0] == expected
+
+
+def test_images_that_were_left_out_are_counted_at_the_end(photos, checkpoint, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    next((tmp_path / "photos" / "train").rglob("*.png")).write_bytes(b"no picture")
+    arguments = ["--dataset", tmp_path / "photos", "--tokenizer", checkpoint, "--output-dir", tmp_path / "run"]
+    arguments += ["--resolution", SIZE, "--on-bad-image", "skip", "--num-workers", 0, "--validation-steps", 0]
+    arguments += ["--patience", 0, "--lr-warmup-steps", 0, "--max-train-steps", 4, "--train-batch-size", 5]
+    config = parse_generator_config([*map(str, arguments), *SMALL, "--report-to", "none"])
+    trainer = Trainer(GeneratorTask(config), config.training)
+    trainer.train()
+    assert trainer.task.remarks() == ["1 images that cannot be read were left out (`on_bad_image: skip`)"]

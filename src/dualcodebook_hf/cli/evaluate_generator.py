@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import public_name, write_json
 from ..flags import Parser
-from ..loading import check_device, check_tokenizer_name, tokenizer_label
+from ..loading import check_device, check_generator_name, check_tokenizer_name, tokenizer_label
 from ..packages import require_package
 from .inputs import (
     add_batch_size,
@@ -191,6 +191,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("one of the arguments --samples and --model is required, and only one")
     if arguments.dataset is None:
         raise ValueError("the following argument is required: --dataset")
+    if arguments.model is not None:
+        check_generator_name(arguments.model, "--model")
     if arguments.model is None and arguments.count:
         raise ValueError("`--count` is of samples that are drawn: it needs --model, and --samples is given")
     if arguments.samples is not None and not arguments.samples.is_dir():
@@ -219,7 +221,9 @@ def _open(arguments: argparse.Namespace) -> _Job:
     files = find_images(argparse.Namespace(images=[arguments.samples], recursive=False)) if arguments.samples else []
     if files and len(files) < FEWEST_IMAGES:
         raise ValueError(f"`--samples` must hold at least {FEWEST_IMAGES} images, got {len(files)}")
-    tokens = _token_dataset(arguments.train_tokens) if arguments.train_tokens else None
+    from ..tokens.dataset import TokenDataset
+
+    tokens = TokenDataset(arguments.train_tokens, "--train-tokens") if arguments.train_tokens else None
     require_package("datasets", "eval")
     shared = {key: getattr(arguments, key) for key in ("dataset", "config", "image_column", "size", "resample")}
     test = EvaluationData(**shared, split=arguments.split, limit=arguments.limit).open()
@@ -247,16 +251,6 @@ def _opened(data: EvaluationData, flag: str) -> EvaluationImages:
         raise ValueError(f"`{name}` {error.detail}") from error
 
 
-def _token_dataset(folder: Path) -> TokenDataset:
-    """Raises ValueError that names the flag."""
-    from ..tokens.dataset import TokenDataset
-
-    try:
-        return TokenDataset(folder)
-    except ValueError as error:
-        raise ValueError(str(error).replace("`tokens`", "`--train-tokens`")) from error
-
-
 def _load(job: _Job) -> None:
     """Loads what measures, then the tokenizer, then the generator. Raises ValueError where they do not fit."""
     from ..loading import load_tokenizer
@@ -265,9 +259,11 @@ def _load(job: _Job) -> None:
     arguments = job.arguments
     job.features = load_metric_network(NETWORK, arguments.size, job.device)
     if arguments.model:
-        from .sampling import labels_to_draw, load_generator
+        from ..generation.loading import load_generator
+        from .sampling import labels_to_draw
 
-        job.generator = load_generator(arguments.model, job.device)
+        job.generator = load_generator(arguments.model, device=job.device, argument="--model")
+        job.generator.set_progress_bar_config(disable=True)
         job.labels = labels_to_draw(job.generator, job.test, arguments.label_column, job.count)
         job.tokenizer = job.generator.vqvae.eval()
     if arguments.tokenizer:

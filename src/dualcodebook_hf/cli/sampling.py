@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 OPTIONS = ("num_inference_steps", "guidance_scale", "sampling_temperature")  # of the pipeline; None: its default
 
 
-def load_generator(name: str, device: str) -> Any:
-    """The pipeline in a folder, or of a Hub id. Raises ValueError where there is none."""
-    from ..generation.pipeline import DualCodebookMaskGenerationPipeline
-
-    try:
-        pipeline = DualCodebookMaskGenerationPipeline.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`--model` must be the folder or Hub id of a generator, got '{name}': {error}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
 def labels_to_draw(pipeline: Any, images: EvaluationImages, column: str, count: int) -> list[int] | None:
     """The classes of `count` rows of a split, from the first on and again; None for a generator without classes.
 

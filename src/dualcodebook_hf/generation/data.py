@@ -44,6 +44,9 @@ class TokenSource(Protocol):
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """All samples that are validated on, in one order."""
 
+    def remarks(self) -> list[str]:
+        """See `training.task.Task`."""
+
 
 class TokenRows:
     """A token data set as `datasets` maps it into memory.
@@ -168,6 +171,10 @@ class TokenDatasetSource:
             part = rows[first : first + batch_size]
             yield self.validation_rows.read(part, np.zeros(len(part), np.int64))
 
+    def remarks(self) -> list[str]:
+        """None: shards hold no image that cannot be read."""
+        return []
+
 
 class ImageSource:
     """Images as a `TokenSource`, by the trainer's own readers.
@@ -222,8 +229,12 @@ class ImageSource:
 
     def training(self, batch_size: int, start: int, rank: int, world_size: int) -> Iterator[Batch]:
         """The trainer's batches, with classes."""
-        loader = self.images.loader(batch_size, start=start, rank=rank, world_size=world_size)
-        return map(self._labelled(self._labels), loader)
+        self._loader = self.images.loader(batch_size, start=start, rank=rank, world_size=world_size)
+        return map(self._labelled(self._labels), self._loader)
+
+    def remarks(self) -> list[str]:
+        """How many images were left out."""
+        return self._loader.remarks()
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """The validation images, with classes."""

@@ -111,8 +111,8 @@ class GeneratorTask:
         return self.source.training(self.arguments.train_batch_size, start, *place)
 
     def remarks(self) -> list[str]:
-        """Nothing: a token data set has no images that cannot be read."""
-        return []
+        """The source's."""
+        return self.source.remarks()
 
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """One rate for all."""

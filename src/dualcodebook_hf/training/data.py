@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import methodcaller
@@ -316,6 +317,10 @@ class TrainingLoader(DataLoader):
             if isinstance(batch, BadImageError):
                 raise batch
             read += len(batch["index"])
+            if threading.current_thread() is threading.main_thread():
+                # DataLoader's handler raises wherever the trainer is when a worker dies. Its `next` says that, too, and
+                # there nothing is half done.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for skipped in batch.pop("skipped"):
                 epoch, count = skipped.epoch, count + 1 if skipped.epoch == epoch else 1
                 if str(skipped.error) not in self.left_out:
@@ -323,6 +328,11 @@ class TrainingLoader(DataLoader):
                     tqdm.write(f"left out: {skipped.error}", file=sys.stderr)
                 check_skipped(skipped.error, count, read)
             yield batch
+
+    def remarks(self) -> list[str]:
+        """How many images were left out, in a line; none where all were read."""
+        count = len(self.left_out)
+        return [f"{count} images that cannot be read were left out (`on_bad_image: skip`)"] if count else []
 
 
 class _ErrorsAsBatches(IterableDataset):

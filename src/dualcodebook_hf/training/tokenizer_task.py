@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .checkpoints import Checkpoint
-    from .data import TrainingLoader
 
 IMAGES_SHOWN = 8
 # The children that turn an image into tokens; `train: decoder` leaves them as they are.
@@ -145,12 +142,11 @@ class TokenizerTask:
             world_size=self.accelerator.num_processes,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return _read_undisturbed(self.loader)
+        return iter(self.loader)
 
     def remarks(self) -> list[str]:
         """How many images were left out; each was named when it was."""
-        count = len(self.loader.left_out)
-        return [f"{count} images that cannot be read were left out (`on_bad_image: skip`)"] if count else []
+        return self.loader.remarks()
 
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """The groups' own rates, annealed where they are to be; returns those of the model's groups."""
@@ -265,17 +261,6 @@ class TokenizerTask:
         from ..hub import push_model
 
         return push_model(folder, repo_id, private=private)
-
-
-def _read_undisturbed(loader: TrainingLoader) -> Iterator[dict[str, torch.Tensor]]:
-    """DataLoader's handler of signals raises wherever the trainer is when a worker dies.
-
-    Its `next` says that, too, and there nothing is half done.
-    """
-    for batch in loader:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        yield batch
 
 
 def build_model(run: RunConfig, fresh: bool = True) -> DualCodebookVQModel:
