@@ -65,7 +65,8 @@ def test_the_imports_of_files_and_of_folders_have_no_circle():
 
 # Of generation/, what draws images: transformers and diffusers know it at import, as they know the tokenizer.
 DRAWING = {"generation"} | {
-    f"generation.{name}" for name in ("transformer", "schedulers", "inputs", "pipeline", "loading")
+    f"generation.{name}"
+    for name in ("transformer", "schedulers", "inputs", "pipeline", "loading", "masking", "choices")
 }
 
 

@@ -11,7 +11,7 @@ from skimage import data
 
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint, default_generator
 from dualcodebook_hf.generation.loading import load_generator
-from dualcodebook_hf.generation.masking import cross_entropies, hide, scored_masks
+from dualcodebook_hf.generation.masking import cross_entropies, mask_tokens, scored_masks
 from dualcodebook_hf.hub.card import generator_card
 from dualcodebook_hf.image_processing_dualcodebook import to_pixels
 from dualcodebook_hf.weights import weights_hash
@@ -38,6 +38,8 @@ def test_it_is_small_and_names_no_machine():
 def test_its_tokenizer_is_the_embedded_one(pipe):
     assert weights_hash(pipe.vqvae) == weights_hash(DualCodebookVQModel.from_pretrained(default_checkpoint()))
     assert pipe.transformer.config.tokenizer_weights_sha256 == weights_hash(pipe.vqvae)
+    name = "diffusion_pytorch_model.safetensors"  # a copy, so that the folder is a whole pipeline
+    assert (FOLDER / "vqvae" / name).read_bytes() == (Path(default_checkpoint()) / name).read_bytes()
 
 
 def test_it_draws_each_of_its_classes_in_its_own_way(pipe):
@@ -60,7 +62,7 @@ def test_it_has_learned_which_tokens_stand_beside_each_other(pipe):
     [mask] = scored_masks(tuple(grid.shape[1:]), "tokens", 0.5, np.random.default_rng(0))
     hidden, weight = (torch.from_numpy(part)[None] for part in mask)
     with torch.no_grad():
-        logits = pipe.transformer(hide(grid, hidden, pipe.transformer.mask_token_ids)).logits
+        logits = pipe.transformer(torch.where(hidden, mask_tokens(pipe.transformer.mask_token_ids), grid)).logits
     assert float((cross_entropies(logits, grid) * weight).sum() / np.log(2)) < 18
 
 

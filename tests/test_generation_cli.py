@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from test_generation_pipeline import build, photograph, seeded, white
 
-from dualcodebook_hf.cli import generate, main
-from dualcodebook_hf.generation import schedulers
+from dualcodebook_hf.cli import main
 from dualcodebook_hf.generation.schedulers import MaskedTokenScheduler
 from dualcodebook_hf.tokens.file import load_tokens
 
@@ -85,10 +84,6 @@ def test_a_large_image_is_shrunk_to_the_area_that_was_trained_on(folder, tmp_pat
     assert main([*command, "--output", str(tmp_path)]) == 0
     width, height = Image.open(tmp_path / "a-0.png").size
     assert width * height <= 12 * 16 and abs(width / height - 2.8) < 0.3
-
-
-def test_orders_and_units_of_the_flags_are_the_schedulers():
-    assert (generate.ORDERS, generate.UNITS) == (schedulers.ORDERS, schedulers.UNITS)
 
 
 @pytest.mark.parametrize(

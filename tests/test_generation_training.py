@@ -17,8 +17,16 @@ from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.generation.arguments import parse_generator_config
+from dualcodebook_hf.generation.choices import UNITS
 from dualcodebook_hf.generation.data import TokenDatasetSource
-from dualcodebook_hf.generation.masking import cross_entropies, draw_hidden, hidden_share, hide, scored_masks
+from dualcodebook_hf.generation.masking import (
+    cross_entropies,
+    draw_hidden,
+    hidden_share,
+    hidden_tokens,
+    mask_tokens,
+    scored_masks,
+)
 from dualcodebook_hf.generation.pipeline import DualCodebookMaskGenerationPipeline
 from dualcodebook_hf.generation.task import GeneratorTask, build_optimizer
 from dualcodebook_hf.generation.transformer import DualCodebookTransformer
@@ -32,7 +40,6 @@ from dualcodebook_hf.training.run import Trainer
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-MASKINGS = ("tokens", "positions", "books")
 COUNT, SIZE = 10, 8  # images of four classes, 8 x 8 pixels: grids of 4 x 4
 SMALL = ["--hidden-size", "16", "--num-layers", "1", "--num-attention-heads", "2", "--dropout", "0.1"]
 
@@ -72,10 +79,11 @@ def test_books_are_known_before_the_one_that_is_hidden_in_part_and_hidden_behind
     assert torch.bincount(chosen, minlength=3).min() > 15
 
 
-def test_hidden_tokens_are_the_mask_token_of_their_codebook():
-    tokens = torch.tensor([[[[1, 2]], [[3, 4]]]])
-    hidden = torch.tensor([[[[True, False]], [[False, True]]]])
-    assert hide(tokens, hidden, (7, 9)).tolist() == [[[[7, 2]], [[3, 9]]]]
+def test_a_hidden_token_is_the_mask_token_of_its_codebook():
+    tokens = torch.tensor([[[[1, 2]], [[3, 9]]]])
+    masked = torch.where(torch.tensor([[[[True, False]], [[False, True]]]]), mask_tokens((7, 9)), tokens)
+    assert masked.tolist() == [[[[7, 2]], [[3, 9]]]]
+    assert hidden_tokens(masked, (7, 9)).tolist() == [[[[True, False]], [[False, True]]]]
 
 
 def test_cross_entropy_and_its_label_smoothing_by_hand():
@@ -86,7 +94,7 @@ def test_cross_entropy_and_its_label_smoothing_by_hand():
     assert float(smooth) == pytest.approx(0.95 * math.log(4 / 3) + 0.05 * math.log(4))
 
 
-@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("masking", UNITS)
 @pytest.mark.parametrize("place", [0.0, 0.37, 0.99])
 def test_who_knows_nothing_needs_the_bits_of_all_codes(masking, place):
     masks = scored_masks((2, 3, 4), masking, place, np.random.default_rng(0))
@@ -95,7 +103,7 @@ def test_who_knows_nothing_needs_the_bits_of_all_codes(masking, place):
         assert not mask.weight[~mask.hidden].any()
 
 
-@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("masking", UNITS)
 def test_bits_per_position_are_the_entropy_where_the_tokens_do_not_depend_on_each_other(masking):
     """Every token counts on average 1 / positions, whatever is hidden: the bound is tight for independent tokens."""
     shape, total = (2, 2, 3), np.zeros((2, 2, 3))
@@ -266,14 +274,14 @@ def test_the_loss_is_the_mean_over_hidden_tokens(tokens, checkpoint, tmp_path):
     torch.set_rng_state(state)
     labels = torch.where(torch.rand(3) < 0.1, 4, batch["class_labels"])
     hidden = draw_hidden(batch["tokens"], "tokens", "arccos")
-    logits = trainer.network(hide(batch["tokens"], hidden, (32, 16)), labels).logits
+    logits = trainer.network(torch.where(hidden, trainer.task.masks, batch["tokens"]), labels).logits
     expected = cross_entropies(logits, batch["tokens"])
     assert torch.allclose(terms["cross_entropy_global"], expected[:, 0][hidden[:, 0]].mean())
     gradient = torch.autograd.grad(expected[hidden].mean(), trainer.network.positions)[0]
     assert torch.allclose(trainer.network.positions.grad, gradient, atol=1e-7)
 
 
-@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("masking", UNITS)
 def test_four_updates_equal_two_and_two(tokens, validation, checkpoint, tmp_path, masking):
     flags = ["--masking", masking, "--ema-decay", 0.9, "--checkpointing-steps", 2, "--validation-steps", 2]
     flags += ["--checkpoints-total-limit", 0, "--patience", 5]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import staged_files
 from ..flags import Parser
+from ..generation.choices import ORDERS, UNITS
 from ..loading import check_generator_name
 from .inputs import (
     add_batch_size,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..generation.pipeline import DualCodebookMaskGenerationPipeline
-
-ORDERS, UNITS = ("confidence", "halton"), ("tokens", "positions", "books")  # the scheduler's; a test compares
 
 
 def add_generate(command: Parser) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..figures import code_colours, token_map
 from ..generation import loading
+from ..generation.masking import hidden_tokens, mask_tokens
 from ..image_processing_dualcodebook import to_image
 from ..loading import default_generator
 from . import fragments, mixing, widgets
@@ -116,8 +117,7 @@ class ServedGenerator:
             size: (H, W); None: that of the whole grid.
         """
         pixels = self.pipeline.vqvae.detokenize(frame.predicted, size=size).float().clamp(-1, 1)
-        sizes = torch.tensor(self.pipeline.transformer.mask_token_ids)[:, None, None]
-        share = (frame.tokens == sizes).float().mean(1)
+        share = hidden_tokens(frame.tokens, self.pipeline.transformer.mask_token_ids).float().mean(1)
         factor = self.pipeline.vqvae.downsample_factor
         share = share.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, None]
         share = 0.8 * share[..., : pixels.shape[2], : pixels.shape[3]]
@@ -195,8 +195,8 @@ class GeneratingHandlers:
         except (Rejected, ValueError) as error:
             yield [gr.update(value=None, visible=False), "", fragments.problem(str(error))]
             return
-        hidden = torch.tensor(self.generator.pipeline.transformer.mask_token_ids)[:, None, None]
-        tokens = torch.where(painted, hidden, shown.result.tokens)[None]
+        masks = mask_tokens(self.generator.pipeline.transformer.mask_token_ids)
+        tokens = torch.where(painted, masks, shown.result.tokens)[None]
         size = shown.result.original.size[::-1]
         image = shown.result.image
         for frame in self.generator.frames(tokens=tokens, **arguments):

@@ -11,9 +11,7 @@ from ..presets import GENERATOR
 from ..training.arguments import DTYPES, DataArguments
 from ..training.parsing import parse_sections
 from ..training.run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
-
-MASKINGS = ("tokens", "positions", "books")
-MASKING_SCHEDULES = ("arccos", "cosine", "linear")
+from .choices import MASKING_SCHEDULES, UNITS, check_network
 
 
 @dataclass(kw_only=True)
@@ -30,14 +28,7 @@ class GeneratorFields(Arguments):
 
     def check(self) -> None:
         """Raises ValueError for a field that is wrong, by name."""
-        at_least(self, 1, "hidden_size", "num_layers", "num_attention_heads")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`num_attention_heads` must divide hidden_size={self.hidden_size}, got {self.num_attention_heads}"
-            )
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"`mlp_ratio` must be above 0, got {self.mlp_ratio}")
-        below_one(self, "dropout")
+        check_network(**dataclasses.asdict(self))
 
 
 @dataclass(kw_only=True)
@@ -95,7 +86,7 @@ class GeneratorTrainArguments(RunArguments):
         default="tokens",
         metadata=described(
             "what is hidden together, one of "
-            f"{', '.join(MASKINGS)}: every token by itself, with one share for all codebooks of an image; all tokens "
+            f"{', '.join(UNITS)}: every token by itself, with one share for all codebooks of an image; all tokens "
             "of a position; or one codebook in part, those before it not at all and those behind it wholly",
             heading="loss",
         ),
@@ -129,7 +120,7 @@ class GeneratorTrainArguments(RunArguments):
     def check(self) -> None:
         """Raises ValueError for a field that is wrong, by name."""
         super().check()
-        one_of("masking", self.masking, MASKINGS)
+        one_of("masking", self.masking, UNITS)
         one_of("masking_schedule", self.masking_schedule, MASKING_SCHEDULES)
         one_of("weights_dtype", self.weights_dtype, DTYPES)
         below_one(self, "label_smoothing", "class_dropout", "adam_beta1", "adam_beta2")

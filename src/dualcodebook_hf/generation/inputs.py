@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
 from ..pil_images import read_image
+from .masking import hidden_tokens
 
 IMAGE_STRENGTH = 0.5  # of image-to-image, where none is named
 WHITE = 0.5  # of [0, 1], from which on a mask is white
@@ -97,7 +98,7 @@ def read_start(
             f"`height` and `width` must be of an image of the tokens' grid {tuple(tokens.shape[2:])}, got {found}"
         )
     mask = None if mask_image is None else read_mask(mask_image, found, resize=wanted is not None)
-    some_hidden = tokens is not None and bool(_hidden(tokens, codebook_sizes).any())
+    some_hidden = tokens is not None and bool(hidden_tokens(tokens, codebook_sizes).any())
     if mask is not None:
         positions = F.max_pool2d(mask[:, None].float(), factor, ceil_mode=True)[:, 0] > 0
     else:  # hidden tokens alone say what is painted, unless there shall be more
@@ -129,7 +130,7 @@ def check_start(start: Start, codebook_sizes: Sequence[int]) -> None:
         )
     some = start.hidden_counts() > 0
     if start.tokens is not None:
-        some = some | _hidden(start.tokens, codebook_sizes).flatten(1).any(1).cpu()
+        some = some | hidden_tokens(start.tokens, codebook_sizes).flatten(1).any(1).cpu()
     if not (start.is_empty or some.all()):
         name = "strength" if start.mask is None or start.positions.flatten(1).any(1).all() else "mask_image"
         raise ValueError(f"`{name}` must leave something to paint in every image, and leaves nothing")
@@ -150,10 +151,6 @@ def check_tokens(tokens: torch.Tensor, codebook_sizes: Sequence[int]) -> None:
             raise ValueError(
                 f"`tokens` of codebook {index} must lie in [0, {size}), or be {size}, hidden; got [{low}, {high}]"
             )
-
-
-def _hidden(tokens: torch.Tensor, codebook_sizes: Sequence[int]) -> torch.Tensor:
-    return tokens == torch.tensor(codebook_sizes, device=tokens.device)[:, None, None]
 
 
 def read_pixels(image: Any, size: tuple[int, int] | None) -> torch.Tensor:

@@ -51,10 +51,14 @@ def draw_hidden(tokens: torch.Tensor, masking: str, schedule: str) -> torch.Tens
     return hidden.reshape(tokens.shape)
 
 
-def hide(tokens: torch.Tensor, hidden: torch.Tensor, mask_token_ids: Sequence[int]) -> torch.Tensor:
-    """The tokens, with the mask token of its codebook in place of each hidden one."""
-    masks = torch.tensor(mask_token_ids, device=tokens.device)[None, :, None, None]
-    return torch.where(hidden, masks, tokens)
+def mask_tokens(codebook_sizes: Sequence[int], device: torch.device | str | None = None) -> torch.Tensor:
+    """The token that hides others, K_i of each codebook, int64 (codebooks, 1, 1) for grids (..., codebooks, h, w)."""
+    return torch.tensor(list(codebook_sizes), device=device)[:, None, None]
+
+
+def hidden_tokens(tokens: torch.Tensor, codebook_sizes: Sequence[int]) -> torch.Tensor:
+    """Which of the tokens (..., codebooks, h, w) are hidden, bool."""
+    return tokens == mask_tokens(codebook_sizes, tokens.device)
 
 
 def cross_entropies(logits: Sequence[torch.Tensor], tokens: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

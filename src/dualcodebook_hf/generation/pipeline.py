@@ -15,12 +15,13 @@ from ..configuration_dualcodebook import config_hash
 from ..flags import did_you_mean
 from ..image_processing_dualcodebook import to_image
 from ..weights import weights_hash
+from .choices import GUIDANCE_SCHEDULES
 from .inputs import Start, read_start
+from .masking import hidden_tokens, mask_tokens
 from .schedulers import Generator, MaskedTokenScheduler, lowest, random_like
 from .transformer import DualCodebookTransformer
 
 OUTPUT_TYPES = ("pil", "np", "pt", "tokens")
-GUIDANCE_SCHEDULES = ("constant", "cosine")
 RAMP_POWER = 2.5  # MaskBit's
 Labels = int | str | Sequence[int | str] | torch.Tensor | None
 
@@ -203,16 +204,16 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
     def _starting_tokens(self, start: Start, batch: int, num_images: int, generator: Generator) -> torch.Tensor:
         """The tokens (B, codebooks, h, w) of an image or those given, with a part of them hidden; or nothing known."""
         device = self._execution_device
-        hidden_tokens = torch.tensor(self.transformer.mask_token_ids, device=device)[:, None, None]
+        masks = mask_tokens(self.transformer.mask_token_ids, device)
         if start.is_empty:
-            return hidden_tokens.expand(batch, -1, *start.grid).clone()
+            return masks.expand(batch, -1, *start.grid).clone()
         tokens = self.vqvae.tokenize(start.pixels.to(device)) if start.tokens is None else start.tokens.to(device)
         tokens, positions = spread(tokens, batch, num_images), spread(start.positions.to(device), batch, num_images)
         if start.strength < 1:
             chances = random_like(torch.empty(positions.shape), generator, torch.Tensor.uniform_).to(device)
             counts = spread(start.hidden_counts().to(device), batch, num_images)
             positions = lowest(chances.flatten(1), positions.flatten(1), counts).view_as(positions)
-        return torch.where(positions[:, None], hidden_tokens, tokens)
+        return torch.where(positions[:, None], masks, tokens)
 
     def _fill(
         self,
@@ -224,7 +225,7 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Reveals all hidden tokens."""
         steps, predicted = settings.num_inference_steps, tokens
-        starting = tokens == torch.tensor(self.transformer.mask_token_ids, device=tokens.device)[:, None, None]
+        starting = hidden_tokens(tokens, self.transformer.mask_token_ids)
         self.scheduler.set_timesteps(steps, settings.choice_temperature, device=tokens.device)
         with self.progress_bar(total=steps) as bar:
             for step, timestep in enumerate(self.scheduler.timesteps):

@@ -13,14 +13,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-ORDERS = ("confidence", "halton")
-UNITS = ("tokens", "positions", "books")
-# Share of the tokens that is still hidden when a share r of the steps is done.
-MASKING_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "arccos": lambda r: math.acos(r) / (math.pi / 2),
-    "cosine": lambda r: math.cos(r * math.pi / 2),
-    "linear": lambda r: 1 - r,
-}
+from .choices import MASKING_SCHEDULES, ORDERS, UNITS
+from .masking import hidden_share, hidden_tokens, mask_tokens
+
 ROUNDING = 1e-9  # a share of (1 - .9) of ten tokens is one token
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
@@ -73,7 +68,7 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
         for name, value, known in (
             ("order", order, ORDERS),
             ("units", units, UNITS),
-            ("masking_schedule", masking_schedule, tuple(MASKING_SCHEDULES)),
+            ("masking_schedule", masking_schedule, MASKING_SCHEDULES),
         ):
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}")
@@ -145,15 +140,12 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
             scores = scores + self.temperatures[step] * gumbel_like(scores, generator)
         still_hidden = lowest(scores, unit_hidden, kept.long().to(hidden.device))
         still_hidden = still_hidden[:, :, None].expand(shape).reshape(hidden.shape) & hidden
-        tokens = torch.where(still_hidden, self._mask_tokens(sample), predicted)
+        tokens = torch.where(still_hidden, mask_tokens(self.config.codebook_sizes, sample.device), predicted)
         return MaskedTokenSchedulerOutput(tokens, predicted) if return_dict else (tokens, predicted)
 
     def hidden(self, sample: torch.Tensor) -> torch.Tensor:
         """Which of the tokens (B, codebooks, h, w) are hidden, boolean."""
-        return sample == self._mask_tokens(sample)
-
-    def _mask_tokens(self, sample: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.config.codebook_sizes, device=sample.device)[:, None, None]
+        return hidden_tokens(sample, self.config.codebook_sizes)
 
     def _begin(
         self, model_output: Sequence[torch.Tensor], timestep: int | torch.Tensor, sample: torch.Tensor
@@ -189,8 +181,8 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
         for group in range(groups):
             first, end = steps * group // groups, steps * (group + 1) // groups
             done = (step + 1 - first) / (end - first) if end > first else float(step + 1 >= end)
-            shares.append(MASKING_SCHEDULES[self.config.masking_schedule](min(max(done, 0.0), 1.0)))
-        return torch.tensor(shares, dtype=torch.float64)
+            shares.append(min(max(done, 0.0), 1.0))
+        return hidden_share(torch.tensor(shares, dtype=torch.float64), self.config.masking_schedule)
 
     def _halton_scores(self, sample: torch.Tensor, generator: Generator) -> torch.Tensor:
         """(B, codebooks, h * w), higher for what comes earlier; codebooks take turns, each from a place of its own."""

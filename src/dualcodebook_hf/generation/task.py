@@ -22,7 +22,7 @@ from ..training.ends import read_next
 from ..training.task import Trained
 from .arguments import GeneratorConfig, GeneratorTrainArguments
 from .data import Batch, ImageSource, TokenDatasetSource
-from .masking import cross_entropies, draw_hidden, hide, scored_masks
+from .masking import cross_entropies, draw_hidden, mask_tokens, scored_masks
 from .pipeline import DualCodebookMaskGenerationPipeline
 from .schedulers import MaskedTokenScheduler
 from .transformer import DualCodebookTransformer
@@ -84,6 +84,7 @@ class GeneratorTask:
         arguments, self.accelerator = self.arguments, accelerator
         self.network = self._build(fresh)
         self.tokenizer.to(accelerator.device)
+        self.masks = mask_tokens(self.network.mask_token_ids, accelerator.device)
         if arguments.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if arguments.compile:
@@ -128,7 +129,7 @@ class GeneratorTask:
             dropped = torch.rand(len(labels), device=labels.device) < arguments.class_dropout
             labels = torch.where(dropped, self.network.config.num_classes, labels)
         hidden = draw_hidden(tokens, arguments.masking, arguments.masking_schedule)
-        logits = self.model(hide(tokens, hidden, self.network.mask_token_ids), labels).logits
+        logits = self.model(torch.where(hidden, self.masks, tokens), labels).logits
         losses = cross_entropies(logits, tokens, arguments.label_smoothing) * hidden
         counts = hidden.sum((0, 2, 3))
         self.accelerator.backward(losses.sum() / counts.sum())
@@ -188,7 +189,7 @@ class GeneratorTask:
             hidden = torch.from_numpy(np.stack([mask.hidden for mask in masks])).to(tokens.device)
             weight = torch.from_numpy(np.stack([mask.weight for mask in masks])).to(tokens.device)
             with self.accelerator.autocast():  # as in training
-                logits = self.network(hide(tokens, hidden, self.network.mask_token_ids), labels).logits
+                logits = self.network(torch.where(hidden, self.masks, tokens), labels).logits
             losses = cross_entropies(logits, tokens) * weight
             bits += losses.sum((0, 2, 3)).double().cpu() / math.log(2)
         return bits

@@ -12,6 +12,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from .choices import check_network
+
 LARGEST_VOCABULARY = 2**16  # codes of a codebook that token files hold
 
 
@@ -66,9 +68,8 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
         tokenizer_weights_sha256: str | None = None,
     ) -> None:
         super().__init__()
-        check_transformer(
-            codebook_sizes, num_classes, sample_size, hidden_size, num_layers, num_attention_heads, mlp_ratio, dropout
-        )
+        check_grid(codebook_sizes, num_classes, sample_size)
+        check_network(hidden_size, num_layers, num_attention_heads, mlp_ratio, dropout)
         self.gradient_checkpointing = False
         self.token_embeddings = nn.ModuleList(nn.Embedding(size + 1, hidden_size) for size in codebook_sizes)
         self.class_embedding = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None
@@ -195,17 +196,8 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-def check_transformer(
-    codebook_sizes: Sequence[int],
-    num_classes: int | None,
-    sample_size: Sequence[int],
-    hidden_size: int,
-    num_layers: int,
-    num_attention_heads: int,
-    mlp_ratio: float,
-    dropout: float,
-) -> None:
-    """Raises ValueError for an argument of `DualCodebookTransformer` that is wrong, by name."""
+def check_grid(codebook_sizes: Sequence[int], num_classes: int | None, sample_size: Sequence[int]) -> None:
+    """Raises ValueError, by name, for codebooks, classes or a grid that cannot be."""
     if not codebook_sizes or not all(1 <= size <= LARGEST_VOCABULARY for size in codebook_sizes):
         raise ValueError(
             f"`codebook_sizes` must be numbers of codes in [1, {LARGEST_VOCABULARY}], got {codebook_sizes!r}"
@@ -214,16 +206,3 @@ def check_transformer(
         raise ValueError(f"`num_classes` must be at least 1, or None, got {num_classes}")
     if len(sample_size) != 2 or min(sample_size) < 1:
         raise ValueError(f"`sample_size` must be (height, width) of at least 1, got {sample_size!r}")
-    for name, value in (
-        ("hidden_size", hidden_size),
-        ("num_layers", num_layers),
-        ("num_attention_heads", num_attention_heads),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-    if hidden_size % num_attention_heads:
-        raise ValueError(f"`num_attention_heads` must divide hidden_size={hidden_size}, got {num_attention_heads}")
-    if not mlp_ratio > 0:
-        raise ValueError(f"`mlp_ratio` must be above 0, got {mlp_ratio}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}")
