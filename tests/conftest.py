@@ -27,6 +27,21 @@ TINY = {
     "transformer_dropout": 0.0,
 }
 
+# f = 16, as the embedded checkpoint's, and codebooks of other sizes.
+TINY_F16 = {
+    "block_out_channels": [4, 4, 4, 4, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "attention": False,
+    "global_dim": 4,
+    "local_dim": 4,
+    "global_codebook_size": 32,
+    "local_codebook_size": 40,
+    "global_transformer_layers": 1,
+    "transformer_heads": 2,
+    "transformer_feed_forward": 8,
+}
+
 
 def spread_codes(model):
     """Puts the codes where the latents are, so that a random model uses many of them."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_F16 as TINY
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
@@ -28,20 +29,6 @@ from dualcodebook_hf.flags import Parser, Switch
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr, ssim
 from dualcodebook_hf.tokens.file import load_tokens, save_tokens
-
-TINY = {
-    "block_out_channels": [4, 4, 4, 4, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "attention": False,
-    "global_dim": 4,
-    "local_dim": 4,
-    "global_codebook_size": 32,
-    "local_codebook_size": 40,
-    "global_transformer_layers": 1,
-    "transformer_heads": 2,
-    "transformer_feed_forward": 8,
-}
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:

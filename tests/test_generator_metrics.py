@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_F16
 from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
@@ -225,19 +226,7 @@ def test_sets_are_measured_by_batches_and_a_copier_of_tokens_is_seen(tiny_model)
         GeneratorEvaluator(test.select(torch.arange(5)), train)
 
 
-CHECKPOINT = {
-    "block_out_channels": [4, 4],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "attention": False,
-    "global_dim": 4,
-    "local_dim": 4,
-    "global_codebook_size": 32,
-    "local_codebook_size": 40,
-    "global_transformer_layers": 1,
-    "transformer_heads": 2,
-    "transformer_feed_forward": 8,
-}
+CHECKPOINT = {**TINY_F16, "block_out_channels": [4, 4]}
 
 
 @pytest.fixture

@@ -297,7 +297,9 @@ def _grid(job: _Job) -> tuple[int, int]:
 
 def _measure_samples(job: _Job) -> MeasuredSet:
     if job.generator is None:
-        crops = (_crop(file, job.test.data) for file in job.files)
+        from ..pil_images import read_image
+
+        crops = (job.test.data.crop(read_image(file.path)) for file in job.files)
         return job.measure(_shown(job, crops), job.count, decode=False)
     import torch
 
@@ -317,15 +319,6 @@ def _shown(job: _Job, crops: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         if number < job.arguments.neighbours:
             job.shown.append((job.name_of(number), to_image(crop)))
         yield crop
-
-
-def _crop(file: ImageFile, data: EvaluationData) -> torch.Tensor:
-    """A sample prepared as the real images are: (3, size, size) in [-1, 1]."""
-    from ..image_processing_dualcodebook import to_pixels
-    from ..pil_images import center_crop, cut_for_enlargement, read_image, resize_shorter_side
-
-    image = cut_for_enlargement(read_image(file.path), data.size)
-    return to_pixels(center_crop(resize_shorter_side(image, data.size, data.resample), data.size))
 
 
 def _batched(crops: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

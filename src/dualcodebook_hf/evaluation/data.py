@@ -15,6 +15,7 @@ from ..pil_images import BadImageError, center_crop, cut_for_enlargement, resamp
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset, IterableDataset
+    from PIL import Image
 
 CROP = "shorter side resized to `size`, up or down, by PIL's filter `resample`; then the centre, size x size"
 
@@ -61,6 +62,13 @@ class EvaluationData:
         rows = load_images(self.dataset, self.config, self.split, self.image_column, self.streaming)
         return EvaluationImages(self, rows)
 
+    def crop(self, image: Image.Image) -> torch.Tensor:
+        """What is measured of an RGB image, (3, size, size) float32 in [-1, 1]: resized, then the centre."""
+        from ..image_processing_dualcodebook import to_pixels
+
+        resized = resize_shorter_side(cut_for_enlargement(image, self.size), self.size, self.resample)
+        return to_pixels(center_crop(resized, self.size))
+
     def record(self, count: int) -> dict[str, Any]:
         """For metrics.json, without this machine's folders.
 
@@ -99,8 +107,6 @@ class EvaluationImages:
     skipped: list[BadImageError] = field(default_factory=list, compare=False)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        from ..image_processing_dualcodebook import to_pixels
-
         data = self.data
         split = ImageSplit(self.rows, data.dataset, data.split, data.image_column)
         reader = ImageReader(data.on_bad_image)
@@ -108,8 +114,7 @@ class EvaluationImages:
             image = reader.read(split, row, index if self.in_order else None)
             self.skipped[:] = reader.skipped
             if image is not None:
-                resized = resize_shorter_side(cut_for_enlargement(image, data.size), data.size, data.resample)
-                yield to_pixels(center_crop(resized, data.size))
+                yield data.crop(image)
 
     def skipped_record(self) -> list[dict[str, Any]]:
         """For metrics.json: row, file's name and reason of each image that was left out."""

@@ -271,7 +271,7 @@ def export_pipeline(
     """
     folder = Path(folder).expanduser()
     held: Any = pipeline  # diffusers' type checkers' view of it is an empty class
-    names = [name for name, part in held.components.items() if type(part).__module__.startswith(PACKAGE.name + ".")]
+    names = [name for name, part in held.components.items() if _is_ours(part)]
     if not names:
         raise ValueError(f"`pipeline` must hold a component of {PACKAGE.name}, got {', '.join(held.components)}")
     with atomic_folder(folder) as partial:
@@ -281,7 +281,8 @@ def export_pipeline(
             kind = type(held.components[name]).__name__
             index[name] = [PACKAGE.name, kind]
             (partial / name / f"{PACKAGE.name}.py").write_text(f"from {PACKAGE.name} import {kind}\n")
-        if type(pipeline).__module__.startswith(PACKAGE.name + "."):
+        ours, repo_id = _is_ours(pipeline), repo_id or f"you/{folder.resolve().name}"
+        if ours:
             kind = type(pipeline).__name__
             index["_class_name"] = [PACKAGE.name, kind]
             (partial / f"{PACKAGE.name}.py").write_text(f"from {PACKAGE.name} import {kind}\n")
@@ -290,8 +291,7 @@ def export_pipeline(
             content = read_json(path) or {}
             if content.pop("_name_or_path", None) is not None:
                 write_json(path, content)
-        repo_id = repo_id or f"you/{folder.resolve().name}"
-        if type(pipeline).__module__.startswith(PACKAGE.name + "."):
+        if ours:
             card = generator_card(pipeline, repo_id, train=train)
         else:
             card = pipeline_card(type(pipeline).__name__, repo_id, names)
@@ -299,3 +299,8 @@ def export_pipeline(
         if train is not None:
             write_json(partial / TRAIN_CONFIG, train)
     return names
+
+
+def _is_ours(part: object) -> bool:
+    """Whether this package defines its class."""
+    return type(part).__module__.startswith(f"{PACKAGE.name}.")
