@@ -27,7 +27,7 @@ from dualcodebook_hf.inference import optimize_for_inference
 from dualcodebook_hf.metrics.images import psnr, ssim
 from dualcodebook_hf.reconstruction import reconstruct_image
 from dualcodebook_hf.tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
-from dualcodebook_hf.weights import weights_hash
+from dualcodebook_hf.weights import encoder_hash
 
 pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
@@ -391,14 +391,14 @@ def test_token_files_beyond_the_limit_are_refused_before_decoding(models, tmp_pa
                         config_hash(models[0].config))  # fmt: skip
     save_tokens(tmp_path / "a.safetensors", content)
     with pytest.raises(ValueError, match="have 4,400,000 pixels together"):
-        read_image_tokens(models[0], weights_hash(models[0]), tmp_path / "a.safetensors")
+        read_image_tokens(models[0], encoder_hash(models[0]), tmp_path / "a.safetensors")
 
 
 def test_token_files_name_the_weights_of_the_models_file_whatever_makes_it_fast(folders, models, tmp_path):
     from dualcodebook_hf.demo.models import load_models
 
     (served,) = load_models([str(folders[0])]).values()
-    assert served.weights == weights_hash(models[0])
+    assert served.weights == encoder_hash(models[0])
     fast = optimize_for_inference(served.tokenizer, torch.bfloat16)
     upload = Upload("a.png", Image.new("RGB", (4, 4)), (4, 4), 1, [])
     path = save_image_tokens(fast, served.weights, upload, torch.zeros(2, 1, 1, dtype=torch.long), tmp_path)

@@ -20,7 +20,7 @@ from demo_models import make_model
 from PIL import Image
 
 from dualcodebook_hf.tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
-from dualcodebook_hf.weights import weights_hash
+from dualcodebook_hf.weights import encoder_hash
 
 pytest.importorskip("gradio")
 from gradio.utils import get_upload_folder
@@ -364,13 +364,13 @@ def test_a_token_file_of_very_many_pictures_is_refused(tmp_path):
     images = [TokenizedImage(f"{index}.png", (4, 4), tokens) for index in range(MOST_IMAGES + 1)]
     save_tokens(tmp_path / "many.safetensors", TokenFile.of_model(model, images))
     with pytest.raises(reading.Rejected, match=r"'many.safetensors' holds 65 pictures; this app decodes at most 64"):
-        read_image_tokens(model, weights_hash(model), tmp_path / "many.safetensors")
+        read_image_tokens(model, encoder_hash(model), tmp_path / "many.safetensors")
     save_tokens(tmp_path / "few.safetensors", TokenFile.of_model(model, images[1:]))
-    assert len(read_image_tokens(model, weights_hash(model), tmp_path / "few.safetensors")) == MOST_IMAGES
+    assert len(read_image_tokens(model, encoder_hash(model), tmp_path / "few.safetensors")) == MOST_IMAGES
 
 
 def test_tokens_of_a_long_name_are_stored(tmp_path):
     model = make_model(0)
     upload = reading.Upload("😀" * 62 + ".png", Image.new("RGB", (4, 4)), (4, 4), 1, [])
-    path = save_image_tokens(model, weights_hash(model), upload, torch.zeros(2, 1, 1, dtype=torch.long), tmp_path)
+    path = save_image_tokens(model, encoder_hash(model), upload, torch.zeros(2, 1, 1, dtype=torch.long), tmp_path)
     assert load_tokens(path).images[0].name == upload.name

@@ -17,7 +17,7 @@ from dualcodebook_hf.generation.pipeline import DualCodebookMaskGenerationPipeli
 from dualcodebook_hf.generation.schedulers import MaskedTokenScheduler
 from dualcodebook_hf.generation.transformer import DualCodebookTransformer
 from dualcodebook_hf.reconstruction import reconstruct_image
-from dualcodebook_hf.weights import weights_hash
+from dualcodebook_hf.weights import encoder_hash
 
 pytest.importorskip("gradio")
 
@@ -32,7 +32,7 @@ def generator() -> ServedGenerator:
     tokenizer = spread_codes(DualCodebookVQModel(**{**TINY, "global_transformer_layers": 0})).eval()
     size = {"sample_size": (4, 4), "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
     transformer = DualCodebookTransformer(
-        SIZES, num_classes=2, tokenizer_weights_sha256=weights_hash(tokenizer), **size
+        SIZES, num_classes=2, tokenizer_weights_sha256=encoder_hash(tokenizer), **size
     ).eval()
     with torch.no_grad():
         for matrix in (transformer.class_embedding.weight, *(head.weight for head in transformer.heads)):

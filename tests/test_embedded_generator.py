@@ -14,7 +14,7 @@ from dualcodebook_hf.generation.loading import load_generator
 from dualcodebook_hf.generation.masking import cross_entropies, mask_tokens, scored_masks
 from dualcodebook_hf.hub.card import generator_card
 from dualcodebook_hf.image_processing_dualcodebook import to_pixels
-from dualcodebook_hf.weights import weights_hash
+from dualcodebook_hf.weights import encoder_hash
 
 FOLDER = Path(default_generator())
 
@@ -36,8 +36,8 @@ def test_it_is_small_and_names_no_machine():
 
 
 def test_its_tokenizer_is_the_embedded_one(pipe):
-    assert weights_hash(pipe.vqvae) == weights_hash(DualCodebookVQModel.from_pretrained(default_checkpoint()))
-    assert pipe.transformer.config.tokenizer_weights_sha256 == weights_hash(pipe.vqvae)
+    assert encoder_hash(pipe.vqvae) == encoder_hash(DualCodebookVQModel.from_pretrained(default_checkpoint()))
+    assert pipe.transformer.config.tokenizer_weights_sha256 == encoder_hash(pipe.vqvae)
     name = "diffusion_pytorch_model.safetensors"  # a copy, so that the folder is a whole pipeline
     assert (FOLDER / "vqvae" / name).read_bytes() == (Path(default_checkpoint()) / name).read_bytes()
 

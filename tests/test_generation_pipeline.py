@@ -22,7 +22,7 @@ from dualcodebook_hf import (
 from dualcodebook_hf.configuration_dualcodebook import config_hash
 from dualcodebook_hf.hub import export_pipeline
 from dualcodebook_hf.image_processing_dualcodebook import to_pixels
-from dualcodebook_hf.weights import weights_hash
+from dualcodebook_hf.weights import encoder_hash
 
 NAMES = {0: "dog", 1: "cat, kitten", 2: "hat"}
 F = 2  # of the tiny tokenizer
@@ -37,7 +37,7 @@ def build(vqvae=None, num_classes=3, id2label=NAMES, scheduler=None, **changes):
     vqvae = vqvae or tokenizer()
     sizes = tuple(vqvae.codebook_sizes.values())
     torch.manual_seed(1)
-    made_by = {"tokenizer_config_hash": config_hash(vqvae.config), "tokenizer_weights_sha256": weights_hash(vqvae)}
+    made_by = {"tokenizer_config_hash": config_hash(vqvae.config), "tokenizer_weights_sha256": encoder_hash(vqvae)}
     options = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, **made_by, **changes}
     transformer = DualCodebookTransformer(sizes, num_classes=num_classes, sample_size=(6, 8), **options).eval()
     for parameter in transformer.parameters():  # so that the class and the known tokens matter
@@ -343,7 +343,7 @@ def test_parts_that_do_not_belong_together_are_refused():
     for changed, message in [
         ({"vqvae": tokenizer(local_codebook_size=8)}, r"`vqvae` must have the codebooks .*\(32, 16\), got \(32, 8\)"),
         ({"vqvae": tokenizer(local_dim=8)}, "`vqvae` must be the transformer's tokenizer, with config hash"),
-        ({"vqvae": other}, "`vqvae` must be the transformer's tokenizer, with weights of SHA-256"),
+        ({"vqvae": other}, "`vqvae` must be the transformer's tokenizer, with an encoder and codebooks of SHA-256"),
         ({"scheduler": MaskedTokenScheduler(codebook_sizes=(32, 8))}, "`scheduler` must be"),
         ({"scheduler": AmusedScheduler(32)}, "`scheduler`: an AmusedScheduler must"),
         ({"id2label": {3: "bird"}}, r"`id2label` must have ids in \[0, 3\)"),

@@ -33,7 +33,7 @@ from dualcodebook_hf.tokens.detokenizing import ShardDetokenizer
 from dualcodebook_hf.tokens.export import FORMS, export_tokens
 from dualcodebook_hf.tokens.source import TokenSource
 from dualcodebook_hf.tokens.tokenizing import TokenizeJob
-from dualcodebook_hf.weights import weights_hash
+from dualcodebook_hf.weights import encoder_hash
 
 datasets = pytest.importorskip("datasets")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -121,7 +121,7 @@ def test_load_dataset_reads_tokens_sizes_and_labels_with_their_names(written, ch
 
 def test_the_metadata_says_which_weights_made_the_tokens_and_stands_in_every_shard(written, checkpoint):
     info = json.loads((written / "tokens.json").read_text())
-    assert info["weights_sha256"] == weights_hash(DualCodebookVQModel.from_pretrained(checkpoint))
+    assert info["weights_sha256"] == encoder_hash(DualCodebookVQModel.from_pretrained(checkpoint))
     assert info["books"] == {"global": 32, "local": 16} and info["bits_per_position"] == 9
     for path in TokenDataset(written).shards:
         assert json.loads(pq.read_metadata(path).metadata[b"dualcodebook_tokens"]) == info
@@ -360,9 +360,9 @@ def test_whole_images_come_back_in_their_sizes(photos, checkpoint, tmp_path):
 
 def test_other_weights_are_refused_with_both_hashes(written, checkpoint, tmp_path):
     other = DualCodebookVQModel.from_pretrained(checkpoint).eval()
-    other.decoder.conv_out.bias.data += 1e-3
-    own, theirs = TokenDataset(written).info.weights_sha256, weights_hash(other)
-    with pytest.raises(ValueError, match=f"`model` must be .* weights of SHA-256 {own}; got weights .* {theirs}"):
+    other.encoder.conv_in.bias.data += 1e-3
+    own, theirs = TokenDataset(written).info.weights_sha256, encoder_hash(other)
+    with pytest.raises(ValueError, match=f"`model` must be .* of SHA-256 {own}; got one with SHA-256 {theirs}"):
         ShardDetokenizer(TokenDataset(written), other, theirs, tmp_path / "images")
     assert not (tmp_path / "images").exists()
 
@@ -383,7 +383,7 @@ def test_the_hash_of_weights_is_that_of_their_values_in_every_file_and_type(chec
     low = load_tokenizer_with_hash(checkpoint, device="cpu", dtype="bfloat16")[0]
     assert low.dtype == torch.bfloat16
     plain = DualCodebookVQModel.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    assert weights_hash(plain) == weights_hash(low) != found
+    assert encoder_hash(plain) == encoder_hash(low) != found
 
 
 # --- exports

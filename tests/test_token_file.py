@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -10,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dualcodebook_hf import DualCodebookVQModel
+from dualcodebook_hf import DualCodebookConfig, DualCodebookVQModel
+from dualcodebook_hf.configuration_dualcodebook import config_hash
 from dualcodebook_hf.tokens.file import (
     HEADER_PER_IMAGE,
     METADATA_KEY,
@@ -21,7 +23,7 @@ from dualcodebook_hf.tokens.file import (
     save_tokens,
     token_bytes,
 )
-from dualcodebook_hf.weights import weights_hash
+from dualcodebook_hf.weights import encoder_hash, weights_hash
 
 CODEBOOKS = {"global": 512, "local": 300}
 
@@ -170,11 +172,38 @@ def test_tokens_are_taken_by_the_model_that_made_them(tiny_model, tiny_config) -
         made.check_model(other, "t.safetensors", "--model")
 
 
+def test_several_decoders_read_the_same_tokens(tiny_model) -> None:
+    further = copy.deepcopy(tiny_model)
+    for name in ("decoder.conv_out.bias", "post_quant_conv.weight"):
+        further.get_parameter(name).data += 1
+    made, there = TokenFile.of_model(tiny_model, []), TokenFile.of_model(further, [])
+    assert (made.config_hash, made.weights_sha256) == (there.config_hash, there.weights_sha256)
+    made.check_model(further, "t.safetensors")
+    assert weights_hash(further) != weights_hash(tiny_model)
+    wider = {"decoder_block_out_channels": [64, 64], "decoder_layers_per_level": [2, 2], "overlapping_shortcut": True}
+    shape = {"backbone": "dcae", "block_out_channels": [32, 32], "linear_shortcut": True}
+    assert config_hash(DualCodebookConfig(**shape, **wider)) == config_hash(DualCodebookConfig(**shape))
+    for name in ("encoder.conv_in.bias", "quant_conv.weight", "quantize.global_codebook.weight"):
+        other = copy.deepcopy(tiny_model)
+        other.state_dict()[name].add_(1e-3)
+        with pytest.raises(ValueError, match=f"{made.weights_sha256}; got one with SHA-256 {encoder_hash(other)}"):
+            made.check_model(other, "t.safetensors")
+
+
+def test_files_of_older_versions_name_all_weights(tiny_model) -> None:
+    old = dataclasses.replace(TokenFile.of_model(tiny_model, []), weights_sha256=weights_hash(tiny_model))
+    old.check_model(tiny_model, "t.safetensors")
+    further = copy.deepcopy(tiny_model)
+    further.decoder.conv_out.bias.data += 1
+    with pytest.raises(ValueError, match="encoder and codebooks of SHA-256"):
+        old.check_model(further, "t.safetensors")
+
+
 def test_other_weights_are_refused_with_both_hashes_unless_asked_for(tiny_model, tiny_config, tmp_path) -> None:
     save_tokens(tmp_path / "t.safetensors", TokenFile.of_model(tiny_model, []))
     made, other = load_tokens(tmp_path / "t.safetensors"), DualCodebookVQModel(**tiny_config)
-    assert made.weights_sha256 == weights_hash(tiny_model)
-    with pytest.raises(ValueError, match=f"SHA-256 {made.weights_sha256}; got weights .* {weights_hash(other)}"):
+    assert made.weights_sha256 == encoder_hash(tiny_model)
+    with pytest.raises(ValueError, match=f"SHA-256 {made.weights_sha256}; got one .* {encoder_hash(other)}"):
         made.check_model(other, "t.safetensors")
     made.check_model(other, "t.safetensors", other_weights=True)
     with pytest.raises(ValueError, match=r"`model` must have the codebooks {'global': 32, 'local': 16} .* got"):

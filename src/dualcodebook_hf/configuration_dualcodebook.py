@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 
 from .configuration_fields import MOST_LABELS, DualCodebookFields, documents_fields, is_integer, shown
 
+DECODER_FIELDS = ("decoder_block_out_channels", "decoder_layers_per_level", "overlapping_shortcut")
+
 
 @documents_fields("Args")
 class DualCodebookConfig(DualCodebookFields, PreTrainedConfig):
@@ -34,7 +36,8 @@ class DualCodebookConfig(DualCodebookFields, PreTrainedConfig):
 def config_hash(config) -> str:
     """Twelve hex digits that identify the architecture. Tokens of one hash do not fit a model of another.
 
-    Fields at their default are left out, so that a field that a later version adds changes no hash.
+    Fields at their default are left out, so that a field that a later version adds changes no hash; and so is the shape
+    that a decoder has of its own, as decoders of other shapes read the same tokens.
 
     Args:
         config: anything with the fields as attributes (both faces' `model.config`).
@@ -43,6 +46,6 @@ def config_hash(config) -> str:
     for name, default in dataclasses.asdict(DualCodebookFields()).items():
         value = getattr(config, name)
         value = list(value) if isinstance(value, (list, tuple)) else value
-        if value != default:
+        if value != default and name not in DECODER_FIELDS:
             plain[name] = value
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

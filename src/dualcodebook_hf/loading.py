@@ -119,13 +119,13 @@ def load_tokenizer(
 def load_tokenizer_with_hash(
     name: str | None = None, *, device: str | None = None, dtype: str = "float32", argument: str = "model"
 ) -> tuple[DualCodebookVQModel, str]:
-    """As `load_tokenizer`, and beside the tokenizer the `weights_hash` of its file, the same for every `dtype`."""
+    """As `load_tokenizer`, and beside the tokenizer the `encoder_hash` of its file, the same for every `dtype`."""
     import torch
 
-    from .weights import weights_hash
+    from .weights import encoder_hash
 
     model = load_tokenizer(name, device=device, argument=argument)
-    found = weights_hash(model)
+    found = encoder_hash(model)
     model.cast_backbone(getattr(torch, dtype))
     return model, found
 

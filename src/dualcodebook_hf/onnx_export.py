@@ -34,7 +34,7 @@ from .metrics.images import psnr
 from .onnx_runtime import FOLDER, OnnxTokenizer, TokenizerFile
 from .packages import require_package
 from .version import __version__
-from .weights import weights_hash
+from .weights import encoder_hash
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -227,7 +227,7 @@ def _describe(model: DualCodebookCore) -> TokenizerFile:
         channels=model.config.in_channels,
         codebooks=[[name, size] for name, size in model.codebook_sizes.items()],
         config_hash=config_hash(model.config),
-        weights_sha256=weights_hash(model),
+        weights_sha256=encoder_hash(model),
         version=__version__,
     )
 

@@ -42,7 +42,7 @@ class TokenizerFile:
         channels: of images.
         codebooks: [name, number of codes], in the order of the tokens.
         config_hash: of the model's architecture, as in token files.
-        weights_sha256: of its weights, as in token files.
+        weights_sha256: of its encoder and codebooks, as in token files.
         version: of the package that wrote it.
     """
 

@@ -31,6 +31,8 @@ LOCATION_ARGUMENTS = (
 )
 # Of diffusers and of transformers: whole files; the index of shards has another ending.
 WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_PICKLE_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
+# The parts of a tokenizer that turn an image into tokens; `train: decoder` leaves them as they are.
+TOKEN_PARTS = ("encoder", "quant_conv", "quantize", "linear_encoder")
 SAVE_AGAIN = "config.json and weights must come from one call of `save_pretrained`"
 
 
@@ -210,11 +212,34 @@ def weights_hash(model: nn.Module) -> str:
     """SHA-256, as 64 hex digits, of all values of a model as float32, with their names and shapes.
 
     It is the same whatever library, file format, number of shards or type of at least these values a model was saved
-    in. A model loaded in a lower precision than that of its file has rounded values and another hash;
-    `load_tokenizer_with_hash` gives the file's.
+    in. A model loaded in a lower precision than that of its file has rounded values and another hash.
     """
+    return _digest(model.state_dict())
+
+
+def encoder_hash(tokenizer: nn.Module) -> str:
+    """As `weights_hash`, of encoder and codebooks alone: what decides an image's tokens and the vectors they stand for.
+
+    It is what token files, token data sets and generators name. A decoder that was trained further changes no token, so
+    that several decoders read the same ones. `load_tokenizer_with_hash` gives it for a tokenizer in any precision.
+    """
+    return _digest({name: v for name, v in tokenizer.state_dict().items() if name.split(".")[0] in TOKEN_PARTS})
+
+
+def made_tokens(tokenizer: nn.Module, sha256: str, own: str | None = None) -> bool:
+    """Whether tokens whose file or generator names this hash are the tokenizer's.
+
+    Args:
+        tokenizer: with the values of its file.
+        sha256: `encoder_hash`, or what files of older versions have instead, `weights_hash`.
+        own: `encoder_hash(tokenizer)`, where it is known already.
+    """
+    return sha256 == (own or encoder_hash(tokenizer)) or sha256 == weights_hash(tokenizer)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
         digest.update(f"{name} {list(values.shape)} ".encode())
         digest.update(values.numpy().data)

@@ -277,11 +277,11 @@ def _read_train_tokens(job: _Job) -> tuple[torch.Tensor, torch.Tensor]:
     import numpy as np
     import torch
 
-    from ..weights import weights_hash
+    from ..weights import encoder_hash
 
     folder = job.arguments.train_tokens
     tokens = job.token_dataset
-    tokens.info.check_model(job.tokenizer, weights_hash(job.tokenizer), folder, "--tokenizer")
+    tokens.info.check_model(job.tokenizer, encoder_hash(job.tokenizer), folder, "--tokenizer")
     if tokens.info.crops.grid(job.tokenizer.downsample_factor) != _grid(job):
         raise ValueError(f"`--train-tokens` must be of crops of `--size` {job.arguments.size}, '{folder}' is of others")
     if len(tokens) < job.train.count:

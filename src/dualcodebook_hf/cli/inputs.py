@@ -89,7 +89,7 @@ def add_other_weights(command: argparse._ActionsContainer, **options: Any) -> No
         "--other-weights",
         action=Switch,
         default=False,
-        help="take any model of such codebooks, such as one whose decoder alone was trained further (default: false)",
+        help="take any model of such codebooks, whatever made the tokens (default: false)",
         **options,
     )
 
@@ -155,7 +155,7 @@ def load_model(name: str | None, arguments: argparse.Namespace, fast: bool = Fal
 
 
 def load_model_with_hash(name: str | None, arguments: argparse.Namespace) -> tuple[DualCodebookVQModel, str]:
-    """As a fast `load_model`, with the SHA-256 of its weights."""
+    """As a fast `load_model`, with its `encoder_hash`."""
     from ..loading import load_tokenizer_with_hash
 
     dtype = _loaded_dtype(arguments)

@@ -109,7 +109,7 @@ def save_image_tokens(
 ) -> Path:
     """Writes one image's tokens (codebooks, h, w) into a token file in `folder`, named after the image.
 
-    The hash is that of the model's own file, as `weights_hash` gives it.
+    The hash is that of the model's own file, as `encoder_hash` gives it.
 
     Raises Rejected for a model whose tokens no file can hold.
     """

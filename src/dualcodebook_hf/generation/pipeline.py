@@ -14,7 +14,7 @@ from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import config_hash
 from ..flags import did_you_mean
 from ..image_processing_dualcodebook import to_image
-from ..weights import weights_hash
+from ..weights import encoder_hash, made_tokens
 from .choices import GUIDANCE_SCHEDULES
 from .inputs import Start, read_start
 from .masking import hidden_tokens, mask_tokens
@@ -384,9 +384,12 @@ def check_tokenizer(vqvae: DualCodebookVQModel, transformer: DualCodebookTransfo
         raise ValueError(
             f"`vqvae` must have the codebooks of the transformer, {tuple(config.codebook_sizes)}, got {sizes}"
         )
-    pairs = [("config hash", config.tokenizer_config_hash, lambda: config_hash(vqvae.config))]
-    if all(value.dtype == torch.float32 for value in vqvae.parameters()):
-        pairs.append(("weights of SHA-256", config.tokenizer_weights_sha256, lambda: weights_hash(vqvae)))
-    for what, expected, compute in pairs:
-        if expected is not None and (found := compute()) != expected:
-            raise ValueError(f"`vqvae` must be the transformer's tokenizer, with {what} {expected}, got {found}")
+    expected, found = config.tokenizer_config_hash, config_hash(vqvae.config)
+    if expected not in (None, found):
+        raise ValueError(f"`vqvae` must be the transformer's tokenizer, with config hash {expected}, got {found}")
+    weights, exact = config.tokenizer_weights_sha256, all(v.dtype == torch.float32 for v in vqvae.parameters())
+    if weights is not None and exact and not made_tokens(vqvae, weights):
+        raise ValueError(
+            f"`vqvae` must be the transformer's tokenizer, with an encoder and codebooks of SHA-256 {weights}, "
+            f"got {encoder_hash(vqvae)}"
+        )

@@ -44,7 +44,7 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
         mlp_ratio: width of a block's hidden layer, as a multiple of `hidden_size`.
         dropout: share of activations that training drops, behind the embeddings and in every block.
         tokenizer_config_hash: `config_hash` of the tokenizer whose tokens these are; None: unknown.
-        tokenizer_weights_sha256: `weights_hash` of it; None: unknown.
+        tokenizer_weights_sha256: `encoder_hash` of it; None: unknown.
 
     Raises ValueError for an argument that is wrong.
     """

@@ -47,7 +47,7 @@ class TokenDatasetInfo:
     Attributes:
         tokenizer: what the tokenizer is called.
         config_hash: of its architecture.
-        weights_sha256: of its weights, see `weights_hash`.
+        weights_sha256: of its encoder and codebooks, see `encoder_hash`.
         downsample_factor: f; a crop's grid is (ceil(H/f), ceil(W/f)).
         books: {name: number of codes}, in the order of the tokens.
         bits_per_position: of all codebooks together.
@@ -72,7 +72,7 @@ class TokenDatasetInfo:
 
     @classmethod
     def of_model(cls, model: DualCodebookCore, weights_sha256: str, **others: Any) -> TokenDatasetInfo:
-        """Of a tokenizer, its weights' hash, and the fields that it does not tell."""
+        """Of a tokenizer, its `encoder_hash`, and the fields that it does not tell."""
         return cls(
             config_hash=config_hash(model.config),
             weights_sha256=weights_sha256,
@@ -155,11 +155,11 @@ class TokenDatasetInfo:
         argument: str = "model",
         other_weights: bool = False,
     ) -> None:
-        """Raises ValueError unless a model made the tokens: its architecture and its weights.
+        """Raises ValueError unless a model made the tokens: its architecture, encoder and codebooks.
 
         Args:
             model: that is to decode them.
-            weights_sha256: of its weights.
+            weights_sha256: `encoder_hash` of it.
             source: what the message calls the data set.
             argument: what the message calls `model`.
             other_weights: see `check_hashes`.

@@ -2,8 +2,8 @@
 
 Image k is the tensor `NNNN.tokens` (k with leading zeros), uint16 (codebooks, h, w). The metadata entry
 `dualcodebook_tokens` is JSON: `format_version`, `downsample_factor` f, `books` as [name, size] in token order,
-`config_hash` of the model's architecture, `weights_sha256` of its weights (missing in files of older versions), and
-`pictures` as {name, height, width} of the originals, in order.
+`config_hash` of the model's architecture, `weights_sha256` of its encoder and codebooks (missing in files of older
+versions), and `pictures` as {name, height, width} of the originals, in order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from ..configuration_dualcodebook import config_hash
 from ..files import atomic_file
-from ..weights import weights_hash
+from ..weights import encoder_hash, made_tokens
 
 if TYPE_CHECKING:
     from ..core import DualCodebookCore
@@ -60,7 +60,7 @@ class TokenFile:
         downsample_factor: f; an image's grid is (ceil(H/f), ceil(W/f)).
         codebooks: {name: number of codes}, in the order of the tokens.
         config_hash: identifies the model's architecture.
-        weights_sha256: identifies its weights, see `weights_hash`; None: unknown.
+        weights_sha256: identifies its encoder and codebooks, see `encoder_hash`; None: unknown.
     """
 
     images: Sequence[TokenizedImage]
@@ -78,9 +78,9 @@ class TokenFile:
         Args:
             model: that made the tokens.
             images: of the file.
-            weights_sha256: of the model, where it is known already.
+            weights_sha256: `encoder_hash` of the model, where it is known already.
         """
-        weights = weights_sha256 or weights_hash(model)
+        weights = weights_sha256 or encoder_hash(model)
         return cls(images, model.downsample_factor, model.codebook_sizes, config_hash(model.config), weights)
 
     def check(self) -> None:
@@ -112,11 +112,11 @@ class TokenFile:
             model: the model that is to decode them.
             source: what the message calls the file.
             argument: what the message calls `model`.
-            weights_sha256: of the model, where it is known already.
+            weights_sha256: `encoder_hash` of the model, where it is known already.
             other_weights: see `check_hashes`.
         """
         if not (weights_sha256 or other_weights) and self.weights_sha256:
-            weights_sha256 = weights_hash(model)
+            weights_sha256 = encoder_hash(model)
         made = self.config_hash, self.weights_sha256, self.codebooks, self.downsample_factor
         check_hashes(*made, model, weights_sha256, source, argument, other_weights)
 
@@ -132,18 +132,18 @@ def check_hashes(
     argument: str,
     other_weights: bool,
 ) -> None:
-    """Raises ValueError unless a model made tokens: their architecture and their weights are its own.
+    """Raises ValueError unless a model made tokens: their architecture, encoder and codebooks are its own.
 
     Args:
         config: config hash of the tokens' model.
-        weights: SHA-256 of its weights; None: unknown, which is a warning.
+        weights: SHA-256 of its encoder and codebooks; None: unknown, which is a warning.
         codebooks: its codebooks' sizes.
         factor: its downsample factor.
         model: that is to decode the tokens.
-        own_weights: SHA-256 of its weights.
+        own_weights: `encoder_hash` of it; None: not known yet.
         source: what the message calls the tokens' file.
         argument: what the message calls `model`.
-        other_weights: any model of such codebooks will do, such as one whose decoder alone was trained further.
+        other_weights: any model of such codebooks will do.
     """
     own, made_by = config_hash(model.config), f"`{argument}` must be the model that made the tokens in '{source}', with"
     if other_weights:
@@ -160,8 +160,9 @@ def check_hashes(
             "its images come out as nonsense",
             stacklevel=3,
         )
-    elif weights != own_weights:
-        raise ValueError(f"{made_by} weights of SHA-256 {weights}; got weights of SHA-256 {own_weights}")
+    elif not made_tokens(model, weights, own_weights):
+        own = own_weights or encoder_hash(model)
+        raise ValueError(f"{made_by} an encoder and codebooks of SHA-256 {weights}; got one with SHA-256 {own}")
 
 
 def check_names(names: Sequence[str]) -> None:

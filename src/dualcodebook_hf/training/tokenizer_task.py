@@ -27,6 +27,7 @@ from ..perceptual.efficientnet_lite import EfficientNetLite
 from ..perceptual.vgg import LPIPS
 from ..perceptual.weights import MissingWeightsError
 from ..run_folder import CONVERSION
+from ..weights import TOKEN_PARTS
 from .adversary import Adversary
 from .arguments import RunConfig, TrainArguments, naming_arguments
 from .data import TrainingImages, ValidationImages
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from .checkpoints import Checkpoint
 
 IMAGES_SHOWN = 8
-# The children that turn an image into tokens; `train: decoder` leaves them as they are.
-TOKEN_PARTS = ("encoder", "quant_conv", "quantize", "linear_encoder")
 # Settings of the training that decide which weights a checkpoint holds.
 BUILDING_SETTINGS = ("train", "discriminator", "discriminator_norm", "discriminator_channels")
 DERIVED_FIELDS = ("latent_channels", "vq_embed_dim")  # sums of others: a message should name the cause
