@@ -149,6 +149,10 @@ class TrainArguments(RunArguments):
     log_l2_weight: float = field(
         default=0.0, metadata=described("weight of the mean over images of ln(MSE + 0.004), which follows their PSNR")
     )
+    grid_weight: float = field(
+        default=0.0,
+        metadata=described("weight of the pattern that errors have in common in all blocks of f x f pixels"),
+    )
     perceptual: str = field(default="lpips", metadata=described(f"perceptual loss, one of {', '.join(PERCEPTUALS)}"))
     perceptual_weight: float = field(default=1.25, metadata=described("weight of the perceptual loss"))
     vgg_weights: str = field(

@@ -90,6 +90,30 @@ class MSSSIMLoss(nn.Module):
             return 1 - ms_ssim((x_hat.float() + 1) / 2, (x.float() + 1) / 2, clamp=False).mean()
 
 
+def grid_pattern(difference: torch.Tensor, x: torch.Tensor, side: int) -> torch.Tensor:
+    """Mean square of what all f x f blocks of a batch have wrong in common: scalar, float32.
+
+    At each place within a block, the errors of the batch are fitted by a linear function of the block's mean colours
+    (least squares); that function is a pattern which repeats with every position of the latents, and can be seen where
+    images are plain. Here is the mean square of its values.
+
+    Args:
+        difference: errors (B, C, H, W), float32.
+        x: originals of the same shape, for the blocks' colours; no gradient reaches them.
+        side: f, in pixels. What is left over at the right and the bottom does not count.
+    """
+    channels = x.shape[1]
+
+    def blocks(images: torch.Tensor) -> torch.Tensor:  # (blocks, C, f^2)
+        parts = images.unfold(2, side, side).unfold(3, side, side)
+        return parts.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels, side**2)
+
+    colours = blocks(x.detach().float()).mean(2)
+    basis = torch.linalg.qr(torch.cat([torch.ones_like(colours[:, :1]), colours], 1))[0]
+    errors = blocks(difference).flatten(1)
+    return (basis.T @ errors).square().sum() / errors.numel()
+
+
 class ReconstructionLoss(nn.Module):
     """The terms that compare a reconstruction with its original, by name: a term of weight 0 is not computed.
 
@@ -98,6 +122,8 @@ class ReconstructionLoss(nn.Module):
         l2_weight: of "l2" = mean (x - x_hat)^2.
         log_l2_weight: of "log_l2" = mean over images of ln(mean (x - x_hat)^2 + 0.004): each image's PSNR up to a
             factor, levelling off above 30 dB.
+        grid_weight: of "grid" = `grid_pattern` of x - x_hat: the pattern that a decoder may lay over plain regions.
+        grid: f of that pattern, in pixels.
         perceptual: module (x_hat, x) -> a distance for each image (B,) or their mean, float32: `LPIPS`, `MSSSIMLoss`
             or another. None: no such term.
         perceptual_weight: of "perceptual", the mean of that distance.
@@ -114,17 +140,19 @@ class ReconstructionLoss(nn.Module):
         l1_weight: float = 1.0,
         l2_weight: float = 0.0,
         log_l2_weight: float = 0.0,
+        grid_weight: float = 0.0,
+        grid: int = 16,
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 1.25,
     ) -> None:
         super().__init__()
-        weights = {"l1": l1_weight, "l2": l2_weight, "log_l2": log_l2_weight}
+        weights = {"l1": l1_weight, "l2": l2_weight, "log_l2": log_l2_weight, "grid": grid_weight}
         if perceptual is not None:
             weights["perceptual"] = perceptual_weight
         if not any(weights.values()) or min(weights.values()) < 0:
             raise ValueError(f"the weights of the reconstruction terms must be >= 0 and not all 0, got {weights}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
-        self.perceptual = perceptual
+        self.perceptual, self.grid = perceptual, grid
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Two batches (B, 3, H, W) in [-1, 1] -> scalars by name, float32. Gradients reach both."""
@@ -136,6 +164,8 @@ class ReconstructionLoss(nn.Module):
             terms["l2"] = difference.square().mean()
         if "log_l2" in self.weights:
             terms["log_l2"] = (difference.square().mean(dim=(1, 2, 3)) + LOG_L2_FLOOR).log().mean()
+        if "grid" in self.weights:
+            terms["grid"] = grid_pattern(difference, x, self.grid)
         if "perceptual" in self.weights:
             terms["perceptual"] = self.perceptual(x_hat, x).mean()
         return terms

@@ -105,7 +105,9 @@ class TokenizerTask:
         arguments, self.accelerator = self.arguments, accelerator
         self.metric_networks = self._load_metric_networks()
         # Everything from here on draws random numbers, in this order.
-        self.reconstruction_loss = build_reconstruction_loss(arguments, self.features).to(accelerator.device)
+        self.reconstruction_loss = build_reconstruction_loss(
+            arguments, self.features, self.network.downsample_factor
+        ).to(accelerator.device)
         use_winograd(self.reconstruction_loss)  # frozen, whatever it is
         self.network = model = build_model(self.run, fresh)
         if fresh and arguments.data_initialization:
@@ -317,13 +319,14 @@ def load_features(arguments: TrainArguments) -> EfficientNetLite | None:
 
 
 def build_reconstruction_loss(
-    arguments: TrainArguments, features: EfficientNetLite | None = None
+    arguments: TrainArguments, features: EfficientNetLite | None = None, grid: int = 16
 ) -> ReconstructionLoss:
     """The loss that the arguments name.
 
     Args:
         arguments: of the run.
         features: what `load_features` gives.
+        grid: downsample factor of the tokenizer.
 
     Raises ValueError when the weights of LPIPS are not available.
     """
@@ -331,6 +334,8 @@ def build_reconstruction_loss(
         l1_weight=arguments.l1_weight,
         l2_weight=arguments.l2_weight,
         log_l2_weight=arguments.log_l2_weight,
+        grid_weight=arguments.grid_weight,
+        grid=grid,
         perceptual=_build_perceptual(arguments, features),
         perceptual_weight=arguments.perceptual_weight,
     )
