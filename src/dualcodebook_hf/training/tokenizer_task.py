@@ -106,7 +106,7 @@ class TokenizerTask:
         self.metric_networks = self._load_metric_networks()
         # Everything from here on draws random numbers, in this order.
         self.reconstruction_loss = build_reconstruction_loss(
-            arguments, self.features, self.network.downsample_factor
+            arguments, self.features, self.run.model.downsample_factor
         ).to(accelerator.device)
         use_winograd(self.reconstruction_loss)  # frozen, whatever it is
         self.network = model = build_model(self.run, fresh)
