@@ -16,6 +16,7 @@ from dualcodebook_hf.training.losses import (
     ReconstructionLoss,
     adaptive_weight,
     generator_loss,
+    grid_pattern,
     hinge_discriminator_loss,
     take_gradient,
     weighted_sum,
@@ -181,3 +182,28 @@ def test_log_l2_by_hand_is_one_number_per_image_then_the_mean():
     expected = (math.log(0.01 + 0.004) + math.log(0.25 + 0.004)) / 2
     torch.testing.assert_close(terms["log_l2"], torch.tensor(expected))
     torch.testing.assert_close(loss.rec(terms), torch.tensor(2 * expected))
+
+
+def test_a_pattern_that_every_block_has_counts_whole_and_what_blocks_have_by_chance_counts_little():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, 40, 37, generator=generator) * 2 - 1  # 10 x 9 blocks of 4, and a pixel over
+    pattern = torch.randn(3, 4, 4, generator=generator).repeat(1, 10, 9)
+    errors = torch.nn.functional.pad(pattern, (0, 1)).expand(4, -1, -1, -1)
+    torch.testing.assert_close(grid_pattern(errors, x, 4), pattern.square().mean())
+    colours = torch.nn.functional.avg_pool2d(x[..., :36], 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    by_colour = torch.nn.functional.pad(pattern * colours, (0, 1))  # stronger where a block is bright
+    torch.testing.assert_close(grid_pattern(by_colour, x, 4), by_colour[..., :36].square().mean())
+    noise = torch.randn(4, 3, 40, 37, generator=generator)
+    assert grid_pattern(noise, x, 4).item() == pytest.approx(4 / 360, rel=0.3)  # 4 numbers are fitted to 360 blocks
+
+
+def test_the_grid_term_is_about_errors_and_has_a_gradient_in_the_reconstruction_alone():
+    generator = torch.Generator().manual_seed(0)
+    x_hat, x = (torch.rand(1, 3, 32, 32, generator=generator).requires_grad_() for _ in range(2))
+    loss = ReconstructionLoss(l1_weight=0.0, l2_weight=1.0, grid_weight=2.0, grid=8)
+    terms = loss(x_hat, x)
+    assert loss.rec(terms) == terms["l2"] + 2 * grid_pattern(x - x_hat, x, 8)
+    assert loss(x, x)["grid"] == 0
+    (gradient,) = torch.autograd.grad(terms["grid"], x_hat)
+    step = x_hat - 1e-2 * 32 * 32 * gradient
+    assert grid_pattern(x - step, x, 8) < terms["grid"]
