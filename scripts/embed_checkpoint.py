@@ -15,29 +15,41 @@ from dualcodebook_hf.evaluation.data import EvaluationData
 from dualcodebook_hf.evaluation.evaluator import evaluate
 from dualcodebook_hf.evaluation.linear_codec import fit_linear_codec
 from dualcodebook_hf.evaluation.table import results_table
-from dualcodebook_hf.files import write_json
+from dualcodebook_hf.files import read_json, write_json
 from dualcodebook_hf.hub import Records, model_card
+from dualcodebook_hf.hub.records import public_record
+from dualcodebook_hf.loading import EMBEDDED
+from dualcodebook_hf.metrics import DEFAULT_METRICS, image_metrics, load_metric_network
 
 FILES = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "train_config.json")
 LARGEST = 12_000_000
+NETWORKS, SIZE = ("kd_effnetlite2", "fd_effnetlite2", "pd_effnetlite2"), 256
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--datasets", nargs="+", required=True)
+    parser.add_argument("--trained-on", nargs="+", help="data sets of which the training's one file was made")
+    parser.add_argument("--started-from", help="what its card calls the weights that the training started from")
     arguments = parser.parse_args()
     folder = Path(default_checkpoint())
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(arguments.model / name, folder / name)
+    train = public_record(read_json(folder / "train_config.json"))
+    train["data"]["dataset"] = arguments.trained_on or train["data"]["dataset"]
+    train["training"]["init_from"] = arguments.started_from or train["training"]["init_from"]
+    write_json(folder / "train_config.json", train)
     model = DualCodebookVQModel.from_pretrained(folder)
     codec, fitted = fit_linear_codec(EvaluationData(dataset=arguments.datasets[0], split="train").open())
     results = []
+    networks = {name: load_metric_network(name, SIZE) for name in NETWORKS}
     for dataset in arguments.datasets:
         images = EvaluationData(dataset=dataset).open()
-        results.append(evaluate(model, images, name="embedded checkpoint"))
-        results.append(evaluate(codec, images, name="patch-linear codec", about={"fitted_to": fitted}))
+        for tokenizer, name, about in ((model, EMBEDDED, {}), (codec, "patch-linear codec", {"fitted_to": fitted})):
+            metrics = image_metrics([*DEFAULT_METRICS, *NETWORKS], networks)
+            results.append(evaluate(tokenizer, images, metrics, name=name, about=about))
     write_json(folder / "metrics.json", {"results": results})
     card = model_card(Records.read(folder))
     for path in (folder / "README.md", Path(__file__).parents[1] / "model_card.md"):

@@ -2,8 +2,8 @@
 
     python scripts/embed_generator.py runs/generator/best --measured measured/metrics.json
 
-Saves the pipeline in bfloat16 (codebooks in float32), its training settings without this machine's paths, what
-`dualcodebook evaluate-generator --output` wrote, and the card.
+Saves the pipeline in bfloat16 (codebooks in float32) with the embedded tokenizer, whose decoder may be a later one, its
+training settings without this machine's paths, what `dualcodebook evaluate-generator --output` wrote, and the card.
 """
 
 import argparse
@@ -11,13 +11,25 @@ from pathlib import Path
 
 import torch
 
+from dualcodebook_hf import DualCodebookMaskGenerationPipeline
 from dualcodebook_hf.files import atomic_folder, read_json, write_json
 from dualcodebook_hf.generation.loading import load_generator
 from dualcodebook_hf.hub.card import generator_card
 from dualcodebook_hf.hub.records import public_record
+from dualcodebook_hf.loading import load_tokenizer
+from dualcodebook_hf.weights import encoder_hash
 
 FOLDER = Path(__file__).parents[1] / "src" / "dualcodebook_hf" / "checkpoints" / "generator"
 LARGEST = 25_000_000
+
+
+def take_embedded_tokenizer(pipeline: DualCodebookMaskGenerationPipeline) -> None:
+    """Puts it in the place of the tokenizer that made the tokens. Raises ValueError unless both make the same ones."""
+    tokenizer, config = load_tokenizer(device="cpu"), pipeline.transformer.config
+    if encoder_hash(tokenizer) != encoder_hash(pipeline.vqvae):
+        raise ValueError("the generator must be of the embedded tokenizer's tokens")
+    pipeline.transformer.register_to_config(**config | {"tokenizer_weights_sha256": encoder_hash(tokenizer)})
+    pipeline.register_modules(vqvae=tokenizer)
 
 
 def main() -> None:
@@ -26,6 +38,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="metrics.json of evaluate-generator")
     arguments = parser.parse_args()
     pipeline = load_generator(str(arguments.generator), device="cpu")
+    take_embedded_tokenizer(pipeline)
     train = public_record(read_json(arguments.generator / "train_config.json"))
     measured = read_json(arguments.measured) if arguments.measured else None
     pipeline.vqvae.cast_backbone(torch.bfloat16)

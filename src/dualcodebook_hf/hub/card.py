@@ -53,7 +53,10 @@ PERCEPTUALS = {
 }
 DISCRIMINATORS = {"patch": "PatchGAN", "projected": "projected discriminator on EfficientNet-Lite0"}
 DATA_SOURCES = {
-    "clothing-256": '3,068 photographs, a subset of A. Grigorev\'s "Clothing dataset", free for any purpose'
+    "clothing-256": '3,068 photographs, a subset of A. Grigorev\'s "Clothing dataset", free for any purpose',
+    "flowers": "1,625 photographs of TensorFlow's flower_photos, CC BY 2.0, by photographers on Flickr whom its column "
+    "`source` names",
+    "grocery": "1,546 photographs of M. Klasson's Grocery Store Dataset, MIT",
 }
 DERIVED = ("latent_channels", "vq_embed_dim")  # fields that follow from others
 
