@@ -171,6 +171,14 @@ class TrainArguments(RunArguments):
         ),
     )
     codebook_weight: float = field(default=1.0, metadata=described("weight of L_global + L_local"))
+    token_noise: float = field(
+        default=0.0,
+        metadata=described("share of the tokens of an image with noise that the decoder gets wrong; 0: no noise"),
+    )
+    token_noise_images: float = field(default=0.1, metadata=described("share of the images that have token noise"))
+    token_noise_neighbours: int = field(
+        default=100, metadata=described("a wrong token is one of so many nearest codes of the same codebook")
+    )
     adversarial_weight: float = field(
         default=0.8,
         metadata=described("weight of the adversarial loss; 0: no discriminator", heading="adversarial loss"),
@@ -240,7 +248,10 @@ class TrainArguments(RunArguments):
             one_of("discriminator_augment", name, AUGMENTATIONS)
         for name in self.validation_metrics.split(","):
             one_of("validation_metrics", name, tuple(IMAGE_METRICS))
-        at_least(self, 1, "validation_batch_size", "discriminator_channels")
+        at_least(self, 1, "validation_batch_size", "discriminator_channels", "token_noise_neighbours")
+        for name in ("token_noise", "token_noise_images"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
         below_one(self, "adam_beta1", "adam_beta2", "discriminator_beta1", "discriminator_beta2")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")

@@ -39,6 +39,7 @@ from .initialization import initialize_from_images
 from .losses import MSSSIMLoss, ReconstructionLoss, take_gradient, weighted_sum
 from .processes import is_main_process
 from .task import Trained
+from .token_noise import TokenNoise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -116,6 +117,8 @@ class TokenizerTask:
         if arguments.train == "decoder":
             for part in self._token_parts():
                 part.requires_grad_(False)
+        if arguments.token_noise:
+            TokenNoise(model, arguments.token_noise, arguments.token_noise_images, arguments.token_noise_neighbours)
         wanted = arguments.channels_last
         channels_last = accelerator.device.type == "cuda" if wanted is None else wanted
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

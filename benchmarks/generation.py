@@ -1,0 +1,160 @@
+"""Which tokens are easier to generate? The same small generator on each tokenizer, in equal updates of equal images:
+
+    python benchmarks/quality.py --dataset DATA --rows base base-1024 both-ema --output runs/quality
+    python benchmarks/generation.py --dataset DATA --output runs/generation --json docs/quality/generation.json \\
+        --tokenizers base=runs/quality/runs/base-seed0-KEY/final base-1024=... both-ema=...
+
+`--maskings tokens positions books` trains a generator for each. Interrupt it at any time: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sampling import score
+from timing import add_timing, machine, report, set_up
+
+from dualcodebook_hf.cli.inputs import positive
+from dualcodebook_hf.cli.main import main as dualcodebook
+from dualcodebook_hf.evaluation.data import EvaluationData
+from dualcodebook_hf.evaluation.generator_evaluation import measure_images
+from dualcodebook_hf.evaluation.table import markdown_table
+from dualcodebook_hf.files import read_json, write_json
+from dualcodebook_hf.generation.arguments import parse_generator_config
+from dualcodebook_hf.generation.choices import UNITS
+from dualcodebook_hf.generation.loading import load_generator
+from dualcodebook_hf.generation.task import GeneratorTask
+from dualcodebook_hf.loading import load_tokenizer
+from dualcodebook_hf.metrics.efficientnet import effnetlite2_features
+from dualcodebook_hf.run_folder import RunFolder
+from dualcodebook_hf.training.run import StopRequest, Trainer
+
+GENERATOR = Path(__file__).parent / "small-generator.yaml"
+SAMPLING = {"num_inference_steps": 16, "guidance_scale": 2.0}
+COLUMN = "label"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; 2 and one line for bad input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizers", nargs="+", required=True, metavar="NAME=FOLDER", help="what is compared")
+    parser.add_argument("--dataset", required=True, help="images with train, validation and test splits and classes")
+    parser.add_argument("--output", type=Path, default=Path("runs/generation"), help="(default: %(default)s)")
+    parser.add_argument("--config", default=str(GENERATOR), help="the generator: YAML file (default: %(default)s)")
+    parser.add_argument("--maskings", nargs="+", choices=UNITS, default=["tokens"], help="(default: tokens)")
+    parser.add_argument("--size", type=positive, default=64, help="side of the images (default: %(default)s)")
+    parser.add_argument("--crops", type=positive, default=8, help="of each training image (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="of the sampling (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the training (default: 0)")
+    add_timing(parser, rounds=1)
+    arguments = parser.parse_args(argv)
+    return report(parser, lambda: measure(arguments, set_up(arguments)), table, arguments.json)
+
+
+def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
+    """The record that is printed and written."""
+    tokenizers = dict(_named(text) for text in arguments.tokenizers)
+    test = EvaluationData(dataset=arguments.dataset, size=arguments.size, resample="lanczos")
+    images, features = test.open(), effnetlite2_features(device)
+    labels = list(images.rows["label"][: images.count])
+    record = {"data": test.record(images.count), "crops": arguments.crops, "sampling": SAMPLING}
+    record |= {"machine": machine(device), "rows": []}
+    for name, folder in tokenizers.items():
+        _tokenize(folder, arguments, arguments.output / name)
+        bound = measure_images(images.batches(arguments.batch_size), features, device, load_tokenizer(folder))
+        for masking in arguments.maskings:
+            for seed in arguments.seeds:
+                place = arguments.output / name / f"{masking}-seed{seed}"
+                row = read_json(place / "measured.json")
+                if row is None:
+                    row = _train(folder, place, masking, seed, arguments)
+                    row |= _sample(place, labels, arguments, features, bound.features, device)
+                    row["reconstructions"] = score(bound.reconstructed, bound.features)
+                    write_json(place / "measured.json", row)
+                record["rows"].append({"tokenizer": name, "masking": masking, "seed": seed, **row})
+                print(table({**record, "rows": record["rows"][-1:]}).splitlines()[-1], flush=True)
+    return record
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, found, folder = text.partition("=")
+    if not found or Path(name).name != name:
+        raise ValueError(f"`--tokenizers` must be NAME=FOLDER, got {text!r}")
+    return name, folder
+
+
+def _tokenize(tokenizer: str, arguments: argparse.Namespace, output: Path) -> None:
+    common = ["--model", tokenizer, "--size", str(arguments.size), "--columns", COLUMN]
+    random = ["--augmentation", "random-crop", "--crops", str(arguments.crops)]
+    for split, crops in (("train", random), ("validation", [])):
+        flags = ["--split", split, *crops, *common, "--output", str(output / split)]
+        if dualcodebook(["tokenize-dataset", arguments.dataset, *flags]):
+            raise ValueError(f"`--tokenizers`: the data set could not be tokenized by '{tokenizer}'")
+
+
+def _train(tokenizer: str, place: Path, masking: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Bits per position on the validation split at the end of a training, or of what was left of one."""
+    folders = {"tokens": place.parent / "train", "validation_tokens": place.parent / "validation"}
+    flags = {**folders, "tokenizer": tokenizer, "output_dir": place, "masking": masking, "seed": seed}
+    flags |= {"class_column": COLUMN, "num_threads": torch.get_num_threads()}
+    run = parse_generator_config(["--config", arguments.config, *_pairs(flags)])
+    with StopRequest().watching() as stop:
+        trainer = Trainer(GeneratorTask(run), run.training, stop)
+        trainer.train()
+        if stop.requested:
+            raise SystemExit(f"stopped; the same command goes on ({arguments.output})")
+    with trainer.averaged_weights() as network:
+        found = trainer.task.validate()[0]
+        parameters = sum(weight.numel() for weight in network.parameters())
+    return {**found, "bits": trainer.task.tokenizer.bits_per_position, "parameters": parameters, "run": _public(run)}
+
+
+def _pairs(flags: dict[str, Any]) -> Iterator[str]:
+    for name, value in flags.items():
+        yield from (f"--{name}", str(value))
+
+
+def _public(run: Any) -> dict[str, Any]:
+    sections = run.to_dict()
+    kept = ("max_train_steps", "train_batch_size", "learning_rate", "ema_decay", "masking", "masking_schedule", "seed")
+    return {**sections["generator"], **{name: sections["training"][name] for name in kept}}
+
+
+@torch.no_grad()
+def _sample(
+    place: Path, labels: list[int], arguments: argparse.Namespace, features: Any, test: torch.Tensor, device: str
+) -> dict[str, Any]:
+    """As many samples as the test split has images, of the same classes; sample i has the seed i."""
+    pipeline = load_generator(str(RunFolder(place).final), device=device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def drawn() -> Iterator[torch.Tensor]:
+        for start in range(0, len(labels), arguments.batch_size):
+            chosen = labels[start : start + arguments.batch_size]
+            generators = [torch.Generator().manual_seed(start + number) for number in range(len(chosen))]
+            tokens = pipeline(chosen, generator=generators, output_type="tokens", **SAMPLING).images
+            yield pipeline.vqvae.detokenize(tokens).float().clamp(-1, 1)
+
+    return score(measure_images(drawn(), features, device).features, test)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown, a row for each generator."""
+    titles = ["tokenizer", "masking", "seed", "bits, tokens", "bits, generator", "share", "KD lite2", "95%"]
+    titles += ["precision", "recall", "KD of reconstructions"]
+    rows = []
+    for row in record["rows"]:
+        cells = [row["tokenizer"], row["masking"], str(row["seed"]), f"{row['bits']:.0f}"]
+        cells += [f"{row['bits_per_position']:.2f}", f"{row['bits_per_position'] / row['bits']:.3f}"]
+        cells += [f"{row['kd_effnetlite2']:.1f}", "-".join(f"{end:.1f}" for end in row["interval"])]
+        cells += [f"{row['precision']:.3f}", f"{row['recall']:.3f}"]
+        rows.append([*cells, f"{row['reconstructions']['kd_effnetlite2']:.1f}"])
+    return markdown_table(titles, rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
