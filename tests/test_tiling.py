@@ -214,3 +214,26 @@ def test_memory_grows_by_the_images_bytes_alone() -> None:
     small, large = map(int, result.stdout.split())
     # 16 times the pixels, 18 million more: two images of 3 bytes a pixel, and strips of 512 rows in floating point.
     assert large - small < 400
+
+
+PEAK = """
+import resource
+from PIL import Image
+from dualcodebook_hf.loading import load_tokenizer
+from dualcodebook_hf.reconstruction import reconstruct_image
+result = reconstruct_image(load_tokenizer(device="cpu"), Image.linear_gradient("L").resize({size}).convert("RGB"))
+assert result.image.size == {size}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_8192_by_8192_pixels_stay_below_4_gigabytes() -> None:
+    """Measured by the operating system on a part of them, by the embedded checkpoint in its own tiles."""
+    width, height, tile = 4096, 2304, 2048  # six tiles: two rows, of which one is joined to the other
+    code = PEAK.replace("{size}", repr((width, height)))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak = int(result.stdout)
+    pictures = 2 * 4 * (8192**2 - width * height)  # original and reconstruction; Pillow takes 4 bytes a pixel
+    strips = 4 * 12 * tile * (8192 - width)  # four of them at a time: float32, three channels
+    assert peak + pictures + strips < 4e9, peak

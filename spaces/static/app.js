@@ -7,6 +7,7 @@ const $ = (id) => document.getElementById(id);
 const MOST_UNDO = 50;
 const SMALLEST_SHOWN = 384; // CSS pixels of the longer side; smaller pictures are enlarged by whole factors
 const ALONE = 3; // a code alone is the middle of so many of it, a side
+const LARGEST_DECODED = 4 * 2 ** 20; // pixels of a token file’s picture: minutes on a CPU
 
 // picture: {name, width, height, pixels?, bytes?, fileSize?}; without pixels it came from a token file.
 const state = { tokenizer: null, colours: null, picture: null, tokens: null, fresh: null, h: 0, w: 0, undo: [], cell: null, only: "" };
@@ -104,24 +105,33 @@ async function openTokens(blob, name) {
     const choice = $("choice");
     choice.replaceChildren(...images.map((image, index) => new Option(image.name, index)));
     $("choice-label").hidden = images.length < 2;
-    choice.onchange = () => busy("Decoding…", () => showImage(images[choice.value]));
+    choice.onchange = () => busy("Decoding…", () => showImage(images[choice.value]), images[choice.value].name);
     await showImage(images[0]);
   }, name);
   if (brush.blob) await readBrush(brush.blob, brush.name);
 }
 
 async function showImage({ name, width, height, tokens }) {
+  if (width * height > LARGEST_DECODED) {
+    throw new Error(`its picture has ${width} × ${height} pixels, and this page decodes no more than four megapixels`);
+  }
   generation += 1;
   await show({ name, width, height }, tokens);
 }
 
 async function show(picture, tokens) {
   const [h, w] = gridOf(picture.height, picture.width, state.tokenizer.downsample_factor);
+  const before = { ...state };
   Object.assign(state, { picture, tokens, fresh: tokens.slice(), h, w, undo: [], cell: null });
+  try {
+    await decode();
+  } catch (error) {
+    Object.assign(state, before); // what is shown stays
+    throw error;
+  }
   brush.tokens = null;
   $("cell").hidden = true;
   if (picture.pixels) $("choice-label").hidden = true;
-  await decode();
   layStage();
   drawMaps();
   updateTools();
