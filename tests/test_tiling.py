@@ -46,11 +46,13 @@ def test_what_tiles_give_adds_up_to_one_everywhere(seed: int) -> None:
     total = torch.zeros(length * 2)
     for span in spans:
         assert 0 <= span.start <= span.fade_in[0] and span.fade_out[1] <= span.stop <= length
-        assert span.stop - span.start == min(tile, length)
+        assert span.stop - span.start == spans[0].stop <= tile
         total[span.place(2)] += span.weights(2, total)
     torch.testing.assert_close(total, torch.ones_like(total))
     gaps = [after.start - before.start for before, after in itertools.pairwise(spans)]
     assert all(0 < gap <= stride for gap in gaps)
+    assert all(before.stop - after.start >= tile - stride for before, after in itertools.pairwise(spans))
+    assert sum(span.stop - span.start for span in spans) < length + len(gaps) * (tile - stride) + len(spans)
 
 
 def test_strips_of_what_is_already_whole_are_the_whole() -> None:

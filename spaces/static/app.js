@@ -6,6 +6,7 @@ import { fileName, gridOf, readTokens, tokenBytes, writeTokens } from "./tokens.
 const $ = (id) => document.getElementById(id);
 const MOST_UNDO = 50;
 const SMALLEST_SHOWN = 384; // CSS pixels of the longer side; smaller pictures are enlarged by whole factors
+const SMALLEST_TAGGED = [200, 48]; // CSS pixels in which the words "picture" and "from tokens" have room
 const ALONE = 3; // a code alone is the middle of so many of it, a side
 const LARGEST_DECODED = 4 * 2 ** 20; // pixels of a token file’s picture: minutes on a CPU
 
@@ -132,10 +133,10 @@ async function show(picture, tokens) {
   brush.tokens = null;
   $("cell").hidden = true;
   if (picture.pixels) $("choice-label").hidden = true;
+  $("work").hidden = false;
   layStage();
   drawMaps();
   updateTools();
-  $("work").hidden = false;
   selectCell(Math.floor(h / 2), Math.floor(w / 2));
 }
 
@@ -180,9 +181,9 @@ function layStage() {
   $("decoded").style.position = picture.pixels ? "" : "static";
   $("original").setAttribute("aria-label", `The picture ${picture.name}, ${picture.width} by ${picture.height} pixels`);
   $("decoded").setAttribute("aria-label", `What the tokens of ${picture.name} decode to`);
-  for (const part of [$("divider"), document.querySelector(".slider"), ...stage.querySelectorAll(".tag")]) {
-    part.hidden = !picture.pixels;
-  }
+  for (const part of [$("divider"), document.querySelector(".slider")]) part.hidden = !picture.pixels;
+  const tooSmall = stage.clientWidth < SMALLEST_TAGGED[0] || stage.clientHeight < SMALLEST_TAGGED[1];
+  for (const tag of stage.querySelectorAll(".tag")) tag.hidden = !picture.pixels || tooSmall;
   divide(Number($("slider").value));
 }
 
