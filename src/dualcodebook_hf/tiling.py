@@ -154,8 +154,7 @@ class TilingMixin:
         """Encodes and decodes images larger than a tile in overlapping tiles: memory no longer grows with the image.
 
         Args:
-            tile_sample_min_height: pixels of a tile at the most, a multiple of f (default: 2048, of the backbone `vqgan`
-                512).
+            tile_sample_min_height: the most pixels of a tile, a multiple of f (default: 2048, of backbone `vqgan` 512).
             tile_sample_min_width: likewise.
             tile_sample_stride_height: pixels from one tile's start to the next one's, a multiple of f, from half a tile
                 to a whole one (default: what leaves the overlap that the network needs).
