@@ -232,10 +232,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.slow
 def test_8192_by_8192_pixels_stay_below_4_gigabytes() -> None:
     """Measured by the operating system on a part of them, by the embedded checkpoint in its own tiles."""
-    width, height, tile = 4096, 2304, 2048  # six tiles: two rows, of which one is joined to the other
-    code = PEAK.replace("{size}", repr((width, height)))
+    side, tile = 3840, 2048  # two rows of two tiles, as large as tiles can be
+    code = PEAK.replace("{size}", repr((side, side)))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak = int(result.stdout)
-    pictures = 2 * 4 * (8192**2 - width * height)  # original and reconstruction; Pillow takes 4 bytes a pixel
-    strips = 4 * 12 * tile * (8192 - width)  # four of them at a time: float32, three channels
+    pictures = 2 * 4 * (8192**2 - side**2)  # original and reconstruction; Pillow takes 4 bytes a pixel
+    strips = 4 * 12 * tile * (8192 - side)  # four of them at a time: float32, three channels
     assert peak + pictures + strips < 4e9, peak
