@@ -46,11 +46,13 @@ def test_what_tiles_give_adds_up_to_one_everywhere(seed: int) -> None:
     total = torch.zeros(length * 2)
     for span in spans:
         assert 0 <= span.start <= span.fade_in[0] and span.fade_out[1] <= span.stop <= length
-        assert span.stop - span.start == min(tile, length)
+        assert span.stop - span.start == spans[0].stop <= tile
         total[span.place(2)] += span.weights(2, total)
     torch.testing.assert_close(total, torch.ones_like(total))
     gaps = [after.start - before.start for before, after in itertools.pairwise(spans)]
     assert all(0 < gap <= stride for gap in gaps)
+    assert all(before.stop - after.start >= tile - stride for before, after in itertools.pairwise(spans))
+    assert sum(span.stop - span.start for span in spans) < length + len(gaps) * (tile - stride) + len(spans)
 
 
 def test_strips_of_what_is_already_whole_are_the_whole() -> None:
@@ -214,3 +216,26 @@ def test_memory_grows_by_the_images_bytes_alone() -> None:
     small, large = map(int, result.stdout.split())
     # 16 times the pixels, 18 million more: two images of 3 bytes a pixel, and strips of 512 rows in floating point.
     assert large - small < 400
+
+
+PEAK = """
+import resource
+from PIL import Image
+from dualcodebook_hf.loading import load_tokenizer
+from dualcodebook_hf.reconstruction import reconstruct_image
+result = reconstruct_image(load_tokenizer(device="cpu"), Image.linear_gradient("L").resize({size}).convert("RGB"))
+assert result.image.size == {size}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_8192_by_8192_pixels_stay_below_4_gigabytes() -> None:
+    """Measured by the operating system on a part of them, by the embedded checkpoint in its own tiles."""
+    side, tile = 3840, 2048  # two rows of two tiles, as large as tiles can be
+    code = PEAK.replace("{size}", repr((side, side)))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak = int(result.stdout)
+    pictures = 2 * 4 * (8192**2 - side**2)  # original and reconstruction; Pillow takes 4 bytes a pixel
+    strips = 4 * 12 * tile * (8192 - side)  # four of them at a time: float32, three channels
+    assert peak + pictures + strips < 4e9, peak

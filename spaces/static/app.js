@@ -6,7 +6,9 @@ import { fileName, gridOf, readTokens, tokenBytes, writeTokens } from "./tokens.
 const $ = (id) => document.getElementById(id);
 const MOST_UNDO = 50;
 const SMALLEST_SHOWN = 384; // CSS pixels of the longer side; smaller pictures are enlarged by whole factors
+const SMALLEST_TAGGED = [200, 48]; // CSS pixels in which the words "picture" and "from tokens" have room
 const ALONE = 3; // a code alone is the middle of so many of it, a side
+const LARGEST_DECODED = 4 * 2 ** 20; // pixels of a token file’s picture: minutes on a CPU
 
 // picture: {name, width, height, pixels?, bytes?, fileSize?}; without pixels it came from a token file.
 const state = { tokenizer: null, colours: null, picture: null, tokens: null, fresh: null, h: 0, w: 0, undo: [], cell: null, only: "" };
@@ -104,28 +106,37 @@ async function openTokens(blob, name) {
     const choice = $("choice");
     choice.replaceChildren(...images.map((image, index) => new Option(image.name, index)));
     $("choice-label").hidden = images.length < 2;
-    choice.onchange = () => busy("Decoding…", () => showImage(images[choice.value]));
+    choice.onchange = () => busy("Decoding…", () => showImage(images[choice.value]), images[choice.value].name);
     await showImage(images[0]);
   }, name);
   if (brush.blob) await readBrush(brush.blob, brush.name);
 }
 
 async function showImage({ name, width, height, tokens }) {
+  if (width * height > LARGEST_DECODED) {
+    throw new Error(`its picture has ${width} × ${height} pixels, and this page decodes no more than four megapixels`);
+  }
   generation += 1;
   await show({ name, width, height }, tokens);
 }
 
 async function show(picture, tokens) {
   const [h, w] = gridOf(picture.height, picture.width, state.tokenizer.downsample_factor);
+  const before = { ...state };
   Object.assign(state, { picture, tokens, fresh: tokens.slice(), h, w, undo: [], cell: null });
+  try {
+    await decode();
+  } catch (error) {
+    Object.assign(state, before); // what is shown stays
+    throw error;
+  }
   brush.tokens = null;
   $("cell").hidden = true;
   if (picture.pixels) $("choice-label").hidden = true;
-  await decode();
+  $("work").hidden = false;
   layStage();
   drawMaps();
   updateTools();
-  $("work").hidden = false;
   selectCell(Math.floor(h / 2), Math.floor(w / 2));
 }
 
@@ -170,9 +181,9 @@ function layStage() {
   $("decoded").style.position = picture.pixels ? "" : "static";
   $("original").setAttribute("aria-label", `The picture ${picture.name}, ${picture.width} by ${picture.height} pixels`);
   $("decoded").setAttribute("aria-label", `What the tokens of ${picture.name} decode to`);
-  for (const part of [$("divider"), document.querySelector(".slider"), ...stage.querySelectorAll(".tag")]) {
-    part.hidden = !picture.pixels;
-  }
+  for (const part of [$("divider"), document.querySelector(".slider")]) part.hidden = !picture.pixels;
+  const tooSmall = stage.clientWidth < SMALLEST_TAGGED[0] || stage.clientHeight < SMALLEST_TAGGED[1];
+  for (const tag of stage.querySelectorAll(".tag")) tag.hidden = !picture.pixels || tooSmall;
   divide(Number($("slider").value));
 }
 

@@ -14,7 +14,7 @@ export async function readPicture(blob, name, { maxPixels, size }) {
   try {
     bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
   } catch {
-    throw new Error(blob.size ? "this browser cannot read it as an image" : "the file is empty");
+    throw new Error(blob.size ? "it is damaged, or no image that this browser can read" : "the file is empty");
   }
   try {
     const fileSize = [bitmap.width, bitmap.height];

@@ -18,6 +18,7 @@ from .tokenizer import Tokenizer
 from .tokens.file import token_bytes
 
 LARGEST_WHOLE = DEFAULT_MAX_PIXELS  # pixels; larger images are done in tiles, by the knobs of `enable_tiling`
+ROWS = 256  # of pixels that are rounded and measured at a time; each step of that keeps a copy in floating point
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,9 @@ def _decoded_strips(
         return tokenizer.quantize.lookup(tokens[..., rows, columns].long(), only).to(tokenizer.dtype)
 
     for pixels in tokenizer.decode_strips(_counted(read_tile, on_tile), *tokens.shape[-2:]):
-        pixels = pixels[..., : size[0] - top, : size[1]]
-        yield top, pixels
-        top += pixels.shape[-2]
+        for rows in pixels[..., : size[0] - top, : size[1]].split(ROWS, dim=-2):
+            yield top, rows
+            top += rows.shape[-2]
 
 
 def _counted(read_tile: Callable[..., torch.Tensor], on_tile: Callable[[], object] | None) -> Callable[..., Any]:

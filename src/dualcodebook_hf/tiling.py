@@ -54,17 +54,18 @@ class Span:
 
 
 def plan_side(length: int, tile: int, stride: int, fade: int) -> list[Span]:
-    """Tiles along one side, evenly spread, so that the last ends where the side does.
+    """Tiles along one side, of one size and evenly spread, so that the last ends where the side does.
 
     Args:
         length: of the side, in latents, as everything here.
-        tile: of each tile; a shorter side has one tile.
+        tile: the most that a tile is long; tiles are no longer than so many of them need. A shorter side has one tile.
         stride: the largest distance of two tiles, from tile / 2 to tile.
         fade: over which two tiles are faded into each other, at most tile / 4.
     """
     count = 1 if length <= tile else -(-(length - tile) // stride) + 1
+    tile = -(-(length + (count - 1) * (tile - stride)) // count)
     starts = [round(number * (length - tile) / max(count - 1, 1)) for number in range(count)]
-    stops = [min(start + tile, length) for start in starts]
+    stops = [start + tile for start in starts]
     begins = [(start + stop - fade) // 2 for start, stop in zip(starts[1:], stops[:-1], strict=True)]
     fades = [(0, 0), *((begin, begin + fade) for begin in begins), (length, length)]
     return [Span(*each) for each in zip(starts, stops, fades[:-1], fades[1:], strict=True)]
@@ -126,7 +127,7 @@ class TilingMixin:
     Attributes:
         use_slicing: images of a batch are encoded and decoded one by one.
         use_tiling: images larger than a tile are encoded and decoded in tiles.
-        tile_sample_min_height: pixels of a tile, as the three that follow.
+        tile_sample_min_height: pixels of a tile at the most, as the three that follow.
         tile_sample_min_width: likewise.
         tile_sample_stride_height: between the starts of two tiles, at most.
         tile_sample_stride_width: likewise.
@@ -153,7 +154,7 @@ class TilingMixin:
         """Encodes and decodes images larger than a tile in overlapping tiles: memory no longer grows with the image.
 
         Args:
-            tile_sample_min_height: pixels of a tile, a multiple of f (default: 2048, of the backbone `vqgan` 512).
+            tile_sample_min_height: the most pixels of a tile, a multiple of f (default: 2048, of backbone `vqgan` 512).
             tile_sample_min_width: likewise.
             tile_sample_stride_height: pixels from one tile's start to the next one's, a multiple of f, from half a tile
                 to a whole one (default: what leaves the overlap that the network needs).

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from playwright.sync_api import Page, expect
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 from dualcodebook_hf.hub.space import static_readme
 from dualcodebook_hf.image_processing_dualcodebook import read_image
+from dualcodebook_hf.onnx_export import export_onnx
 from dualcodebook_hf.onnx_runtime import OnnxTokenizer, from_image, to_image
 from dualcodebook_hf.tokens.file import TokenFile, TokenizedImage, load_tokens, save_tokens
 
@@ -62,12 +66,19 @@ def model() -> DualCodebookVQModel:
     return DualCodebookVQModel.from_pretrained(default_checkpoint()).eval()
 
 
-@pytest.fixture(scope="session")
-def site(built):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(built)))
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address under which its files are."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def site(built):
+    with served(built) as address:
+        yield address
 
 
 @pytest.fixture
@@ -196,15 +207,18 @@ def test_odd_pictures(visit, tokenizer, tmp_path) -> None:
     assert np.array_equal(tokens, tokenizer.tokenize(from_image(read_image(tmp_path / "clear.png")))[0])
 
 
-def test_what_cannot_be_used_is_told_and_what_was_shown_stays(visit, built, tmp_path) -> None:
+def test_what_cannot_be_used_is_told_and_what_was_shown_stays(visit, model, tmp_path) -> None:
     page = visit()
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff" + bytes(200))
     (tmp_path / "text.safetensors").write_text("no tokens")
+    giant = TokenizedImage("giant.png", (8192, 8192), torch.zeros(2, 512, 512, dtype=torch.int64))
+    save_tokens(tmp_path / "giant.safetensors", TokenFile.of_model(model, [giant]))
     for name, text in (
         ("empty.png", "“empty.png” cannot be used: the file is empty."),
-        ("broken.jpg", "“broken.jpg” cannot be used: this browser cannot read it as an image."),
+        ("broken.jpg", "“broken.jpg” cannot be used: it is damaged, or no image that this browser can read."),
         ("text.safetensors", "“text.safetensors” cannot be used: it is not a token file, or damaged."),
+        ("giant.safetensors", "8192 \u00d7 8192 pixels, and this page decodes no more than four megapixels."),
     ):
         page.locator("#picture-file").set_input_files(tmp_path / name)
         expect(page.get_by_role("alert")).to_contain_text(text)
@@ -240,3 +254,40 @@ def test_it_fits_the_screen_and_can_be_used_by_everybody(visit, axe, tmp_path, w
         ".map(e => e.outerHTML)"
     )
     assert unnamed == []
+
+
+FEATURES = "async () => { const found = await navigator.gpu?.requestAdapter(); return found && [...found.features]; }"
+
+
+@pytest.mark.slow
+def test_on_webgpu_its_tokens_are_pythons(launch, built, model, tmp_path) -> None:
+    """An adapter in software, Chromium's own, lacks float16: the page then gets float32 graphs instead of its own."""
+    folder = tmp_path / "space"
+    shutil.copytree(built, folder)
+    draw(40, 40).save(folder / "examples" / "astronaut.jpg")  # a large one would take a software adapter minutes
+    chromium = launch("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+    with served(folder) as address, contextlib.closing(chromium):
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(f"{address}build.json")
+        features = page.evaluate(FEATURES)
+        if features is None:
+            pytest.skip("this Chromium has no WebGPU")
+        if "shader-f16" not in features:
+            (tmp_path / "float32").mkdir()
+            export_onnx(model, tmp_path / "float32", [""])
+            for name in ("encoder_model", "decoder_model"):
+                shutil.copyfile(tmp_path / "float32/onnx" / f"{name}.onnx", folder / "onnx" / f"{name}_fp16.onnx")
+        tokenizer = OnnxTokenizer.from_pretrained(folder, variant="fp16")
+        page.set_default_timeout(5 * WAIT)
+        page.goto(f"{address}?runtime=webgpu")
+        expect(page.locator("#status")).to_have_text("Showing “astronaut.jpg”.", timeout=5 * WAIT)
+        expect(page.locator("#runtime")).to_have_text("your GPU (WebGPU)")
+        for width, height in ((64, 48), (50, 70), (33, 20)):
+            draw(width, height, seed=width).save(tmp_path / f"{width}.png")
+            choose(page, tmp_path / f"{width}.png")
+            expected = tokenizer.tokenize(from_image(Image.open(tmp_path / f"{width}.png")))
+            tokens = load_tokens(saved(page, "#save-tokens", tmp_path)).images[0].tokens.numpy()
+            assert (tokens == expected[0]).mean() > 0.95  # of float16 on a GPU, sums are rounded otherwise
+            decoded = Image.open(saved(page, "#save-picture", tmp_path)).convert("RGB")
+            reference = to_image(tokenizer.detokenize(tokens[None].astype(np.int64), size=(height, width)))
+            assert np.abs(np.subtract(decoded, reference, dtype=np.int16)).max() <= 2
