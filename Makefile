@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
+# pip would tell it after it has fetched torch.
+CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python %d.%d; 3.11 or later is needed: make PYTHON=python3.12 ..." % sys.version_info[:2])
 AXE := .axe/node_modules/axe-core/axe.min.js
 
 .PHONY: help demo static-space test test-all test-lowest axe test-browser test-examples test-faults test-ray test-mds docs check types format
@@ -8,6 +10,7 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 .venv/.installed: pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile -c constraints-cpu.txt torch
 	$(BIN)/pip install --quiet --no-compile -c constraints-cpu.txt -e ".[dev]"

@@ -43,6 +43,16 @@ def test_what_is_tested_lies_within_the_bounds(file):
         assert version is None or needed.specifier.contains(version), needed
 
 
+def test_the_oldest_python_is_the_same_everywhere_and_every_one_that_is_claimed_was_run():
+    oldest = Version(PROJECT["requires-python"].removeprefix(">="))
+    assert f"sys.version_info < {oldest.release}" in (ROOT / "Makefile").read_text()
+    prefix = "Programming Language :: Python :: 3."
+    claimed = {Version(f"3.{name.removeprefix(prefix)}") for name in PROJECT["classifiers"] if name.startswith(prefix)}
+    table = (ROOT / "docs" / "versions.md").read_text().split("## What was run")[1].split("## Floors")[0]
+    run = {Version(row.split("|")[2].strip()) for row in table.splitlines() if re.match(r"\|[^|]+\| 3\.", row)}
+    assert min(claimed) == oldest and claimed == run
+
+
 def installed(folder, name, version, requires=()):
     """A package's metadata, as pip leaves them."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
