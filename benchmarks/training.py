@@ -136,7 +136,8 @@ class Run:
         trainer._waited = 0.0
 
     def update(self) -> None:
-        """One update; its losses are noted."""
+        """One update; its losses are noted. Both tasks draw the same dropout."""
+        torch.manual_seed(len(self.losses))
         taken, terms, _ = self.trainer._update(self.trainer._next_group(self.batches, math.inf))
         if not taken:
             raise RuntimeError("an update was skipped: its losses were not finite")
