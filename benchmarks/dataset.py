@@ -4,8 +4,9 @@
     python benchmarks/dataset.py --dataset DATA --model M --images 2000 --batch-size 64 --device cuda
 
 In turns, a shard is written from image files and as many ready tensors are tokenized in the same batches, by the same
-model. Memory: the highest resident size of `dualcodebook tokenize-dataset`, a process for each number of images (those
-of DATA, repeated), with crops of 64.
+model. By `--clock cpu` also the time of the model's thread alone: what is left where other cores decode. Memory: the
+highest resident size of `dualcodebook tokenize-dataset`, a process for each number of images (those of DATA, repeated),
+with crops of 64.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.evaluation.table import markdown_table
 from dualcodebook_hf.files import public_name
 from dualcodebook_hf.image_datasets import load_images
+from dualcodebook_hf.loading import default_checkpoint
 from dualcodebook_hf.tokens.augment import Augmentation
 from dualcodebook_hf.tokens.source import TokenSource
 from dualcodebook_hf.tokens.tokenizing import TokenizeJob
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=positive, default=256, help="side of the crops (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=16, help="(default: %(default)s)")
     parser.add_argument(
-        "--memory", type=positive, nargs="+", default=[300, 3000], help="numbers of images (default: 300 3000)"
+        "--memory", type=positive, nargs="*", default=[300, 3000], help="numbers of images (default: 300 3000)"
     )
     add_timing(parser, rounds=3)
     arguments = parser.parse_args(argv)
@@ -78,16 +82,29 @@ def measure(arguments: argparse.Namespace, device: str, folder: Path) -> dict[st
         READY: lambda: [model.tokenize(batch).cpu() for batch in pixels.split(arguments.batch_size)],
         WRITTEN: lambda: tokenizer.write(next(numbers)),
     }
-    times = in_turns(calls, arguments.rounds, device, arguments.clock)
+    threads: dict[str, list[float]] = {name: [] for name in calls}
+    timed = {name: partial(own_time, call, threads[name]) for name, call in calls.items()}
+    times = in_turns(timed, arguments.rounds, device, arguments.clock)
     rows = [
         {"row": name, "images_per_second": arguments.images / statistics.median(found)}
         | {"speedup": speedup(times[READY], found)}
         for name, found in times.items()
     ]
+    if arguments.clock == "cpu":
+        for row in rows:
+            row["speedup_of_thread"] = speedup(threads[READY][1:], threads[row["row"]][1:])
     memory = {count: highest(arguments, device, count, folder) for count in arguments.memory}
     protocol = {"dataset": public_name(arguments.dataset), "size": arguments.size, "images": arguments.images}
     protocol |= {"batch": arguments.batch_size, "rounds": arguments.rounds, "clock": arguments.clock}
+    protocol |= {"model": public_name(arguments.model or default_checkpoint())}
     return {"protocol": protocol | {"machine": machine(device)}, "rows": rows, "resident_bytes": memory}
+
+
+def own_time(call: Callable[[], object], found: list[float]) -> None:
+    """Calls, and notes the seconds that this thread computed."""
+    start = time.thread_time()
+    call()
+    found.append(time.thread_time() - start)
 
 
 def repeated(arguments: argparse.Namespace, count: int, folder: Path) -> Path:
@@ -113,11 +130,18 @@ def highest(arguments: argparse.Namespace, device: str, count: int, folder: Path
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown; the share as the median of the rounds with the lowest and the highest."""
-    cells = [[row["row"], f"{row['images_per_second']:.3g}", speedup_text(row["speedup"])] for row in record["rows"]]
+    """Markdown; the shares as the median of the rounds with the lowest and the highest."""
+    shares = {"speedup": f"of {READY}", "speedup_of_thread": "the model's thread alone"}
+    shares = {key: title for key, title in shares.items() if key in record["rows"][0]}
+    cells = [
+        [row["row"], f"{row['images_per_second']:.3g}", *(speedup_text(row[key]) for key in shares)]
+        for row in record["rows"]
+    ]
     memory = [[f"{int(count):,}", f"{size / 2**20:,.0f} MiB"] for count, size in record["resident_bytes"].items()]
-    speed = markdown_table(["", "images/s", f"of {READY}"], cells)
-    return f"{speed}\n\n{markdown_table(['images', 'highest resident size'], memory)}"
+    tables = [markdown_table(["", "images/s", *shares.values()], cells)]
+    if memory:
+        tables.append(markdown_table(["images", "highest resident size"], memory))
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":

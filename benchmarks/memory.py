@@ -1,9 +1,11 @@
-"""How much memory tokens and images take, beside diffusers' VQModel of the same widths:
+"""How much memory tokens, images and an update of training take, beside diffusers' VQModel and the plain step:
 
     python benchmarks/memory.py                                # the paper's network, as the operating system sees it
+    python benchmarks/memory.py --dataset DATA                 # an update of training too, on one of DATA's images
     python benchmarks/memory.py --device cuda --sizes 256 512 1024 --batch-sizes 1 32     # as torch's allocator sees it
 
-Every number is of a process of its own: what a pass adds at its highest to the process with the weights loaded.
+Every number is of a process of its own: what a pass adds at its highest to the process with the weights loaded. Two
+updates in a row, of all losses (see training.py), add activations, gradients and the optimizers' moments.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ import torch
 from cost import model_arguments
 from speed import BASE, build
 from timing import machine, report
+from training import OURS, PLAIN, TASKS, Run
+from training import build as build_trainer
 
 from dualcodebook_hf.cli.inputs import positive
 from dualcodebook_hf.evaluation.table import markdown_table
@@ -36,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="paper", help="preset or YAML file (default: paper)")
     parser.add_argument("--sizes", type=positive, nargs="+", default=[256], help="sides of the images (default: 256)")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 4], help="(default: 1 4)")
+    parser.add_argument("--dataset", help="for the updates: Hub id, folder or parquet file; its split `train`")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     arguments = parser.parse_args(argv)
@@ -49,14 +55,20 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("`--device cpu` must be on Linux, which says how much a process took at its highest")
     names = list(build(config, device))
     cases = [(name, size, batch) for size in arguments.sizes for batch in arguments.batch_sizes for name in names]
-    rows = [measured(config, device, *case) for case in cases]
-    return {"protocol": {"config": arguments.config, "threads": 1, "machine": machine(device)}, "rows": rows}
+    record = {"protocol": {"config": arguments.config, "threads": 1, "machine": machine(device)}}
+    record["rows"] = [fresh(measure, config, device, *case) for case in cases]
+    if arguments.dataset:
+        cases = [(name, size) for size in arguments.sizes for name in (PLAIN, OURS)]
+        record["updates"] = [
+            fresh(measure_updates, arguments.config, arguments.dataset, device, *case) for case in cases
+        ]
+    return record
 
 
-def measured(config: dict[str, Any], device: str, name: str, size: int, batch: int) -> dict[str, Any]:
-    """One row, of a fresh process."""
+def fresh(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a function returns in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, config, device, name, size, batch).result()
+        return pool.submit(function, *arguments).result()
 
 
 @torch.inference_mode()
@@ -73,6 +85,18 @@ def measure(config: dict[str, Any], device: str, name: str, size: int, batch: in
     before = reset_peak(device)
     contender.decode(tokens)
     return {"row": name, "size": size, "batch": batch, "encode_bytes": encode, "decode_bytes": peak(device) - before}
+
+
+def measure_updates(config: str, dataset: str, device: str, name: str, size: int) -> dict[str, Any]:
+    """What two updates on one image add, in this process."""
+    torch.set_num_threads(1)
+    options = {"config": config, "dataset": dataset, "batch_size": 1, "resolution": size, "flags": []}
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(build_trainer(argparse.Namespace(**options), TASKS[name], Path(folder) / "run"))
+        before = reset_peak(device)
+        run.update()
+        run.update()
+        return {"row": name, "size": size, "bytes": peak(device) - before}
 
 
 def reset_peak(device: str) -> int:
@@ -93,7 +117,7 @@ def peak(device: str) -> int:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown, with each row's share of VQModel's."""
+    """Markdown, with each row's share of VQModel's and of the plain step's."""
     rows = record["rows"]
     base = {(row["size"], row["batch"]): row for row in rows if row["row"] == BASE}
     cells = []
@@ -104,7 +128,15 @@ def table(record: dict[str, Any]) -> str:
             share = f" ({row[key] / theirs[key]:.0%})" if theirs else ""
             cell.append(f"{row[key] / 2**20:,.0f} MiB{share}")
         cells.append(cell)
-    return markdown_table(["", "side", "batch", "encode", "decode"], cells)
+    tables = [markdown_table(["", "side", "batch", "encode", "decode"], cells)]
+    if "updates" in record:
+        plain = {row["size"]: row["bytes"] for row in record["updates"] if row["row"] == PLAIN}
+        updates = [
+            [row["row"], str(row["size"]), f"{row['bytes'] / 2**20:,.0f} MiB ({row['bytes'] / plain[row['size']]:.0%})"]
+            for row in record["updates"]
+        ]
+        tables.append(markdown_table(["", "side", "two updates, batch 1"], updates))
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":

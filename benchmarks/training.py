@@ -85,6 +85,9 @@ class PlainTask(TokenizerTask):
         return terms
 
 
+TASKS = {PLAIN: PlainTask, OURS: TokenizerTask}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; 2 and one line for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,9 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     """The record that is printed and written."""
-    tasks = {PLAIN: PlainTask, OURS: TokenizerTask}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {name: build(arguments, task, Path(folder) / task.__name__) for name, task in tasks.items()}
+        trainers = {name: build(arguments, task, Path(folder) / task.__name__) for name, task in TASKS.items()}
         runs = {name: Run(one) for name, one in trainers.items()}
         calls = {name: run.update for name, run in runs.items()}
         times = in_turns(calls, arguments.rounds, device, arguments.clock)
@@ -134,7 +136,8 @@ class Run:
         trainer._waited = 0.0
 
     def update(self) -> None:
-        """One update; its losses are noted."""
+        """One update; its losses are noted. Both tasks draw the same dropout."""
+        torch.manual_seed(len(self.losses))
         taken, terms, _ = self.trainer._update(self.trainer._next_group(self.batches, math.inf))
         if not taken:
             raise RuntimeError("an update was skipped: its losses were not finite")

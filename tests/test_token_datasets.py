@@ -140,6 +140,14 @@ def test_shards_are_the_same_in_any_order_by_any_process_and_after_any_end(writt
     assert contents(tmp_path / "a") == contents(written)
 
 
+def test_a_process_that_finishes_a_shard_which_another_one_writes_does_no_harm(photos, written, checkpoint, tmp_path):
+    job = job_of(photos, tmp_path / "out", checkpoint)
+    first, second, finished = job.prepare(), job.prepare(), []
+    first.write(0, lambda: finished or finished.append(second.write(0)))
+    write(job)
+    assert contents(tmp_path / "out") == contents(written)
+
+
 def test_a_shard_that_fails_leaves_nothing(photos, checkpoint, tmp_path):
     broken = shutil.copytree(photos, tmp_path / "broken")
     (broken / "train/dog/08.png").write_bytes(b"no image")
@@ -347,6 +355,14 @@ def test_the_images_come_back_with_their_labels(written, checkpoint, tmp_path):
         assert (row["id"], row["label"]) == (tokens["id"], tokens["label"])
 
 
+def test_images_are_not_continued_with_another_crop(ten_crops, checkpoint, tmp_path):
+    decode(ten_crops.folder, checkpoint, tmp_path / "images", crop=1)
+    before = contents(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"`output`: .*-00000-of-.* was made otherwise, by another crop$"):
+        decode(ten_crops.folder, checkpoint, tmp_path / "images", crop=2)
+    assert contents(tmp_path / "images") == before
+
+
 def test_whole_images_come_back_in_their_sizes(photos, checkpoint, tmp_path):
     write(job_of(photos, tmp_path / "tokens", checkpoint, augmentation=Augmentation(kind="none")))
     rows = decode(tmp_path / "tokens", checkpoint, tmp_path / "images")
@@ -506,6 +522,8 @@ def test_the_commands_go_there_and_back(photos, checkpoint, tmp_path, capsys, mo
     command += ["--size", str(SIZE), "--num-shards", "3", "--batch-size", "4", "--columns", "label"]
     assert main([*command, "--shard", "1"]) == 0
     assert "1 of 3 shards" in capsys.readouterr().out
+    (tokens / ".tokens.json.5.partial").write_text("half of it")  # of a killed process
+    (tokens / "data/.train-00001-of-00003.parquet.5.partial").write_text("half of it")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
@@ -513,6 +531,7 @@ def test_the_commands_go_there_and_back(photos, checkpoint, tmp_path, capsys, mo
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     assert "is complete: 3 shards, 11 images" in capsys.readouterr().out
+    assert sorted(contents(tokens)) == ["data/" + path.name for path in TokenDataset(tokens).shards] + ["tokens.json"]
     assert main(["detokenize-dataset", str(tokens), "--output", str(images), "--model", checkpoint]) == 0
     assert len(datasets.load_dataset(str(images), split="train")) == COUNT
     assert main(["export-tokens", str(tokens), "--form", "memmap", "--output", str(tmp_path / "memmap")]) == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,23 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def shared_file(path: str | Path) -> Iterator[Path]:
+    """`atomic_file` for a file that several processes may write at once, all of them the same.
+
+    What other processes left of it goes. One that still writes then finds it finished, which is no error.
+    """
+    path = Path(path)
+    try:
+        with atomic_file(path) as partial:
+            yield partial
+    except FileNotFoundError:
+        if not path.exists():
+            raise
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yields the name of a folder to make and fill; at the end it becomes `path`, or nothing is left behind.
 
@@ -44,7 +63,6 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         raise ValueError(f"`folder` must be new or empty, got '{path}'")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = _partial(path), _removed(path)
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         yield partial
         for entry in (partial, *partial.rglob("*")):
@@ -68,7 +86,6 @@ def staged_files(folder: str | Path) -> Iterator[Path]:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     partial = _partial(folder / "files")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had the same number
     partial.mkdir()
     try:
         yield partial
@@ -118,9 +135,9 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
     return content
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Writes indented JSON; the file appears whole or not at all."""
-    with atomic_file(path) as partial:
+def write_json(path: str | Path, content: Any, *, shared: bool = False) -> None:
+    """Writes indented JSON; the file appears whole or not at all. `shared`: by several processes, see `shared_file`."""
+    with (shared_file if shared else atomic_file)(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -138,7 +155,8 @@ def public_name(name: str | Path, parts: int = 1) -> str:
 def _partial(path: Path) -> Path:
     # A name may have 255 bytes: of a long one the beginning, whose characters may have four.
     name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:50]
-    return path.with_name(f".{name}.{os.getpid()}.partial")
+    # Processes in containers, or on machines that share a folder, may have the same number.
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
 
 
 def _removed(path: Path) -> Path:

@@ -223,6 +223,7 @@ def _report(tokenizer: ShardTokenizer, images: int, seconds: float) -> int:
     if missing:
         print(f"{info.num_shards - len(missing)} of {info.num_shards} shards are in {folder}")
         return 0
+    info.clear_leftovers(folder)
     shards = [read_summary(info.shard_path(folder, shard)) for shard in range(info.num_shards)]
     skipped = sum(len(shard.skipped) for shard in shards)
     left_out = f"; {skipped} images that cannot be read were left out" if skipped else ""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..configuration_dualcodebook import config_hash
-from ..files import atomic_file, read_json, write_json
+from ..files import read_json, remove_leftovers, shared_file, write_json
 from .augment import Augmentation
 from .file import LARGEST_CODEBOOK, METADATA_KEY, check_hashes
 
@@ -131,7 +131,7 @@ class TokenDatasetInfo:
         there = self.read(folder)
         if there is None:
             (folder / DATA).mkdir(parents=True, exist_ok=True)
-            write_json(folder / INFO, asdict(self))
+            write_json(folder / INFO, asdict(self), shared=True)
             return
         mine, theirs = json.loads(json.dumps(asdict(self))), asdict(there)
         different = [f"{key} {theirs[key]!r} there, {mine[key]!r} here" for key in mine if mine[key] != theirs[key]]
@@ -146,6 +146,11 @@ class TokenDatasetInfo:
         """Numbers of the shards that are not there."""
         there = {path.name for path in (folder / DATA).glob("*.parquet")}
         return [shard for shard in range(self.num_shards) if self.shard_path(folder, shard).name not in there]
+
+    def clear_leftovers(self, folder: Path) -> None:
+        """Of a data set that is whole: deletes what killed processes left in it under temporary names."""
+        for part in (folder, folder / DATA):
+            remove_leftovers(part)
 
     def check_model(
         self,
@@ -188,21 +193,19 @@ class TokenDatasetInfo:
 def write_shard(path: Path, features: datasets.Features, metadata: Mapping[str, Any]) -> Iterator[ShardWriter]:
     """Yields a writer of rows; at the end the shard has its name, or nothing is left behind.
 
-    Another process that writes the same shard does no harm: both write the same, and the last one's name stays.
+    Another process that writes the same shard does no harm, see `shared_file`.
 
     Args:
         path: of the shard.
         features: of its columns.
         metadata: JSON-ready, for the footer.
     """
-    with atomic_file(path) as partial:
+    with shared_file(path) as partial:
         writer = ShardWriter(partial, features, metadata)
         try:
             yield writer
         finally:
             writer.close()
-    for leftover in path.parent.glob(f".{path.name}.*.partial"):  # of processes that were killed
-        leftover.unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -302,10 +305,12 @@ class ShardSummary:
     Attributes:
         rows: number of images.
         skipped: those that could not be read, as {"id", "file", "reason"}.
+        made_by: what made it, as `write_shard` was given it.
     """
 
     rows: int
     skipped: list[dict[str, Any]]
+    made_by: dict[str, Any]
 
 
 def read_summary(path: Path) -> ShardSummary:
@@ -314,8 +319,11 @@ def read_summary(path: Path) -> ShardSummary:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(path)
-        return ShardSummary(metadata.num_rows, json.loads(metadata.metadata.get(SKIPPED, b"[]")))
+        footer = pq.read_metadata(path)
+        skipped, made_by = (
+            json.loads((footer.metadata or {}).get(key, b"null")) for key in (SKIPPED, METADATA_KEY.encode())
+        )
+        return ShardSummary(footer.num_rows, skipped or [], made_by or {})
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"cannot read the shard '{path}': {error}; delete it, and tokenize again") from error
 

@@ -14,7 +14,7 @@ import torch
 
 from ..image_processing_dualcodebook import to_image
 from ..pil_images import DEFAULT_MAX_PIXELS, size_within
-from .dataset import DATA, RESERVED, TokenDataset, write_shard
+from .dataset import DATA, RESERVED, TokenDataset, read_summary, write_shard
 
 if TYPE_CHECKING:
     from ..autoencoder_dualcodebook import DualCodebookVQModel
@@ -35,7 +35,8 @@ class ShardDetokenizer:
         other_weights: take any model of such codebooks.
         argument: what messages call `model`.
 
-    Raises ValueError for another model than the one that made the tokens, and for a `crop` that is not there.
+    Raises ValueError for another model than the one that made the tokens, for a `crop` that is not there, and for an
+    `output` with images of other tokens, of another crop, or by other weights.
     """
 
     def __init__(
@@ -56,7 +57,18 @@ class ShardDetokenizer:
             raise ValueError(f"`crop` must lie in [0, {count}), the crops of an image in '{tokens.folder}', got {crop}")
         self.tokens, self.model, self.output = tokens, model, Path(output)
         self.crop, self.batch_size = crop, batch_size
+        self.metadata = asdict(tokens.info) | {"crop": crop, "decoder_weights_sha256": weights_sha256}
+        self._check_output()
         (self.output / DATA).mkdir(parents=True, exist_ok=True)
+
+    def _check_output(self) -> None:
+        first = min((self.output / DATA).glob("*.parquet"), default=None)
+        if first is None:
+            return
+        theirs = read_summary(first).made_by
+        different = [key for key, value in self.metadata.items() if theirs.get(key) != value]
+        if different:
+            raise ValueError(f"`output`: '{first}' was made otherwise, by another {', '.join(different)}")
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there."""
@@ -69,8 +81,7 @@ class ShardDetokenizer:
         columns = {name: kind for name, kind in self.tokens.features.items() if name not in RESERVED}
         features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image(), **columns})
         path = self.tokens.info.shard_path(self.output, shard)
-        metadata = asdict(self.tokens.info) | {"crop": self.crop}
-        with write_shard(path, features, metadata) as writer, ThreadPoolExecutor() as pool:
+        with write_shard(path, features, self.metadata) as writer, ThreadPoolExecutor() as pool:
             for batch in self._batches(self.tokens.rows([self.tokens.shards[shard]])):
                 for row, data in zip(batch, pool.map(_png, self._decode(batch)), strict=True):
                     image = {"bytes": data, "path": f"{row['id']}.png"}

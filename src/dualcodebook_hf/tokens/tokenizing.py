@@ -234,8 +234,8 @@ class ShardTokenizer:
         """uint8 (N, H, W, 3) -> tokens (N, codebooks, h, w) on the model's device."""
         parts = []
         for part in torch.from_numpy(pixels).split(self.job.batch_size):
-            x = part.to(self.model.device, non_blocking=True).permute(0, 3, 1, 2).contiguous().float() / 255 * 2 - 1
-            parts.append(self.model.tokenize(x.to(self.model.dtype)))
+            x = part.to(self.model.device, non_blocking=True).permute(0, 3, 1, 2).contiguous().float()
+            parts.append(self.model.tokenize(x.div_(255).mul_(2).sub_(1).to(self.model.dtype)))
         return torch.cat(parts)
 
 
