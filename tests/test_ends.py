@@ -1,5 +1,6 @@
 """How runs end: what is saved, what is said in one line, and the exit code; and who may start or outlive whom."""
 
+import gc
 import os
 import resource
 import shutil
@@ -133,8 +134,9 @@ def test_a_full_disk_ends_a_run_with_what_is_on_it(tmp_path):
     trainer = trainer_of(tmp_path, max_train_steps=2)
     trainer.train()
     trainer.arguments.max_train_steps = 4
-    with full_disk(), pytest.raises(SavingError, match=r"checkpoint-4 could not be written: .*too large"):
+    with full_disk(), pytest.raises(SavingError, match=r"checkpoint-4 could not be written: .*too large") as caught:
         trainer.train()
+    assert caught.value.__traceback__ and not any(type(held).__name__ == "_BytesIOBuffer" for held in gc.get_objects())
     assert checkpoint_names(tmp_path) == ["checkpoint-2"]
     assert not list(tmp_path.glob(".*"))
 

@@ -89,7 +89,9 @@ class RunState:
             save_model(self.accelerator.unwrap_model(part.module), str(folder / _numbered("model.safetensors", number)))
             buffer = io.BytesIO()  # written by Python, whose error says that the disk is full
             torch.save(part.optimizer.state_dict(), buffer)
-            (folder / _numbered("optimizer.bin", number)).write_bytes(buffer.getbuffer())
+            # The view is given back on a full disk too: Python 3.12.1 crashes when it collects one in a traceback.
+            with (folder / _numbered("optimizer.bin", number)).open("wb") as file, buffer.getbuffer() as content:
+                file.write(content)
         if self.ema is not None:
             names = [name for name, _ in self.network.named_parameters()]
             averages = [average.contiguous() for average in self.ema.shadow_params]
