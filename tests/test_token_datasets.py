@@ -355,11 +355,15 @@ def test_the_images_come_back_with_their_labels(written, checkpoint, tmp_path):
         assert (row["id"], row["label"]) == (tokens["id"], tokens["label"])
 
 
-def test_images_are_not_continued_with_another_crop(ten_crops, checkpoint, tmp_path):
+def test_images_are_not_continued_with_another_crop_or_another_decoder(ten_crops, checkpoint, tmp_path):
     decode(ten_crops.folder, checkpoint, tmp_path / "images", crop=1)
     before = contents(tmp_path / "images")
     with pytest.raises(ValueError, match=r"`output`: .*-00000-of-.* was made otherwise, by another crop$"):
         decode(ten_crops.folder, checkpoint, tmp_path / "images", crop=2)
+    tokens, (model, sha256) = TokenDataset(ten_crops.folder), load_tokenizer_with_hash(checkpoint)
+    model.decoder.conv_out.bias.data += 1e-3  # which decodes the same tokens
+    with pytest.raises(ValueError, match=r"was made otherwise, by another model_sha256$"):
+        ShardDetokenizer(tokens, model, sha256, tmp_path / "images", crop=1)
     assert contents(tmp_path / "images") == before
 
 

@@ -14,6 +14,7 @@ import torch
 
 from ..image_processing_dualcodebook import to_image
 from ..pil_images import DEFAULT_MAX_PIXELS, size_within
+from ..weights import weights_hash
 from .dataset import DATA, RESERVED, TokenDataset, read_summary, write_shard
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class ShardDetokenizer:
             raise ValueError(f"`crop` must lie in [0, {count}), the crops of an image in '{tokens.folder}', got {crop}")
         self.tokens, self.model, self.output = tokens, model, Path(output)
         self.crop, self.batch_size = crop, batch_size
-        self.metadata = asdict(tokens.info) | {"crop": crop, "decoder_weights_sha256": weights_sha256}
+        self.metadata = asdict(tokens.info) | {"crop": crop, "model_sha256": weights_hash(model)}
         self._check_output()
         (self.output / DATA).mkdir(parents=True, exist_ok=True)
 

@@ -115,8 +115,6 @@ class TokenFile:
             weights_sha256: `encoder_hash` of the model, where it is known already.
             other_weights: see `check_hashes`.
         """
-        if not (weights_sha256 or other_weights) and self.weights_sha256:
-            weights_sha256 = encoder_hash(model)
         made = self.config_hash, self.weights_sha256, self.codebooks, self.downsample_factor
         check_hashes(*made, model, weights_sha256, source, argument, other_weights)
 
