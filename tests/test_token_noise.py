@@ -65,7 +65,7 @@ def test_only_some_images_have_noise_and_none_does_in_eval_mode():
 
 def test_a_share_of_0_changes_nothing_and_a_copy_for_export_has_the_same_keys():
     clean, noisy = model(), model()
-    TokenNoise(noisy, share=0.0, images=1.0)
+    TokenNoise(noisy, share=0.0, images=1.0, neighbours=3)
     z = latents()
     assert torch.equal(clean.quantize(z, return_dict=True).quantized, noisy.quantize(z, return_dict=True).quantized)
     assert set(copy.deepcopy(noisy).state_dict()) == set(clean.state_dict())

@@ -14,7 +14,7 @@ class TokenNoise:
     """In some images of a training batch, the decoder gets other codes than the tokens' own: near ones, drawn evenly.
 
     Tokens and codebook losses stay what they are, and the straight-through gradient too. What is drawn comes from
-    torch's global generator of the tokens' device.
+    torch's global generator of the tokens' device. Codes that leave a transformer are computed once more for it.
 
     Args:
         network: with `quantize`; there is no noise while it is in eval mode.
@@ -23,7 +23,7 @@ class TokenNoise:
         neighbours: a token is replaced by one of so many nearest codes of its codebook; itself does not count.
     """
 
-    def __init__(self, network: nn.Module, share: float, images: float = 0.1, neighbours: int = 100) -> None:
+    def __init__(self, network: nn.Module, share: float, images: float, neighbours: int) -> None:
         self.network, self.share, self.images, self.neighbours = network, share, images, neighbours
         network.quantize.register_forward_hook(self._replace)
 
@@ -45,6 +45,8 @@ class TokenNoise:
     def _near(self, codes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """One of the nearest other codes of each token."""
         count = min(self.neighbours, len(codes) - 1)
-        distances = torch.cdist(codes, codes).fill_diagonal_(torch.inf)
+        # Of the tokens alone: a codebook of 262,144 codes has no matrix of all distances.
+        distances = torch.cdist(codes[tokens.flatten()], codes).scatter_(1, tokens.reshape(-1, 1), torch.inf)
         near = distances.topk(count, largest=False).indices
-        return near[tokens, torch.randint(count, tokens.shape, device=tokens.device)]
+        chosen = torch.randint(count, (len(near), 1), device=near.device)
+        return near.gather(1, chosen).reshape(tokens.shape)
