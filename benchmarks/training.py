@@ -57,7 +57,7 @@ class PlainTask(TokenizerTask):
         """With torch's default optimizers and convolutions."""
         super().prepare(accelerator, fresh)
         with torch.random.fork_rng():
-            loss = build_reconstruction_loss(self.arguments, self.features)
+            loss = build_reconstruction_loss(self.arguments, self.features, self.run.model.downsample_factor)
         self.reconstruction_loss = loss.to(accelerator.device)
         for optimizer in (self.optimizer.optimizer, self.adversary.optimizer.optimizer):
             optimizer.defaults["fused"] = None

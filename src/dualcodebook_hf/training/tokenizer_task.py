@@ -322,7 +322,7 @@ def load_features(arguments: TrainArguments) -> EfficientNetLite | None:
 
 
 def build_reconstruction_loss(
-    arguments: TrainArguments, features: EfficientNetLite | None = None, grid: int = 16
+    arguments: TrainArguments, features: EfficientNetLite | None, grid: int
 ) -> ReconstructionLoss:
     """The loss that the arguments name.
 
