@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from sampling import score
+from sampling import sample, score
 from timing import add_timing, machine, report, set_up
 
 from dualcodebook_hf.cli.inputs import positive
@@ -36,6 +36,7 @@ from dualcodebook_hf.training.run import StopRequest, Trainer
 GENERATOR = Path(__file__).parent / "small-generator.yaml"
 SAMPLING = {"num_inference_steps": 16, "guidance_scale": 2.0}
 COLUMN = "label"
+DONE = "measured.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,19 +65,24 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     record = {"data": test.record(images.count), "crops": arguments.crops, "sampling": SAMPLING}
     record |= {"machine": machine(device), "rows": []}
     for name, folder in tokenizers.items():
-        _tokenize(folder, arguments, arguments.output / name)
-        bound = measure_images(images.batches(arguments.batch_size), features, device, load_tokenizer(folder))
-        for masking in arguments.maskings:
-            for seed in arguments.seeds:
-                place = arguments.output / name / f"{masking}-seed{seed}"
-                row = read_json(place / "measured.json")
-                if row is None:
-                    row = _train(folder, place, masking, seed, arguments)
-                    row |= _sample(place, labels, arguments, features, bound.features, device)
-                    row["reconstructions"] = score(bound.reconstructed, bound.features)
-                    write_json(place / "measured.json", row)
-                record["rows"].append({"tokenizer": name, "masking": masking, "seed": seed, **row})
-                print(table({**record, "rows": record["rows"][-1:]}).splitlines()[-1], flush=True)
+        places = {
+            (masking, seed): arguments.output / name / f"{masking}-seed{seed}"
+            for masking in arguments.maskings
+            for seed in arguments.seeds
+        }
+        if not all((place / DONE).is_file() for place in places.values()):
+            _tokenize(folder, arguments, arguments.output / name)
+            bound = measure_images(images.batches(arguments.batch_size), features, device, load_tokenizer(folder))
+        for (masking, seed), place in places.items():
+            row = read_json(place / DONE)
+            if row is None:
+                row = _train(folder, place, masking, seed, arguments)
+                pipeline = load_generator(str(RunFolder(place).final), device=device)
+                pipeline.set_progress_bar_config(disable=True)
+                row |= sample(pipeline, labels, SAMPLING, arguments.batch_size, features, bound.features, device)
+                row["reconstructions"] = score(bound.reconstructed, bound.features)
+                write_json(place / DONE, row)
+            record["rows"].append({"tokenizer": name, "masking": masking, "seed": seed, **row})
     return record
 
 
@@ -101,7 +107,8 @@ def _train(tokenizer: str, place: Path, masking: str, seed: int, arguments: argp
     folders = {"tokens": place.parent / "train", "validation_tokens": place.parent / "validation"}
     flags = {**folders, "tokenizer": tokenizer, "output_dir": place, "masking": masking, "seed": seed}
     flags |= {"class_column": COLUMN, "num_threads": torch.get_num_threads()}
-    run = parse_generator_config(["--config", arguments.config, *_pairs(flags)])
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    run = parse_generator_config(["--config", arguments.config, *words])
     with StopRequest().watching() as stop:
         trainer = Trainer(GeneratorTask(run), run.training, stop)
         trainer.train()
@@ -113,33 +120,10 @@ def _train(tokenizer: str, place: Path, masking: str, seed: int, arguments: argp
     return {**found, "bits": trainer.task.tokenizer.bits_per_position, "parameters": parameters, "run": _public(run)}
 
 
-def _pairs(flags: dict[str, Any]) -> Iterator[str]:
-    for name, value in flags.items():
-        yield from (f"--{name}", str(value))
-
-
 def _public(run: Any) -> dict[str, Any]:
     sections = run.to_dict()
     kept = ("max_train_steps", "train_batch_size", "learning_rate", "ema_decay", "masking", "masking_schedule", "seed")
     return {**sections["generator"], **{name: sections["training"][name] for name in kept}}
-
-
-@torch.no_grad()
-def _sample(
-    place: Path, labels: list[int], arguments: argparse.Namespace, features: Any, test: torch.Tensor, device: str
-) -> dict[str, Any]:
-    """As many samples as the test split has images, of the same classes; sample i has the seed i."""
-    pipeline = load_generator(str(RunFolder(place).final), device=device)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def drawn() -> Iterator[torch.Tensor]:
-        for start in range(0, len(labels), arguments.batch_size):
-            chosen = labels[start : start + arguments.batch_size]
-            generators = [torch.Generator().manual_seed(start + number) for number in range(len(chosen))]
-            tokens = pipeline(chosen, generator=generators, output_type="tokens", **SAMPLING).images
-            yield pipeline.vqvae.detokenize(tokens).float().clamp(-1, 1)
-
-    return score(measure_images(drawn(), features, device).features, test)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -113,15 +113,29 @@ def one_row(
     scheduler = {name: settings[name] for name in SCHEDULER}
     pipeline.scheduler = MaskedTokenScheduler.from_config(pipeline.scheduler.config, **scheduler)
     options = {name: value for name, value in settings.items() if name not in SCHEDULER}
+    options |= {"height": arguments.size, "width": arguments.size}
+    return sample(pipeline, labels, options, arguments.batch_size, features, test, device, arguments.seed)
+
+
+def sample(
+    pipeline: Any,
+    labels: list[int],
+    options: dict[str, Any],
+    batch_size: int,
+    features: Any,
+    test: torch.Tensor,
+    device: str,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The numbers of an image of each label, drawn with `options`; image i has the seed `seed` + i."""
     seconds = []
 
     def drawn() -> Iterator[torch.Tensor]:
-        for start in range(0, len(labels), arguments.batch_size):
-            chosen = labels[start : start + arguments.batch_size]
-            generators = [torch.Generator().manual_seed(arguments.seed + start + i) for i in range(len(chosen))]
+        for start in range(0, len(labels), batch_size):
+            chosen = labels[start : start + batch_size]
+            generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
             began = time.process_time()
-            size = {"height": arguments.size, "width": arguments.size}
-            tokens = pipeline(chosen, generator=generators, output_type="tokens", **size, **options).images
+            tokens = pipeline(chosen, generator=generators, output_type="tokens", **options).images
             seconds.append(time.process_time() - began)
             yield pipeline.vqvae.detokenize(tokens).float().clamp(-1, 1)
 
