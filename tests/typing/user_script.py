@@ -4,14 +4,17 @@ A wrong use that mypy overlooked would be an unused `type: ignore`, which is an 
 """
 
 import torch
+from PIL import Image
 from transformers import Trainer, TrainingArguments
 
 from dualcodebook_hf import (
     DualCodebookConfig,
     DualCodebookImageProcessor,
+    DualCodebookMaskGenerationPipeline,
     DualCodebookModel,
     DualCodebookVQModel,
     default_checkpoint,
+    default_generator,
 )
 from dualcodebook_hf.tokenizer import Tokenizer
 
@@ -51,6 +54,12 @@ def diffusers_face() -> torch.Tensor:
     )
     model.enable_slicing()
     return DualCodebookVQModel.from_preset("tiny", local_codebook_size=16).half().tokenize(pixels)
+
+
+def generator() -> list[Image.Image]:
+    pipeline = DualCodebookMaskGenerationPipeline.from_pretrained(default_generator())
+    images: list[Image.Image] = pipeline(class_labels=["dress"], num_inference_steps=4).images
+    return images
 
 
 def wrong_uses_of_diffusers_face(model: DualCodebookVQModel) -> None:

@@ -117,7 +117,7 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
         overlay: bool = True,
         callback_on_step_end: Callable[..., dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
-    ) -> ImagePipelineOutput:
+    ) -> Any:  # of a union, type checkers would let nobody take `.images`
         """Draws images.
 
         Args:
@@ -171,9 +171,7 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
         tokens = self._fill(tokens, labels, settings, callback_on_step_end, callback_on_step_end_tensor_inputs)
         images = tokens if output_type == "tokens" else self._decode(tokens, start, num_images, overlay, output_type)
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return (images,)  # type: ignore[return-value]  # who asks for it knows; others get `.images` without a cast
-        return ImagePipelineOutput(images=images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _check_callback(self, names: Sequence[str]) -> None:
         known = self._callback_tensor_inputs
