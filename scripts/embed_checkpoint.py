@@ -44,7 +44,7 @@ def main() -> None:
     model = DualCodebookVQModel.from_pretrained(folder)
     codec, fitted = fit_linear_codec(EvaluationData(dataset=arguments.datasets[0], split="train").open())
     results = []
-    networks = {name: load_metric_network(name, SIZE) for name in NETWORKS}
+    networks = dict.fromkeys(NETWORKS, load_metric_network(NETWORKS[0], SIZE))  # one for all three
     for dataset in arguments.datasets:
         images = EvaluationData(dataset=dataset).open()
         for tokenizer, name, about in ((model, EMBEDDED, {}), (codec, "patch-linear codec", {"fitted_to": fitted})):

@@ -25,10 +25,10 @@ LARGEST = 25_000_000
 
 def take_embedded_tokenizer(pipeline: DualCodebookMaskGenerationPipeline) -> None:
     """Puts it in the place of the tokenizer that made the tokens. Raises ValueError unless both make the same ones."""
-    tokenizer, config = load_tokenizer(device="cpu"), pipeline.transformer.config
+    tokenizer = load_tokenizer(device="cpu")
     if encoder_hash(tokenizer) != encoder_hash(pipeline.vqvae):
         raise ValueError("the generator must be of the embedded tokenizer's tokens")
-    pipeline.transformer.register_to_config(**config | {"tokenizer_weights_sha256": encoder_hash(tokenizer)})
+    pipeline.transformer.register_to_config(tokenizer_weights_sha256=encoder_hash(tokenizer))
     pipeline.register_modules(vqvae=tokenizer)
 
 
