@@ -10,6 +10,9 @@ up to its last convolution), but for those with `data_initialization`, whose las
 
     python benchmarks/quality.py --dataset PATH_OR_HUB_ID --eval-datasets A B --output runs/quality --seeds 0 1 2
 
+With `--backbone benchmarks/small-f16-sharp.yaml` every row has a perceptual loss and an adversary besides, and with
+`--lite2` distances in features of EfficientNet-Lite2 are measured.
+
 Interrupt it at any time (SIGTERM, --max-minutes): the same command goes on from the last checkpoint, and the numbers
 are those of an uninterrupted run. `--output` gets results.jsonl (a line for each row, seed and data set, with all that
 is needed to repeat it), table.md, psnr.png, error.png, usage.png, entropy.png, and runs/ with the trained models and
@@ -45,6 +48,7 @@ from dualcodebook_hf.evaluation.evaluator import hardware
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.files import public_name, read_json, write_json
 from dualcodebook_hf.image_datasets import load_images
+from dualcodebook_hf.metrics import DEFAULT_METRICS, image_metrics, load_metric_network
 from dualcodebook_hf.presets import load_preset, preset_names
 from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.tokenizer import Tokenizer
@@ -57,6 +61,7 @@ HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
 CODECS = {"patch-linear": (512, 512), "patch-linear-32": (32, 32)}  # sizes of the linear codec's two stages
 CODEC_IMAGES, CODEC_COMPONENTS = 400, 48
+LITE2 = ("kd_effnetlite2", "fd_effnetlite2", "pd_effnetlite2")
 DRAWN = "+dropout"  # of a row's name, where its codes are one draw with the transformer's dropout on
 # fmt: off
 DEFAULT_ROWS = [
@@ -266,8 +271,10 @@ def _measure(job: Job, row: str, model: Tokenizer, dataset: str, arguments: argp
         size=job.run.data.resolution,
         limit=arguments.eval_limit or None,
     )
+    networks = dict.fromkeys(LITE2, load_metric_network(LITE2[0], images.size, model.device)) if arguments.lite2 else {}
+    metrics = image_metrics([*DEFAULT_METRICS, *networks], networks)
     options = {"batch_size": arguments.eval_batch_size, "name": row, "save_images": images_folder}
-    result = measure(model, images.open(), **options)
+    result = measure(model, images.open(), metrics, **options)
     head = {"row": row, "seed": job.seed, "evaluated_on": public_name(dataset), "key": job.key}
     line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
     return {**line, "run": _public_run(job.run), "training": read_json(job.record), **result}
@@ -379,6 +386,8 @@ def _check(jobs: list[Job], arguments: argparse.Namespace) -> None:
     load_images(arguments.dataset, split=jobs[0].run.data.train_split)
     for dataset in arguments.eval_datasets:
         load_images(dataset, split=arguments.eval_split)
+    if arguments.lite2:
+        load_metric_network(LITE2[0], jobs[0].run.data.resolution)
     for job in jobs:
         if job.row.name not in CODECS:
             with torch.device("meta"):
@@ -489,6 +498,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval-split", default="test")
     add("--eval-limit", type=int, default=0, help="measure the first N images only; 0: all")
     add("--eval-batch-size", type=int, default=16)
+    add("--lite2", action="store_true", help="measure KD, FD and PD in EfficientNet-Lite2's features too")
     add("--max-minutes", type=float, default=0.0, help="stop in time; the same command goes on")
     add("--checkpoint-every", type=int, default=250, help="steps between checkpoints")
     add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))

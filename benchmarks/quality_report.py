@@ -22,7 +22,7 @@ from dualcodebook_hf.files import atomic_file, read_json
 # fsq bounds the latents by a tanh and lfq takes their signs: the distance between latents and codes is no loss there.
 WITHOUT_ERROR = ("fsq", "lfq")
 NOTE = (
-    "One small network, trained on pixels alone (no LPIPS, no GAN) in equal steps, from scratch except where the "
+    "One small network, trained {losses} in equal steps, from scratch except where the "
     "recipe has data_initialization (PCA in a linear shortcut, k-means in EMA codebooks). `paper-quantizer` is the "
     "paper's quantizer, not the paper's model. Means over seeds, ± the sample standard deviation. Sorted by rate, "
     "then by PSNR. The error is E|z - z_q|^2 / Var z; fsq and lfq have none (their latents are bounded first). "
@@ -56,8 +56,11 @@ class Group:
         return statistics.fmean(self.values(lambda line: line["metrics"]["psnr"]))
 
     def metric(self, key: str, form: str) -> str:
-        """Mean, and deviation where there are several seeds."""
-        value, deviation = spread(self.values(lambda line: line["metrics"][key]))
+        """Mean, and deviation where there are several seeds; a dash where it was not measured."""
+        values = self.values(lambda line: line["metrics"].get(key))
+        if not values:
+            return "-"
+        value, deviation = spread(values)
         return form.format(value) + (f" ± {form.format(deviation)}" if len(self.lines) > 1 else "")
 
     def codebooks(self, key: str, form: str, scale: float = 1) -> str:
@@ -107,6 +110,9 @@ COLUMNS = {
     "ssim": Column("SSIM", lambda group: group.metric("ssim", "{:.4f}")),
     "ms_ssim": Column("MS-SSIM", lambda group: group.metric("ms_ssim", "{:.4f}")),
     "swd": Column("SWD", lambda group: group.metric("swd", "{:.0f}")),
+    "kd": Column("KD lite2", lambda group: group.metric("kd_effnetlite2", "{:.1f}")),
+    "fd": Column("FD lite2", lambda group: group.metric("fd_effnetlite2", "{:.1f}")),
+    "pd": Column("PD lite2", lambda group: group.metric("pd_effnetlite2", "{:.4f}")),
     "error": Column("error", Group.error),
     "usage": Column("codes used", lambda group: group.codebooks("usage", "{:.3g}%", 100)),
     "perplexity": Column("perplexity", lambda group: group.codebooks("perplexity", "{:.0f}")),
@@ -159,7 +165,7 @@ def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
         f"Backbone {backbone}, {data['resolution']} px, {training['max_train_steps']} steps of "
         f"{training['train_batch_size']} crops of {data['dataset']} ({data['train_split']}), precision "
         f"{training['mixed_precision']}.",
-        NOTE,
+        NOTE.format(losses=_losses(training)),
     ]
     for dataset, rows in groups(lines).items():
         protocol = rows[0].lines[0]["protocol"]
@@ -167,11 +173,25 @@ def table(lines: Sequence[dict[str, Any]], backbone: str) -> str:
             f"**{dataset}, {protocol['split']}**, {protocol['pictures']} images, shorter side {protocol['size']} px "
             f"({protocol['resample']}), centre crop"
         )
-        cells = [[group.row, *(column.cell(group) for column in COLUMNS.values())] for group in rows]
-        parts.append(markdown_table(["row", *(column.head for column in COLUMNS.values())], cells))
+        columns = {column.head: [column.cell(group) for group in rows] for column in COLUMNS.values()}
+        columns = {head: cells for head, cells in columns.items() if set(cells) != {"-"}}  # what was not measured
+        cells = [[group.row, *of_row] for group, of_row in zip(rows, zip(*columns.values(), strict=True), strict=True)]
+        parts.append(markdown_table(["row", *columns], cells))
     failures = [line for line in lines if "failed" in line]
     parts += [f"{line['row']}, seed {line['seed']}, diverged: {line['failed']}" for line in failures]
     return "\n\n".join(parts) + "\n"
+
+
+def _losses(training: dict[str, Any]) -> str:
+    """What the network was trained for."""
+    parts = []
+    if training["perceptual"] != "none":
+        parts.append(f"a perceptual loss ({training['perceptual']}, weight {training['perceptual_weight']})")
+    if training["adversarial_weight"]:
+        kind = "times the adaptive one" if training["adaptive_weight"] else "fixed"
+        weight = f"weight {training['adversarial_weight']} {kind}, from step {training['adversarial_start']} on"
+        parts.append(f"an adversary ({training['discriminator']}, {weight})")
+    return f"with {' and '.join(parts)}" if parts else "on pixels alone (no LPIPS, no GAN)"
 
 
 def short_table(lines: Sequence[dict[str, Any]], rows: Sequence[str], columns: Sequence[str]) -> str:

@@ -252,6 +252,7 @@ def line(row, seed, psnr, bits=18, dataset="drawn", quantizer="dual", **extra):
     }
     data = {"resolution": 64, "dataset": "drawn", "train_split": "train"}
     training = {"max_train_steps": 10, "train_batch_size": 2, "mixed_precision": "no"}
+    training |= {"perceptual": "none", "adversarial_weight": 0.0}
     run = {"model": {"quantizer": quantizer}, "data": data, "training": training}
     done = {"steps": 10, "seconds_per_step": 0.5, "parameters": {"quantizer": 2_000_000, "codebook_bytes": 524288}}
     protocol = {"split": "test", "pictures": 8, "size": 64, "resample": "lanczos"}
@@ -281,6 +282,15 @@ def test_the_table_by_hand():
     assert columns["codes used"] == ("50% / 50%",) * 4
     assert columns["MB of codes"] == ("0.52",) * 4
     assert "e, seed 0, diverged: NaN" in text
+    assert "KD lite2" not in columns and "on pixels alone" in text
+
+    lines[0]["run"]["training"] |= {"perceptual": "efficientnet", "perceptual_weight": 0.1, "adversarial_weight": 0.03}
+    lines[0]["run"]["training"] |= {"discriminator": "patch", "adaptive_weight": False, "adversarial_start": 5}
+    lines[3]["metrics"]["kd_effnetlite2"] = 42.0
+    text = quality_report.table(lines, "small")
+    assert "loss (efficientnet, weight 0.1) and an adversary (patch, weight 0.03 fixed, from step 5 on) in" in text
+    head, *rows = ([cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("| "))
+    assert [row[head.index("KD lite2")] for row in rows] == ["42.0", "-", "-", "-"]
 
 
 def test_a_dot_is_the_mean_a_bar_the_deviation_and_a_stroke_a_seed():
