@@ -77,9 +77,10 @@ def equal_bytes() -> str:
 
 
 def measured(name: list[str]) -> str:
-    """What benchmarks/NAME.py prints of its docs/speed/NAME.json; of several files each is NAME-more.json."""
+    """What benchmarks/NAME.py prints of its NAME.json in a folder of docs/; of several files each is NAME-more.json."""
     (file,) = name
-    return importlib.import_module(file.split("-")[0]).table(read_json(DOCS / "speed" / f"{file}.json"))
+    (record,) = DOCS.glob(f"*/{file}.json")
+    return importlib.import_module(file.split("-")[0]).table(read_json(record))
 
 
 FUNCTIONS = (embedded, results, costs, training_hours, protocols, equal_bytes, measured)

@@ -1,8 +1,10 @@
 """The loop on a task that is not a tokenizer: a line fitted to synthetic points."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -350,14 +352,13 @@ def test_precision_that_is_left_to_the_launcher_is_what_runs_and_is_recorded(tmp
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {}, "`compile` is the argument that compiles, .* INDUCTOR"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "`distributed_type` must be MULTI_GPU or NO, .* FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "`distributed_type` must be MULTI_GPU or NO, .* DEEPSPEED"),
-        ({"WORLD_SIZE": "2"}, {}, r"WORLD_SIZE is 2, but accelerate trains with 1 process.*ACCELERATE_USE_CPU"),
+        # Up to 1.8 at least, accelerate refuses it itself.
+        ({"WORLD_SIZE": "2"}, {}, r"is 2, but accelerate trains with 1 process.*ACCELERATE_USE_CPU|`MASTER_ADDR` env"),
         ({}, {"num_processes": 2}, "`num_processes` is 2, but 1 were started"),
     ],
 )
-def test_what_accelerate_would_run_instead_is_refused(tmp_path, monkeypatch, environment, arguments, message):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message):
+def test_what_accelerate_would_run_instead_is_refused(tmp_path, environment, arguments, message):
+    with mock.patch.dict(os.environ, environment), pytest.raises(ValueError, match=message):  # accelerate sets more
         trainer_of(tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class DualCodebookOutput(BaseOutput):
 
 def hooked(method: Method) -> Method:
     """diffusers' `apply_forward_hook` (accelerate's offloading sees the call), with the method's signature kept."""
-    return cast(Method, apply_forward_hook(method))
+    return cast(Method, functools.wraps(method)(apply_forward_hook(method)))  # diffusers 0.40 does not wrap it
 
 
 # What the faces bring to the mixin, for type checkers.
