@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ("quality", "quality/f16")  # folders of benchmarks/quality.py, with a table.md of their own
 PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md", "docs/speed.md")
-PAGES += ("docs/runtimes.md",)
+PAGES += ("docs/runtimes.md", "docs/generator.md")
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

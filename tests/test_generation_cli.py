@@ -63,13 +63,14 @@ def test_a_part_of_an_image_is_repainted_and_the_order_may_be_another(pipe, fold
     photograph().save(tmp_path / "a.png")
     white((0, 0, 6, 10)).save(tmp_path / "mask.png")
     command = ["generate", "--model", folder, *FAST, "--order", "halton", "--units", "positions", "--class", "hat"]
+    command += ["--sampling-temperature", "0.5"]
     command += ["--image", str(tmp_path / "a.png"), "--mask", str(tmp_path / "mask.png"), "--output", str(tmp_path)]
     assert main(command) == 0
     original = pipe.scheduler
     try:
         pipe.scheduler = MaskedTokenScheduler.from_config(original.config, order="halton", units="positions")
         call = {"image": photograph(), "mask_image": white((0, 0, 6, 10)), "class_labels": "hat", "num_images": 3}
-        drawn = expected(pipe, **call, generator=[seeded(s) for s in range(3)])
+        drawn = expected(pipe, **call, sampling_temperature=0.5, generator=[seeded(s) for s in range(3)])
     finally:
         pipe.scheduler = original
     for seed, image in enumerate(drawn):
@@ -101,6 +102,7 @@ def test_a_large_image_is_shrunk_to_the_area_that_was_trained_on(folder, tmp_pat
         (["--class", "hut"], "`--class` must be among the names cat, dog, hat, kitten; got 'hut'; did you mean hat?"),
         (["--class", "9"], "`--class` must be names, or ids in [0, 3), got 9"),
         (["--guidance-scale", "-1"], "`--guidance-scale` must be at least 0"),
+        (["--sampling-temperature", "0"], "`--sampling-temperature` must be above 0"),
         (["--height", "8"], "`--height` and `--width` must be given together"),
     ],
 )

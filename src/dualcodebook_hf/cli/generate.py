@@ -23,6 +23,7 @@ from .inputs import (
     save_png,
     set_command,
 )
+from .sampling import OPTIONS
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,13 @@ def add_generate(command: Parser) -> None:
         default=2.0,
         metavar="S",
         help="how much the class weighs; 1: as learned, and twice as fast (default: %(default)s)",
+    )
+    how.add_argument(
+        "--sampling-temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="below 1 likelier tokens, and less variety (default: %(default)s)",
     )
     how.add_argument("--order", choices=ORDERS, help="in which tokens are revealed (default: the generator's)")
     how.add_argument("--units", choices=UNITS, help="that are revealed together (default: the generator's)")
@@ -164,7 +172,7 @@ def _draw(
     import torch
 
     images, tokens = [], []
-    options = {name: getattr(arguments, name) for name in ("num_inference_steps", "guidance_scale")}
+    options = {name: getattr(arguments, name) for name in OPTIONS}
     options["height"], options["width"] = _size(pipeline, start, arguments)
     if label is not None:
         options["class_labels"] = int(label) if label.isdecimal() and label not in pipeline.labels else label
