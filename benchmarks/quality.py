@@ -48,7 +48,7 @@ from dualcodebook_hf.evaluation.evaluator import hardware
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.files import public_name, read_json, write_json
 from dualcodebook_hf.image_datasets import load_images
-from dualcodebook_hf.metrics import DEFAULT_METRICS, image_metrics, load_metric_network
+from dualcodebook_hf.metrics import DEFAULT_METRICS, EFFNETLITE2_METRICS, image_metrics, load_metric_network
 from dualcodebook_hf.presets import load_preset, preset_names
 from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.tokenizer import Tokenizer
@@ -61,7 +61,6 @@ HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
 CODECS = {"patch-linear": (512, 512), "patch-linear-32": (32, 32)}  # sizes of the linear codec's two stages
 CODEC_IMAGES, CODEC_COMPONENTS = 400, 48
-LITE2 = ("kd_effnetlite2", "fd_effnetlite2", "pd_effnetlite2")
 DRAWN = "+dropout"  # of a row's name, where its codes are one draw with the transformer's dropout on
 # fmt: off
 DEFAULT_ROWS = [
@@ -271,13 +270,19 @@ def _measure(job: Job, row: str, model: Tokenizer, dataset: str, arguments: argp
         size=job.run.data.resolution,
         limit=arguments.eval_limit or None,
     )
-    networks = dict.fromkeys(LITE2, load_metric_network(LITE2[0], images.size, model.device)) if arguments.lite2 else {}
+    networks = _load_networks(arguments, job, model.device)
     metrics = image_metrics([*DEFAULT_METRICS, *networks], networks)
     options = {"batch_size": arguments.eval_batch_size, "name": row, "save_images": images_folder}
     result = measure(model, images.open(), metrics, **options)
     head = {"row": row, "seed": job.seed, "evaluated_on": public_name(dataset), "key": job.key}
     line = {**head, "differences": {"model": job.row.model, "training": job.row.training}}
     return {**line, "run": _public_run(job.run), "training": read_json(job.record), **result}
+
+
+def _load_networks(arguments: argparse.Namespace, job: Job, device: torch.device) -> dict[str, Any]:
+    """Those that `--lite2` asks for; all names have the same one, which is loaded once."""
+    names = EFFNETLITE2_METRICS if arguments.lite2 else ()
+    return {name: load_metric_network(name, job.run.data.resolution, device) for name in names}
 
 
 def with_drawn_codes(model: DualCodebookVQModel, seed: int) -> DualCodebookVQModel:
@@ -386,8 +391,7 @@ def _check(jobs: list[Job], arguments: argparse.Namespace) -> None:
     load_images(arguments.dataset, split=jobs[0].run.data.train_split)
     for dataset in arguments.eval_datasets:
         load_images(dataset, split=arguments.eval_split)
-    if arguments.lite2:
-        load_metric_network(LITE2[0], jobs[0].run.data.resolution)
+    _load_networks(arguments, jobs[0], torch.device("cpu"))
     for job in jobs:
         if job.row.name not in CODECS:
             with torch.device("meta"):

@@ -19,11 +19,11 @@ from dualcodebook_hf.files import read_json, write_json
 from dualcodebook_hf.hub import Records, model_card
 from dualcodebook_hf.hub.records import public_record
 from dualcodebook_hf.loading import EMBEDDED
-from dualcodebook_hf.metrics import DEFAULT_METRICS, image_metrics, load_metric_network
+from dualcodebook_hf.metrics import DEFAULT_METRICS, EFFNETLITE2_METRICS, image_metrics, load_metric_network
 
 FILES = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "train_config.json")
 LARGEST = 12_000_000
-NETWORKS, SIZE = ("kd_effnetlite2", "fd_effnetlite2", "pd_effnetlite2"), 256
+SIZE = 256
 
 
 def main() -> None:
@@ -44,11 +44,11 @@ def main() -> None:
     model = DualCodebookVQModel.from_pretrained(folder)
     codec, fitted = fit_linear_codec(EvaluationData(dataset=arguments.datasets[0], split="train").open())
     results = []
-    networks = dict.fromkeys(NETWORKS, load_metric_network(NETWORKS[0], SIZE))  # one for all three
+    networks = {name: load_metric_network(name, SIZE) for name in EFFNETLITE2_METRICS}
     for dataset in arguments.datasets:
         images = EvaluationData(dataset=dataset).open()
         for tokenizer, name, about in ((model, EMBEDDED, {}), (codec, "patch-linear codec", {"fitted_to": fitted})):
-            metrics = image_metrics([*DEFAULT_METRICS, *NETWORKS], networks)
+            metrics = image_metrics([*DEFAULT_METRICS, *networks], networks)
             results.append(evaluate(tokenizer, images, metrics, name=name, about=about))
     write_json(folder / "metrics.json", {"results": results})
     card = model_card(Records.read(folder))

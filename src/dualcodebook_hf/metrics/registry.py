@@ -158,6 +158,7 @@ IMAGE_METRICS: dict[str, MetricSpec] = {
 # Measured wherever nothing else is asked for: they need no network.
 DEFAULT_METRICS = tuple(name for name, spec in IMAGE_METRICS.items() if spec.load_network is None)
 NETWORK_METRICS = tuple(name for name, spec in IMAGE_METRICS.items() if spec.load_network is not None)
+EFFNETLITE2_METRICS = tuple(name for name in NETWORK_METRICS if name.endswith("_effnetlite2"))
 
 
 def image_metrics(
