@@ -3,8 +3,8 @@
     python scripts/embed_generator.py runs/generator/best --measured measured/metrics.json
 
 Saves the pipeline in bfloat16 (codebooks in float32) with the embedded tokenizer, whose decoder may be a later one, its
-training settings without this machine's paths, results and protocol of `dualcodebook evaluate-generator --output`, and the
-card.
+training settings without this machine's paths, results and protocol of `dualcodebook evaluate-generator --output`, and
+the card.
 """
 
 import argparse
