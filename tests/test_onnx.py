@@ -17,7 +17,7 @@ from PIL import Image
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
 from dualcodebook_hf.hub import prepare_folder
-from dualcodebook_hf.onnx_export import EncoderGraph, check_exportable, export_programs
+from dualcodebook_hf.onnx_export import EncoderGraph, check_exportable, export_onnx, export_programs
 from dualcodebook_hf.onnx_runtime import OnnxTokenizer, from_image, to_image
 
 onnx = pytest.importorskip("onnx")
@@ -114,7 +114,10 @@ def test_a_search_over_more_codes_than_one_tile(images) -> None:
 
 
 @pytest.mark.slow
-def test_the_programs(tiny_model, tmp_path) -> None:
+@pytest.mark.parametrize("attention", [False, True])
+def test_the_programs(tmp_path, attention) -> None:
+    torch.manual_seed(0)
+    tiny_model = spread_codes(DualCodebookVQModel(**{**TINY, "attention": attention})).eval()
     assert export_programs(tiny_model, tmp_path).passes()
     encode, decode = (
         torch.export.load(tmp_path / f"torch_export/{name}.pt2").module() for name in ("encoder", "decoder")
@@ -123,6 +126,21 @@ def test_the_programs(tiny_model, tmp_path) -> None:
     tokens = encode(pixels)
     assert tokens.equal(tiny_model.tokenize(pixels))
     torch.testing.assert_close(decode(tokens), tiny_model.detokenize(tokens), atol=1e-4, rtol=0)
+
+
+def test_graphs_of_the_papers_blocks(tmp_path) -> None:
+    """VQGAN's, whose normalization and attention see the whole image."""
+    torch.manual_seed(0)
+    model = spread_codes(DualCodebookVQModel(**{**TINY, "attention": True})).eval()
+    before = model.detokenize(model.tokenize(torch.from_numpy(random_pixels((1, 24, 20)))))
+    (check,) = export_onnx(model, tmp_path, [""])
+    assert check.passes()
+    tokenizer, pixels = OnnxTokenizer(tmp_path), random_pixels((3, 20, 37))
+    tokens = model.tokenize(torch.from_numpy(pixels))
+    assert np.array_equal(tokenizer.tokenize(pixels), tokens.numpy())
+    np.testing.assert_allclose(tokenizer.detokenize(tokens.numpy()), model.detokenize(tokens).numpy(), atol=1e-4)
+    after = model.detokenize(model.tokenize(torch.from_numpy(random_pixels((1, 24, 20)))))
+    assert torch.equal(before, after)  # the model that was exported stays as it was
 
 
 WITHOUT_TORCH = """

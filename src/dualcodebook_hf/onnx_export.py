@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
 from .codebooks import SEARCH_CODES, Codebook
@@ -125,6 +126,26 @@ class DecoderGraph(nn.Module):
         codes = [getattr(self, f"{name}_codes") for name in self.names]
         parts = [F.embedding(tokens[:, index], table) for index, table in enumerate(codes)]
         return self._decode_whole(torch.cat(parts, dim=-1).movedim(-1, 1).to(self.working_type)).float()
+
+
+class SequenceAttention(AttnProcessor2_0):
+    """diffusers' attention of an image, whose result lies in memory as images do.
+
+    Its own lies channels last, of which torch.export makes a condition on the width that it cannot prove.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        sequence = hidden_states.flatten(2).transpose(1, 2)
+        sequence = super().__call__(attn, sequence, encoder_hidden_states, attention_mask, temb)
+        return sequence.transpose(1, 2).contiguous().view(hidden_states.shape)
 
 
 def _pad(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -234,6 +255,10 @@ def _describe(model: DualCodebookCore) -> TokenizerFile:
 
 @torch.no_grad()
 def _programs(model: DualCodebookCore) -> dict[str, ExportedProgram]:
+    model = copy.deepcopy(model)
+    for part in model.modules():
+        if isinstance(part, Attention):
+            part.set_processor(SequenceAttention())
     factor, codebooks = model.downsample_factor, len(model.codebook_sizes)
     side = SMALLEST_EXAMPLE * factor - 1
     dynamic = torch.export.Dim
