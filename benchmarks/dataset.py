@@ -34,6 +34,7 @@ from dualcodebook_hf.evaluation.table import markdown_table
 from dualcodebook_hf.files import public_name
 from dualcodebook_hf.image_datasets import load_images
 from dualcodebook_hf.loading import default_checkpoint
+from dualcodebook_hf.malloc import keep_freed_memory
 from dualcodebook_hf.tokens.augment import Augmentation
 from dualcodebook_hf.tokens.source import TokenSource
 from dualcodebook_hf.tokens.tokenizing import TokenizeJob
@@ -74,6 +75,7 @@ def measure(arguments: argparse.Namespace, device: str, folder: Path) -> dict[st
         workers=arguments.threads,
     )
     tokenizer = job.prepare()
+    keep_freed_memory()  # as the command does
     numbers = iter(range(shards))
     model = tokenizer.model
     pixels = torch.rand(arguments.images, 3, arguments.size, arguments.size) * 2 - 1

@@ -7,7 +7,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dualcodebook_hf.evaluation.evaluator import hardware
 from dualcodebook_hf.files import write_json
 from dualcodebook_hf.inference import time_in_turns
 from dualcodebook_hf.loading import check_device
+from dualcodebook_hf.malloc import keep_freed_memory
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Channels and sides of the 3 x 3 convolutions of the paper's network, where the peak is looked for.
@@ -68,10 +70,26 @@ def report(
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, device: str, clock: str = "wall"
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: str,
+    clock: str = "wall",
+    keeping: Collection[str] | None = None,
 ) -> dict[str, list[float]]:
-    """{name: seconds of each round}, of calls that take turns."""
-    times = time_in_turns(list(calls.values()), rounds, torch.device(device).type, CLOCKS[clock])
+    """{name: seconds of each round}, of calls that take turns.
+
+    Args:
+        keeping: the names for which the process keeps freed memory, as the commands do; each call is then made once
+            before it is timed, since what another gave back has to be taken again. None: malloc is left alone.
+    """
+
+    def first(name: str) -> None:
+        if keeping is not None:
+            keep_freed_memory(name in keeping)
+            calls[name]()
+
+    before = [partial(first, name) for name in calls]
+    times = time_in_turns(list(calls.values()), rounds, torch.device(device).type, CLOCKS[clock], before)
     return dict(zip(calls, times, strict=True))
 
 

@@ -6,7 +6,8 @@
 
 The plain step walks the perceptual network and the discriminator twice for the adaptive weight and once more for the
 update, has torch's default optimizers, and reads every term of the loss. Both take turns with the same batches from the
-same weights; the adversary takes part from the first update on. VGG16 has random weights, which cost the same.
+same weights; the adversary takes part from the first update on. The trainer keeps freed memory, as its command does.
+VGG16 has random weights, which cost the same.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
         trainers = {name: build(arguments, task, Path(folder) / task.__name__) for name, task in TASKS.items()}
         runs = {name: Run(one) for name, one in trainers.items()}
         calls = {name: run.update for name, run in runs.items()}
-        times = in_turns(calls, arguments.rounds, device, arguments.clock)
+        times = in_turns(calls, arguments.rounds, device, arguments.clock, keeping=[OURS])
         losses = [run.losses[: arguments.rounds + 1] for run in runs.values()]
         wait = runs[OURS].data_wait(arguments.rounds)
     protocol = {"config": arguments.config, "dataset": public_name(arguments.dataset), "flags": arguments.flags}

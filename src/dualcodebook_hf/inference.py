@@ -92,7 +92,11 @@ def fastest_dtype(device: str) -> torch.dtype:
 
 
 def time_in_turns(
-    calls: list[Callable[[], object]], rounds: int, device: str, clock: Callable[[], float] = time.perf_counter
+    calls: list[Callable[[], object]],
+    rounds: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+    before: list[Callable[[], object]] | None = None,
 ) -> list[list[float]]:
     """Seconds of each call, round by round: A B A B ..., so that what disturbs the machine meets all of them.
 
@@ -101,10 +105,12 @@ def time_in_turns(
         rounds: after a first one that does not count.
         device: kind of device that is waited for after each call.
         clock: seconds; `time.process_time` leaves out what other processes take.
+        before: for each call what is done before it and not timed.
     """
     times: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):
-        for call, found in zip(calls, times, strict=True):
+        for call, first, found in zip(calls, before or [lambda: None] * len(calls), times, strict=True):
+            first()
             start = clock()
             call()
             if device != "cpu":

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Container, Sequence
 
 from ..flags import Parser
+from ..malloc import keep_freed_memory
 from ..version import __version__
 from .completion import add_print_completion
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return (train if argv[0] == "train" else train_generator)(argv[1:])
         parser = build_parser(argv[:1])
         arguments = parser.parse_args(argv)
+        keep_freed_memory()
         try:
             return arguments.run(arguments)
         except ValueError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from ..malloc import keep_freed_memory
 from .tokenizing import Shard, TokenizeJob
 
 
@@ -25,6 +26,7 @@ class RayShardTokenizer:
     """
 
     def __init__(self, job: TokenizeJob) -> None:
+        keep_freed_memory()  # an actor is a process of its own
         self.tokenizer = job.prepare()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..malloc import keep_freed_memory
 from .arguments import PROGRAM, parse_run_config
 from .ends import BadDataError, ElsewhereError, NonFiniteError, StopRequest, exit_code
 from .processes import LAUNCHED, announce, end_with_parent
@@ -41,6 +42,7 @@ def run_training(
     """
     if LAUNCHED in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
+    keep_freed_memory()
     with StopRequest().watching() as stop:
         try:
             run = parse(sys.argv[1:] if argv is None else argv)
