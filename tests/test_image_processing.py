@@ -433,6 +433,12 @@ def test_arrays_of_another_shape_are_refused_in_one_short_message(shape: tuple[i
     assert str(shape) in str(caught.value) and len(str(caught.value)) < 150
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, object, "U1"])
+def test_arrays_of_what_is_no_real_number_are_refused(dtype) -> None:
+    with pytest.raises(ValueError, match=f"`images` must hold integers, real numbers.*{np.dtype(dtype)}"):
+        DualCodebookImageProcessor()(np.ones((4, 4, 3)).astype(dtype))
+
+
 def test_floats_in_0_1_are_refused_where_they_would_be_divided_by_255() -> None:
     values = np.linspace(0, 1, 75, dtype=np.float32).reshape(5, 5, 3)
     processor = DualCodebookImageProcessor()

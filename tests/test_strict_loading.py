@@ -309,3 +309,17 @@ def test_a_config_that_is_no_object_is_refused(folder, face, content):
     (folder / "config.json").write_text(content)
     with pytest.raises((ValueError, OSError), match=r"config\.json"):
         face.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("face", [DualCodebookVQModel, DualCodebookModel])
+def test_weights_that_float16_cannot_hold_are_refused(face, tmp_path):
+    model = face(face.config_class(**TINY)) if face is DualCodebookModel else face(**TINY)
+    with torch.no_grad():
+        model.encoder.conv_in.weight[0, 0, 0, 0] = 7e4
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`dtype`.*float16.*65504.*encoder\.conv_in\.weight"):
+        face.from_pretrained(tmp_path, dtype=torch.float16)
+    loaded = face.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.encoder.conv_in.weight.isfinite().all()
+    with pytest.raises(ValueError, match=r"`dtype`.*encoder\.conv_in\.weight"):
+        model.cast_backbone(torch.float16)

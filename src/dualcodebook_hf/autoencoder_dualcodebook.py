@@ -22,7 +22,15 @@ from .configuration_dualcodebook import DualCodebookConfig
 from .configuration_fields import documents_fields
 from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput, Method
 from .presets import load_preset
-from .weights import LOCATION_ARGUMENTS, check_weights, find_shards, find_weights, missing_weights, readable
+from .weights import (
+    LOCATION_ARGUMENTS,
+    check_range,
+    check_weights,
+    find_shards,
+    find_weights,
+    missing_weights,
+    readable,
+)
 
 # Keys that transformers writes into the shared config.json; they are not arguments of ours.
 TRANSFORMERS_KEYS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version", "transformers_weights"}
@@ -154,7 +162,9 @@ class DualCodebookVQModel(ModelMixin, DualCodebookCore, AutoencoderMixin, Config
             resolved_model_file,
             ignore_mismatched_sizes=kwargs.get("ignore_mismatched_sizes", False),
         )
-        return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
+        loaded = super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
+        check_range(model)
+        return loaded
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:

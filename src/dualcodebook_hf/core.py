@@ -19,6 +19,7 @@ from .backbone import build_decoder, build_encoder, build_linear_decoder, pad_to
 from .configuration_dualcodebook import DualCodebookConfig
 from .quantizers import QUANTIZERS, build_quantizer
 from .tiling import TilingMixin
+from .weights import check_range
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -109,10 +110,14 @@ class DualCodebookCore(TilingMixin, _Module):
         return self.quantize.bits_per_position
 
     def cast_backbone(self, dtype: torch.dtype) -> None:
-        """Casts everything but the quantizer, whose codebooks stay as they are (`.to(dtype)` rounds them too)."""
+        """Casts everything but the quantizer, whose codebooks stay as they are (`.to(dtype)` rounds them too).
+
+        Raises ValueError where a weight was too large for `dtype` and became infinite.
+        """
         for name, child in self.named_children():
             if name != "quantize":
                 child.to(dtype)
+        check_range(self)
 
     @overload
     def encode(self, x: torch.Tensor, return_dict: Literal[True] = True) -> VQEncoderOutput: ...

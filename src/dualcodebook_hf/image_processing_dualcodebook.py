@@ -212,6 +212,8 @@ def _with_channels(array: np.ndarray | torch.Tensor) -> np.ndarray:
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"`images` must hold integers, real numbers or booleans, got {array.dtype}")
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     shape = (1, *array.shape) if array.ndim == 2 else array.shape

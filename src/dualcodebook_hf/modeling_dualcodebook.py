@@ -26,7 +26,7 @@ from .configuration_dualcodebook import DualCodebookConfig
 from .configuration_fields import documents_fields
 from .core import NO_SPLIT_MODULES, DualCodebookCore, hooked
 from .quantizers import sum_losses
-from .weights import LOCATION_ARGUMENTS, check_weights, find_weights, missing_weights, readable
+from .weights import LOCATION_ARGUMENTS, check_range, check_weights, find_weights, missing_weights, readable
 
 
 @dataclass
@@ -174,7 +174,11 @@ class DualCodebookModel(PreTrainedModel, DualCodebookCore):
         check_weights(
             model, state_dict, checkpoint_files or (), ignore_mismatched_sizes=load_config.ignore_mismatched_sizes
         )
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        loaded = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
+        check_range(model)
+        return loaded
 
     def init_weights(self) -> None:
         """Leaves what the modules' constructors drew, so that both faces start from the same weights."""

@@ -78,6 +78,17 @@ def check_weights(
     _refuse({"with NaN or infinity": infinite}, files, "are damaged, or their training diverged: take an earlier save")
 
 
+def check_range(model: nn.Module) -> None:
+    """Raises ValueError where weights, finite before, became infinite in float16, which ends at 65504."""
+    state = model.state_dict()
+    infinite = [name for name, weight in state.items() if weight.dtype == torch.float16 and not is_finite(weight)]
+    if infinite:
+        raise ValueError(
+            f"`dtype` must hold all weights, got torch.float16, whose largest number is 65504 and in which "
+            f"{len(infinite)} tensors are infinite ({some(infinite)}): take torch.bfloat16 or torch.float32"
+        )
+
+
 def _refuse(problems: Mapping[str, Sequence[str]], files: Sequence[str | Path], verdict: str) -> None:
     told = [f"{len(names)} tensors {what} ({some(names)})" for what, names in problems.items() if names]
     if told:
