@@ -31,6 +31,7 @@ from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments, parse_run_config
 from dualcodebook_hf.training.run import NonFiniteError, Trainer
 from dualcodebook_hf.training.tokenizer_task import TokenizerTask
+from dualcodebook_hf.training.train import main
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -574,6 +575,12 @@ def test_a_fresh_start_does_not_mix_with_an_old_run_and_a_resume_not_with_anothe
         trainer_of(run_config(dataset, tmp_path, ema_decay=0.9, resume_from_checkpoint="latest"))
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be"):
         trainer_of(run_config(dataset, tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))
+
+
+def test_an_old_run_is_named_before_any_data_is_opened(tmp_path, capsys):
+    (tmp_path / "checkpoint-1" / "model").mkdir(parents=True)
+    assert main(["--config", "tiny", "--dataset", "nobody/nothing", "--output_dir", str(tmp_path)]) == 2
+    assert "already holds checkpoint-1" in capsys.readouterr().err
 
 
 def test_missing_weights_of_lpips_come_with_advice(dataset, tmp_path):

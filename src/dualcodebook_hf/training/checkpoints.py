@@ -57,6 +57,16 @@ class Checkpoint:
         return found.get(name) if isinstance(found, dict) else None
 
 
+def check_fresh_start(arguments: RunArguments) -> None:
+    """Raises ValueError when a fresh start would mix with the checkpoints in `output_dir`."""
+    existing = RunFolder(Path(arguments.output_dir)).checkpoints()
+    if existing and arguments.resume_from_checkpoint is None:
+        raise ValueError(
+            f"`output_dir` {arguments.output_dir!r} already holds {existing[-1].name}: set "
+            "`resume_from_checkpoint: latest` to continue, or name another folder"
+        )
+
+
 def find_checkpoint(arguments: RunArguments) -> Checkpoint | None:
     """What `resume_from_checkpoint` means; None for a fresh start (`latest` in an empty run is one).
 
@@ -65,13 +75,9 @@ def find_checkpoint(arguments: RunArguments) -> Checkpoint | None:
     Raises ValueError when a named folder is not such a checkpoint, when its seed or its use of EMA is another one, when
     `latest` finds only damaged ones, and when a fresh start would mix with the checkpoints in `output_dir`.
     """
+    check_fresh_start(arguments)
     resume, existing = arguments.resume_from_checkpoint, RunFolder(Path(arguments.output_dir)).checkpoints()
     if resume is None:
-        if existing:
-            raise ValueError(
-                f"`output_dir` {arguments.output_dir!r} already holds {existing[-1].name}: set "
-                "`resume_from_checkpoint: latest` to continue, or name another folder"
-            )
         return None
     if resume == "latest" and not existing:
         return None

@@ -11,6 +11,7 @@ import torch
 
 from ..malloc import keep_freed_memory
 from .arguments import PROGRAM, parse_run_config
+from .checkpoints import check_fresh_start
 from .ends import BadDataError, ElsewhereError, NonFiniteError, StopRequest, exit_code
 from .processes import LAUNCHED, announce, end_with_parent
 from .run import Trainer
@@ -46,6 +47,7 @@ def run_training(
     with StopRequest().watching() as stop:
         try:
             run = parse(sys.argv[1:] if argv is None else argv)
+            check_fresh_start(run.training)  # before the task opens, or downloads, any data
             trainer = Trainer(build_task(run), run.training, stop)
         except (ValueError, *ENDS) as error:
             return _end(program, error)
