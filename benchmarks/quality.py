@@ -2,7 +2,8 @@
 
 A row is a file of configs/ (or a preset, or a path). Of it are taken, and laid over the backbone's file, only the keys
 in which it differs from the preset `paper`: the quantizer's fields and `linear_shortcut` of its section `model`, and of
-its section `training` what belongs to a recipe (optimizer, codebooks' rate and weight, averaging, initialisation).
+its section `training` what belongs to a recipe (optimizer, codebooks' rate and weight, averaging, initialisation, token
+noise).
 Network, data, pixel losses, schedule, batch and steps come from the backbone's file and the flags, for every row alike.
 So a row without keys under `training` differs from its neighbours in the quantizer alone; those that a row has are in
 the table. For one seed all rows start with the same encoder and decoder (where latents are narrower: the same encoder
@@ -77,8 +78,14 @@ MODEL_FIELDS = [
 ]
 RECIPE_FIELDS = [
     "codebook_weight", "codebook_learning_rate", "anneal_codebook_lr", "adam_beta1", "adam_beta2", "weight_decay",
-    "max_grad_norm", "ema_decay", "data_initialization",
+    "max_grad_norm", "ema_decay", "data_initialization", "token_noise", "token_noise_images", "token_noise_neighbours",
 ]
+# Of a row's `training` these are the backbone's: presets have them for runs of their own.
+LEFT_TO_THE_BACKBONE = {
+    "adversarial_weight", "checkpointing_steps", "discriminator_beta2", "l1_weight", "learning_rate", "log_l2_weight",
+    "lr_schedule", "lr_warmup_steps", "max_train_steps", "perceptual", "train_batch_size", "validation_steps",
+    "weights_dtype",
+}
 # fmt: on
 # What may change between two parts of one run without changing its result.
 INCIDENTAL = ("output_dir", "resume_from_checkpoint", "max_train_minutes", "num_threads", "checkpointing_steps")
@@ -129,7 +136,8 @@ class Job:
 def read_row(name: str) -> Row:
     """A name of configs/, a preset or a YAML file -> its differences from the preset `paper`.
 
-    Raises ValueError for an unknown name, and for `paper`: without LPIPS and GAN that row is `paper-quantizer`.
+    Raises ValueError for an unknown name, for what a row cannot change, and for `paper`: without LPIPS and GAN that row
+    is `paper-quantizer`.
     """
     if name == "paper":
         raise ValueError("`--rows`: without LPIPS and GAN it is not the paper: use paper-quantizer, got 'paper'")
@@ -140,7 +148,12 @@ def read_row(name: str) -> Row:
         names = sorted({path.stem for path in CONFIGS.glob("*.yaml")} | {*preset_names(), *CODECS} - {"paper"})
         raise ValueError(f"`--rows` must be YAML files or of {', '.join(names)}, got {name!r}")
     sections, paper = load_preset(str(known) if known.is_file() else name), load_preset("paper")
-    parts = []
+    parts, training = [], {**asdict(TrainArguments()), **paper["training"]}
+    lost = {key for key, value in sections["training"].items() if value != training[key]}
+    if lost := sorted(lost - {*RECIPE_FIELDS} - LEFT_TO_THE_BACKBONE):
+        raise ValueError(
+            f"`--rows` must differ in quantizer and recipe alone, got {name!r}, which changes {', '.join(lost)}"
+        )
     kinds = (("model", MODEL_FIELDS, DualCodebookFields), ("training", RECIPE_FIELDS, TrainArguments))
     for section, fields, kind in kinds:
         defaults = {**asdict(kind()), **paper[section]}
@@ -455,7 +468,13 @@ def _conditions(run: RunConfig) -> dict[str, Any]:
 
 
 def _recipe(training: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in training.items() if key in RECIPE_FIELDS}
+    """The fields of the recipe; token noise only where there is some: rows without it keep their keys."""
+    noise = training.get("token_noise", 0)
+    return {
+        key: value
+        for key, value in training.items()
+        if key in RECIPE_FIELDS and (noise or not key.startswith("token_noise"))
+    }
 
 
 def _public_run(run: RunConfig) -> dict[str, Any]:

@@ -226,6 +226,13 @@ def test_the_rates_are_those_that_the_rows_promise(work):
             assert model.quantize.bits_per_position == promised.get(name, 18), name
 
 
+def test_token_noise_is_of_the_recipe_and_leaves_the_keys_of_other_rows(work):
+    base, noisy = (quality.build_job(quality.read_row(name), 0, parsed(work)) for name in ("base", "base-token-noise"))
+    assert (base.run.training.token_noise, noisy.run.training.token_noise) == (0, 0.5)
+    assert base.key != noisy.key and noisy.row.training["token_noise"] == 0.5
+    assert not any(name.startswith("token_noise") for name in quality._recipe(dataclasses.asdict(base.run.training)))
+
+
 def test_rows_start_from_the_same_network(work):
     states = []
     for name in ("paper-quantizer", "both-ema", "pair-32"):
@@ -240,6 +247,10 @@ def test_rows_start_from_the_same_network(work):
     ("changes", "message"),
     [
         ({"rows": "paper"}, "use paper-quantizer, got 'paper'"),
+        (
+            {"rows": "sharp-whole"},
+            "must differ in quantizer and recipe alone, got 'sharp-whole', which changes",
+        ),
         ({"rows": "nothing"}, "`--rows` must be YAML files or of base, base-1024"),
         ({"rows": ["both-ema", "both-ema"]}, "must name every run once"),
         ({"backbone": "tiny"}, "must leave the quantizer to the rows: global_dim, local_dim"),
