@@ -23,7 +23,8 @@ from dualcodebook_hf.run_folder import SavedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-RESULTS = ("quality", "quality/f16")  # folders of benchmarks/quality.py, with a table.md of their own
+# Folders of benchmarks/quality.py, with a table.md of their own.
+RESULTS = ("quality", "quality/f16", "quality/perceptual")
 PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md", "docs/speed.md")
 PAGES += ("docs/runtimes.md", "docs/generator.md")
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
