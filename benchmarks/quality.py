@@ -148,17 +148,15 @@ def read_row(name: str) -> Row:
         names = sorted({path.stem for path in CONFIGS.glob("*.yaml")} | {*preset_names(), *CODECS} - {"paper"})
         raise ValueError(f"`--rows` must be YAML files or of {', '.join(names)}, got {name!r}")
     sections, paper = load_preset(str(known) if known.is_file() else name), load_preset("paper")
-    parts, training = [], {**asdict(TrainArguments()), **paper["training"]}
-    lost = {key for key, value in sections["training"].items() if value != training[key]}
-    if lost := sorted(lost - {*RECIPE_FIELDS} - LEFT_TO_THE_BACKBONE):
-        raise ValueError(
-            f"`--rows` must differ in quantizer and recipe alone, got {name!r}, which changes {', '.join(lost)}"
-        )
+    parts = []
     kinds = (("model", MODEL_FIELDS, DualCodebookFields), ("training", RECIPE_FIELDS, TrainArguments))
     for section, fields, kind in kinds:
         defaults = {**asdict(kind()), **paper[section]}
-        changed = {key: value for key, value in sections[section].items() if key in fields and value != defaults[key]}
-        parts.append(changed)
+        changed = {key: value for key, value in sections[section].items() if value != defaults[key]}
+        parts.append({key: value for key, value in changed.items() if key in fields})
+    if lost := sorted(changed.keys() - {*RECIPE_FIELDS} - LEFT_TO_THE_BACKBONE):  # of the training
+        told = ", ".join(lost)
+        raise ValueError(f"`--rows` must differ in quantizer and recipe alone, got {name!r}, which changes {told}")
     return Row(Path(name).stem, *parts)
 
 

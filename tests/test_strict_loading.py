@@ -18,6 +18,7 @@ from dualcodebook_hf.hub import export_code, prepare_folder
 from dualcodebook_hf.loading import load_tokenizer
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
 from dualcodebook_hf.training.tokenizer_task import build_model
+from dualcodebook_hf.weights import check_range
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -323,3 +324,14 @@ def test_weights_that_float16_cannot_hold_are_refused(face, tmp_path):
     assert loaded.encoder.conv_in.weight.isfinite().all()
     with pytest.raises(ValueError, match=r"`dtype`.*encoder\.conv_in\.weight"):
         model.cast_backbone(torch.float16)
+
+
+def test_weights_that_are_offloaded_are_not_looked_at(tiny_model):
+    """Those on the meta device hold no values; the others are still checked."""
+    tiny_model.cast_backbone(torch.float16)
+    tiny_model.decoder.to("meta")
+    check_range(tiny_model)
+    with torch.no_grad():
+        tiny_model.encoder.conv_in.weight[0, 0, 0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"1 tensors are infinite \(encoder\.conv_in\.weight\)"):
+        check_range(tiny_model)

@@ -219,8 +219,9 @@ def export_onnx(model: DualCodebookCore, folder: Path, variants: Sequence[str] =
         if variant == "_int8":
             _write_int8(place)
             continue
-        source = copy.deepcopy(model)
+        source = model
         if variant == "_fp16":
+            source = copy.deepcopy(model)
             source.cast_backbone(torch.float16)
         for name, program in _programs(source).items():
             _write_graph(program, place / f"{name}_model{variant}.onnx")

@@ -80,8 +80,8 @@ def check_weights(
 
 def check_range(model: nn.Module) -> None:
     """Raises ValueError where weights, finite before, became infinite in float16, which ends at 65504."""
-    state = model.state_dict()
-    infinite = [name for name, weight in state.items() if weight.dtype == torch.float16 and not is_finite(weight)]
+    half = {name: weight for name, weight in model.state_dict().items() if weight.dtype == torch.float16}
+    infinite = [name for name, weight in half.items() if not weight.is_meta and not is_finite(weight)]
     if infinite:
         raise ValueError(
             f"`dtype` must hold all weights, got torch.float16, whose largest number is 65504 and in which "
