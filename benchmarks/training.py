@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from timing import add_timing, convolution_peak, in_turns, machine, report, set_up, speedup, speedup_text
+from torch import nn
 
 from dualcodebook_hf.backbone import last_convolution
 from dualcodebook_hf.cli.inputs import positive
@@ -36,6 +37,7 @@ from dualcodebook_hf.training.arguments import parse_run_config
 from dualcodebook_hf.training.losses import adaptive_weight, generator_loss, weighted_sum
 from dualcodebook_hf.training.run import Trainer
 from dualcodebook_hf.training.tokenizer_task import TokenizerTask, build_reconstruction_loss
+from dualcodebook_hf.winograd import WinogradConv2d, layers_of
 
 PLAIN, OURS = "plain step", "trainer"
 # The paper's losses, all of them from the first update on.
@@ -57,6 +59,8 @@ class PlainTask(TokenizerTask):
     def prepare(self, accelerator: Any, fresh: bool) -> None:
         """With torch's default optimizers and convolutions."""
         super().prepare(accelerator, fresh)
+        for _, _, layer in layers_of(self.network, WinogradConv2d):
+            layer.__class__ = nn.Conv2d
         with torch.random.fork_rng():
             loss = build_reconstruction_loss(self.arguments, self.features, self.run.model.downsample_factor)
         self.reconstruction_loss = loss.to(accelerator.device)

@@ -12,11 +12,10 @@ from dualcodebook_hf import DualCodebookModel, DualCodebookVQModel, default_chec
 from dualcodebook_hf.inference import (
     BFloat16Conv2d,
     InferenceResnetBlock,
-    WinogradConv2d,
     fastest_dtype,
     optimize_for_inference,
-    use_winograd,
 )
+from dualcodebook_hf.winograd import WinogradConv2d, use_winograd
 
 FLOAT32 = {"dtype": torch.float32, "compile": False}
 
@@ -70,9 +69,10 @@ def test_the_papers_blocks_run_by_winograd_whatever_the_batch(tiny_config):
 
 
 @pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="torch without NNPACK")
-def test_winograd_gives_the_convolution_and_its_gradient_in_what_goes_in():
+@pytest.mark.parametrize("trained", [True, False])
+def test_winograd_gives_the_convolution_and_its_gradients(trained):
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(64, 96, 3, padding=1), nn.Conv2d(96, 8, 3, padding=1)).requires_grad_(False)
+    plain = nn.Sequential(nn.Conv2d(64, 96, 3, padding=1), nn.Conv2d(96, 8, 3, padding=1)).requires_grad_(trained)
     fast = copy.deepcopy(plain)
     use_winograd(fast)
     assert [type(layer) for layer in fast] == [WinogradConv2d, nn.Conv2d]  # 8 channels are too few
@@ -82,7 +82,9 @@ def test_winograd_gives_the_convolution_and_its_gradient_in_what_goes_in():
         leaf = x.clone().requires_grad_()
         out = network(leaf)
         out.square().mean().backward()
-        found[network is fast] = out.detach(), leaf.grad
+        found[network is fast] = [out.detach(), leaf.grad, *(p.grad for p in network.parameters() if trained)]
+    assert len(found[True]) == (6 if trained else 2)
+    assert all(parameter.grad is None for parameter in fast.parameters()) is not trained
     for one, other in zip(found[False], found[True], strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-3 * one.std().item())
     small = x[..., :20, :20]

@@ -32,6 +32,7 @@ from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainAr
 from dualcodebook_hf.training.run import NonFiniteError, Trainer
 from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 from dualcodebook_hf.training.train import main
+from dualcodebook_hf.winograd import WinogradConv2d, layers_of
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -261,6 +262,31 @@ def test_accumulated_gradients_equal_the_larger_batch(dataset, tmp_path):
     a, b = (load_file(tmp_path / name / "checkpoint-2" / "model.safetensors") for name in "ab")
     for name, value in a.items():
         assert (value - b[name]).norm() <= 1e-3 * value.norm() + 1e-6, name
+
+
+@pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="torch without NNPACK")
+def test_winograds_convolutions_give_the_plain_gradients_to_rounding(dataset, tmp_path):
+    model = {"block_out_channels": [64, 64], "norm_num_groups": 32, "global_transformer_layers": 0}
+    found = []
+    for name in ("winograd", "plain", "winograd again"):
+        run = run_config(dataset, tmp_path / name, model=model, data={"resize": 96, "resolution": 96})
+        trainer = trainer_of(run)
+        trainer.network.train()
+        layers = [layer for _, _, layer in layers_of(trainer.network, WinogradConv2d)]
+        assert len(layers) > 4
+        for layer in layers if name == "plain" else ():
+            layer.__class__ = torch.nn.Conv2d
+        terms = trainer.task.forward_backward(next(trainer.task.batches(0)), 1)
+        found.append((terms, {key: each.grad for key, each in trainer.network.named_parameters()}))
+        forget_accelerate()
+    (terms, gradients), (plain_terms, plain_gradients), again = found
+    for name, value in terms.items():
+        assert value == pytest.approx(plain_terms[name].item(), rel=1e-3), name
+        assert torch.equal(value, again[0][name])
+    assert not torch.equal(gradients["decoder.conv_in.weight"], plain_gradients["decoder.conv_in.weight"])
+    for name, value in plain_gradients.items():
+        assert (gradients[name] - value).norm() <= 1e-2 * value.norm() + 1e-7, name
+        assert torch.equal(gradients[name], again[1][name])
 
 
 def test_training_learns_and_what_it_saves_is_what_it_validated(dataset, tmp_path):

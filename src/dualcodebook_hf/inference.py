@@ -14,12 +14,11 @@ from torch import nn
 
 from .codebooks import TransformerCodebook
 from .core import DualCodebookCore
+from .winograd import WinogradConv2d, layers_of, replace_layers, use_winograd, winograd_available
 
 Face = TypeVar("Face", bound=DualCodebookCore)
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Below these NNPACK's transform of the weights costs more than its fewer multiplications save (measured, AVX2).
-WINOGRAD_CHANNELS, WINOGRAD_POSITIONS = 64, 48 * 48
 # How much faster bfloat16 must be to be taken: machines that emulate it are several times slower, others twice as fast.
 BFLOAT16_GAIN = 1.3
 PROBE_CHANNELS, PROBE_SIDE, PROBE_ROUNDS = 128, 48, 2
@@ -50,10 +49,10 @@ def optimize_for_inference(model: Face, dtype: torch.dtype | None = None, compil
     device = model.device
     if model.dtype == torch.float32:
         dtype = dtype or fastest_dtype(device.type)
-        winograd = dtype == torch.float32 and device.type == "cpu" and _nnpack() and _is_vqgan(model)
+        winograd = dtype == torch.float32 and device.type == "cpu" and winograd_available() and _is_vqgan(model)
     else:
         dtype, winograd = model.dtype, False
-    _replace(model, ResnetBlock2D, InferenceResnetBlock)
+    replace_layers(model, ResnetBlock2D, InferenceResnetBlock)
     if winograd:
         use_winograd(model)
         model.use_slicing = True  # NNPACK takes one image
@@ -84,7 +83,7 @@ def fastest_dtype(device: str) -> torch.dtype:
     x = torch.zeros(shape, device=device)
     x_low = x.to(torch.bfloat16, **channels_last)
     if device == "cpu":
-        conv = WinogradConv2d(conv) if _nnpack() else conv
+        conv = WinogradConv2d(conv) if winograd_available() else conv
     else:
         conv, x = conv.to(**channels_last), x.contiguous(**channels_last)
     full, half = map(min, time_in_turns([partial(conv, x), partial(low, x_low)], PROBE_ROUNDS, device))
@@ -118,65 +117,6 @@ def time_in_turns(
             if number:
                 found.append(clock() - start)
     return times
-
-
-def use_winograd(network: nn.Module) -> None:
-    """On a CPU, 3 x 3 convolutions of a network whose weights are frozen become `WinogradConv2d`, where it is worth it.
-
-    Gradients still reach what goes in.
-    """
-    device = next(network.parameters(), torch.empty(0)).device
-    if device.type == "cpu" and _nnpack():
-        _replace(network, nn.Conv2d, lambda conv: WinogradConv2d(conv) if WinogradConv2d.takes(conv) else conv)
-
-
-class WinogradConv2d(nn.Conv2d):
-    """A 3 x 3 convolution of stride 1 that NNPACK computes by F(6 x 6, 3 x 3): 5 times fewer multiplications.
-
-    Larger rounding errors (1e-4 of the values' deviation instead of 1e-5); small images and other types than float32 go
-    the usual way. Its weights get no gradient.
-
-    Args:
-        conv: its parameters are taken over.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        bias = conv.bias is not None
-        super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=bias, device="meta")
-        self.weight, self.bias = conv.weight, conv.bias
-
-    @staticmethod
-    def takes(conv: nn.Conv2d) -> bool:
-        """Whether it can stand for `conv`, and is worth it."""
-        shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-        return (
-            shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-            and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C', H, W)."""
-        large = x.shape[2] * x.shape[3] >= WINOGRAD_POSITIONS
-        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-        return _Winograd.apply(x, self.weight, self.bias) if large and plain else super().forward(x)
-
-
-class _Winograd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        return _winograd(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-        return _winograd(gradient, turned, None), None, None
-
-
-def _winograd(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    parts = [torch._nnpack_spatial_convolution(one, weight, bias, padding=1) for one in x.split(1)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class InferenceResnetBlock(nn.Module):
@@ -222,7 +162,7 @@ class BFloat16Conv2d(nn.Module):
 def _use_bfloat16(model: DualCodebookCore) -> None:
     encoder, decoder = model.encoder, model.decoder
     ends = (encoder.conv_in, encoder.conv_out)
-    for parent, name, conv in _children(encoder, nn.Conv2d):
+    for parent, name, conv in layers_of(encoder, nn.Conv2d, WinogradConv2d):
         if conv not in ends and parent not in ends:
             setattr(parent, name, BFloat16Conv2d(conv))
     for block in encoder.modules():
@@ -233,26 +173,6 @@ def _use_bfloat16(model: DualCodebookCore) -> None:
     decoder.register_forward_hook(lambda module, inputs, output: output.float())
 
 
-def _replace(model: nn.Module, kind: type[nn.Module], build: Callable[[nn.Module], nn.Module]) -> None:
-    for parent, name, child in _children(model, kind):
-        setattr(parent, name, build(child))
-
-
-def _children(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """(parent, name, module) of all modules of exactly one kind."""
-    return [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is kind
-    ]
-
-
 def _is_vqgan(model: DualCodebookCore) -> bool:
     """DC-AE's blocks normalise over the channels, and are narrow where images are large."""
     return model.config.backbone == "vqgan"
-
-
-def _nnpack() -> bool:
-    """Whether torch has NNPACK and the processor runs it; the question also initialises it."""
-    return torch.backends.nnpack.is_available()

@@ -19,7 +19,6 @@ from ..backbone import last_convolution
 from ..evaluation.evaluator import Evaluator
 from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
-from ..inference import use_winograd
 from ..loading import load_tokenizer
 from ..metrics import IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..perceptual.distances import EfficientNetDistance
@@ -28,6 +27,7 @@ from ..perceptual.vgg import LPIPS
 from ..perceptual.weights import MissingWeightsError
 from ..run_folder import CONVERSION
 from ..weights import TOKEN_PARTS
+from ..winograd import use_winograd
 from .adversary import Adversary
 from .arguments import RunConfig, TrainArguments, naming_arguments
 from .data import TrainingImages, ValidationImages
@@ -119,10 +119,7 @@ class TokenizerTask:
                 part.requires_grad_(False)
         if arguments.token_noise:
             TokenNoise(model, arguments.token_noise, arguments.token_noise_images, arguments.token_noise_neighbours)
-        wanted = arguments.channels_last
-        channels_last = accelerator.device.type == "cuda" if wanted is None else wanted
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        model.to(memory_format=self.memory_format)
+        self._lay_out(model)
         if arguments.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if arguments.compile:
@@ -136,6 +133,14 @@ class TokenizerTask:
         if self.adversary is not None:
             self.adversary.discriminator.to(memory_format=self.memory_format)
             self.adversary.prepare(accelerator)
+
+    def _lay_out(self, model: DualCodebookVQModel) -> None:
+        device, wanted = self.accelerator.device.type, self.arguments.channels_last
+        channels_last = device == "cuda" if wanted is None else wanted
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        model.to(memory_format=self.memory_format)
+        if device == "cpu" and model.config.backbone == "vqgan" and not channels_last:
+            use_winograd(model)
 
     def batches(self, start: int) -> Iterator[dict[str, torch.Tensor]]:
         """This process's crops, from sample `start` on."""
