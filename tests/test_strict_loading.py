@@ -1,6 +1,7 @@
 """Every loader takes weights that fit and are finite, whole, and nothing else; each face loads what the other saved."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -283,6 +284,36 @@ def test_an_index_names_nothing_outside_its_folder(tiny_model, tmp_path):
         if shard != name:
             with pytest.raises(ValueError, match="does not lie beside it"):
                 DualCodebookModel.from_pretrained(tmp_path / "model")
+
+
+DAMAGED_INDICES = {
+    "cut": lambda content: json.dumps(content)[:-100],
+    "no object": lambda content: "[]",
+    "empty": lambda content: "",
+    "no text": lambda content: "\xff",
+    "deep": lambda content: "[" * 5000,
+    "no map": lambda content: json.dumps({"metadata": {}}),
+    "no metadata": lambda content: json.dumps({"weight_map": content["weight_map"]}),
+    "an empty map": lambda content: json.dumps({**content, "weight_map": {}}),
+    **{
+        f"names like {name!r:.20}": lambda content, name=name: json.dumps(
+            {**content, "weight_map": dict.fromkeys(content["weight_map"], name)}
+        )
+        for name in (1, [1], None, "", "..", "a\0b", "a" * 5000)
+    },
+}
+
+
+@pytest.mark.parametrize("face", [DualCodebookVQModel, DualCodebookModel])
+@pytest.mark.parametrize("kind", [kind for kind in SAVES if "shards" in kind])
+@pytest.mark.parametrize("damage", DAMAGED_INDICES)
+def test_a_damaged_index_is_named(tiny_model, tmp_path, kind, face, damage):
+    SAVES[kind](tiny_model, tmp_path)
+    (index,) = tmp_path.glob("*.index.json")
+    index.write_text(DAMAGED_INDICES[damage](json.loads(index.read_text())), encoding="latin-1")
+    with pytest.raises(ValueError, match=re.escape(str(index))) as refused:
+        face.from_pretrained(tmp_path)
+    assert len(str(refused.value)) < 1000
 
 
 # --- names

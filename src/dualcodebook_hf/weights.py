@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
+from .files import read_json
+
 # What finds a file of a model; the other arguments of `from_pretrained` are for the weights.
 LOCATION_ARGUMENTS = (
     "cache_dir",
@@ -33,6 +34,8 @@ LOCATION_ARGUMENTS = (
 WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_PICKLE_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
 # The parts of a tokenizer that turn an image into tokens; `train: decoder` leaves them as they are.
 TOKEN_PARTS = ("encoder", "quant_conv", "quantize", "linear_encoder")
+LONGEST_NAME = 255  # of a file, in nearly every file system
+DAMAGED = (SafetensorError, zipfile.BadZipFile, RecursionError)  # what the libraries raise for damaged weights
 SAVE_AGAIN = "config.json and weights must come from one call of `save_pretrained`"
 
 
@@ -157,15 +160,30 @@ def find_weights(source: str | os.PathLike, name: str, variant: str | None = Non
 
 
 def find_shards(index: Path, source: str | os.PathLike, **location) -> list[Path]:
-    """The files that an index names. Raises ValueError for one that is not there or is not plainly named."""
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    """The files that an index names. Raises ValueError for a damaged one and for a file that is not beside it."""
     shards = []
-    for name in sorted(names):
-        found = _find_file(source, name, **location) if Path(name).name == name else None
+    for name in _read_index(index):
+        found = _find_file(source, name, **location)
         if found is None:
             raise ValueError(f"'{index}' names the file '{name}', which does not lie beside it")
         shards.append(found)
     return shards
+
+
+def _read_index(index: Path) -> list[str]:
+    """The files that it names. Raises ValueError for one that the libraries cannot read."""
+    content = read_json(index) or {}
+    entries = content.get("weight_map")
+    names = list(entries.values()) if isinstance(entries, dict) else []
+    if not names or not all(isinstance(name, str) for name in names) or not isinstance(content.get("metadata"), dict):
+        raise ValueError(
+            f"'{index}' must hold an object `metadata` and an object `weight_map`, tensors' names to files' names: "
+            "download or save the model again"
+        )
+    for name in names:
+        if name in ("", "..") or Path(name).name != name or len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"'{index}' names the file {name[:LONGEST_NAME]!r}, which does not lie beside it")
+    return sorted(set(names))
 
 
 def _find_file(source: str | os.PathLike, name: str, **location) -> Path | None:
@@ -202,14 +220,17 @@ def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> It
     """
     try:
         yield
-    except (SafetensorError, RecursionError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
+        _check_index(source, options)  # the libraries read it as if it could not be damaged
         raise ValueError(f"the files in '{source}' are damaged: {error}; download or save them again") from error
-    except (AttributeError, TypeError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        _check_index(source, options)
         path = Path(source or "") / (options.get("subfolder") or "") / "config.json"
-        if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-            raise ValueError(f"'{path}' must hold a JSON object") from error
+        if isinstance(error, (AttributeError, TypeError)) and path.is_file():
+            read_json(path)
         raise
     except OSError as error:
+        _check_index(source, options)
         place = {"subfolder": options.get("subfolder"), "variant": options.get("variant")}
         folder = Path(source or "") / (place["subfolder"] or "")
         if (folder / "config.json").is_file() and not any(
@@ -217,6 +238,15 @@ def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> It
         ):
             raise OSError(missing_weights(source or "", **place)) from error
         raise
+
+
+def _check_index(source: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
+    """Raises ValueError where the weights are in shards, for an index that names none of them."""
+    location = {name: options[name] for name in LOCATION_ARGUMENTS if name in options}
+    for name in (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME):
+        found = find_weights(source or "", name, options.get("variant"), **location)
+        if found is not None and found.suffix == ".json":
+            _read_index(found)
 
 
 def weights_hash(model: nn.Module) -> str:
