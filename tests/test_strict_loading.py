@@ -15,6 +15,7 @@ from transformers import AutoModel
 from dualcodebook_hf import DualCodebookModel, DualCodebookVQModel
 from dualcodebook_hf.cli.main import main
 from dualcodebook_hf.configuration_dualcodebook import DualCodebookFields
+from dualcodebook_hf.generation.transformer import DualCodebookTransformer
 from dualcodebook_hf.hub import export_code, prepare_folder
 from dualcodebook_hf.loading import load_tokenizer
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
@@ -314,6 +315,43 @@ def test_a_damaged_index_is_named(tiny_model, tmp_path, kind, face, damage):
     with pytest.raises(ValueError, match=re.escape(str(index))) as refused:
         face.from_pretrained(tmp_path)
     assert len(str(refused.value)) < 1000
+
+
+# --- the generator's transformer
+
+
+@pytest.fixture
+def transformer():
+    torch.manual_seed(0)
+    grid = {"codebook_sizes": (4, 8), "num_classes": 3, "sample_size": (2, 2)}
+    return DualCodebookTransformer(**grid, hidden_size=8, num_layers=1, num_attention_heads=1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: {name: value for name, value in state.items() if name != "norm.bias"}, "1 tensors missing"),
+        (lambda state: {**state, "more": torch.zeros(1)}, r"1 tensors unknown \(more\)"),
+        (lambda state: {**state, "norm.bias": torch.zeros(9)}, r"norm\.bias \(9,\) instead of \(8,\)"),
+        (lambda state: {**state, "norm.bias": torch.full((8,), torch.nan)}, r"NaN or infinity \(norm\.bias\)"),
+    ],
+)
+def test_weights_of_a_transformer_fit_whole_or_are_refused(transformer, tmp_path, damage, message):
+    transformer.save_pretrained(tmp_path)
+    assert equal(DualCodebookTransformer.from_pretrained(tmp_path), transformer)
+    save_file(damage(load_file(tmp_path / WEIGHTS)), tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / WEIGHTS))}.*{message}"):
+        DualCodebookTransformer.from_pretrained(tmp_path)
+
+
+def test_a_transformer_of_damaged_files_or_of_none_is_explained(transformer, tmp_path):
+    transformer.save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="there are no weights"):
+        DualCodebookTransformer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json' must hold a JSON object"):
+        DualCodebookTransformer.from_pretrained(tmp_path)
 
 
 # --- names

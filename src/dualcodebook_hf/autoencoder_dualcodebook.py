@@ -24,8 +24,7 @@ from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput, Method
 from .presets import load_preset
 from .weights import (
     LOCATION_ARGUMENTS,
-    check_range,
-    check_weights,
+    StrictWeights,
     find_shards,
     find_weights,
     missing_weights,
@@ -45,7 +44,7 @@ registered: Callable[[Method], Method] = register_to_config  # which keeps no si
 
 
 @documents_fields("Args")
-class DualCodebookVQModel(ModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
+class DualCodebookVQModel(StrictWeights, ModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
     The defaults are the paper's. Raises ValueError for a field that is wrong.
@@ -151,19 +150,6 @@ class DualCodebookVQModel(ModelMixin, DualCodebookCore, AutoencoderMixin, Config
         loaded = super().from_pretrained(source, **{"low_cpu_mem_usage": False, **kwargs})
         if dtype is not None:
             (loaded[0] if isinstance(loaded, tuple) else loaded).cast_backbone(dtype)
-        return loaded
-
-    @classmethod
-    def _load_pretrained_model(cls, model, state_dict, resolved_model_file, *args, **kwargs) -> tuple:
-        # The one place that every way of loading passes, with the files found and the model without its weights.
-        check_weights(
-            model,
-            state_dict,
-            resolved_model_file,
-            ignore_mismatched_sizes=kwargs.get("ignore_mismatched_sizes", False),
-        )
-        loaded = super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
-        check_range(model)
         return loaded
 
     @classmethod

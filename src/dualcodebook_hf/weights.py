@@ -220,33 +220,43 @@ def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> It
     """
     try:
         yield
-    except DAMAGED as error:
-        _check_index(source, options)  # the libraries read it as if it could not be damaged
-        raise ValueError(f"the files in '{source}' are damaged: {error}; download or save them again") from error
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
-        _check_index(source, options)
-        path = Path(source or "") / (options.get("subfolder") or "") / "config.json"
-        if isinstance(error, (AttributeError, TypeError)) and path.is_file():
-            read_json(path)
-        raise
-    except OSError as error:
-        _check_index(source, options)
-        place = {"subfolder": options.get("subfolder"), "variant": options.get("variant")}
-        folder = Path(source or "") / (place["subfolder"] or "")
-        if (folder / "config.json").is_file() and not any(
-            find_weights(source or "", name, **place) for name in WEIGHTS_NAMES
-        ):
-            raise OSError(missing_weights(source or "", **place)) from error
+    except (*DAMAGED, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
+        _check_json(source, options)
+        if isinstance(error, DAMAGED):
+            raise ValueError(f"the files in '{source}' are damaged: {error}; download or save them again") from error
+        if isinstance(error, OSError):
+            place = {"subfolder": options.get("subfolder"), "variant": options.get("variant")}
+            folder = Path(source or "") / (place["subfolder"] or "")
+            if (folder / "config.json").is_file() and not any(
+                find_weights(source or "", name, **place) for name in WEIGHTS_NAMES
+            ):
+                raise OSError(missing_weights(source or "", **place)) from error
         raise
 
 
-def _check_index(source: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
-    """Raises ValueError where the weights are in shards, for an index that names none of them."""
+def _check_json(source: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a config.json or an index of shards that the libraries took as it was, damaged."""
+    read_json(Path(source or "") / (options.get("subfolder") or "") / "config.json")
     location = {name: options[name] for name in LOCATION_ARGUMENTS if name in options}
     for name in (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME):
         found = find_weights(source or "", name, options.get("variant"), **location)
         if found is not None and found.suffix == ".json":
             _read_index(found)
+
+
+class StrictWeights:
+    """In front of diffusers' ModelMixin: loads weights whole and fitting, or raises ValueError."""
+
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, resolved_model_file, *args, **kwargs) -> tuple:
+        # The one place that every way of loading passes, with the files found and the model without its weights.
+        loose = kwargs.get("ignore_mismatched_sizes", False)
+        check_weights(model, state_dict, resolved_model_file, ignore_mismatched_sizes=loose)
+        loaded = super()._load_pretrained_model(  # type: ignore[misc]
+            model, state_dict, resolved_model_file, *args, **kwargs
+        )
+        check_range(model)
+        return loaded
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from diffusers import AmusedScheduler
 from huggingface_hub import snapshot_download
 
 from ..autoencoder_dualcodebook import DualCodebookVQModel
+from ..files import read_json
 from ..loading import (
     PIPELINE_INDEX,
     check_cache,
@@ -47,10 +47,11 @@ def load_generator(
         check_cache(name, argument, PIPELINE_INDEX)
     with naming_the_source(name, argument):
         folder = Path(name).expanduser() if local else Path(snapshot_download(name, allow_patterns=FILES))
-        index = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
-        kind = SCHEDULERS.get(index["scheduler"][1])
+        index = read_json(folder / PIPELINE_INDEX) or {}
+        named = index.get("scheduler")
+        kind = SCHEDULERS.get(str(named[-1])) if isinstance(named, list) and named else None
         if kind is None:
-            raise ValueError(f"its scheduler must be one of {', '.join(SCHEDULERS)}, got {index['scheduler'][1]}")
+            raise ValueError(f"`scheduler` in {PIPELINE_INDEX} must be one of {', '.join(SCHEDULERS)}, got {named!r}")
         # In float32, in which the pipeline compares the tokenizer's weights with those that the transformer names.
         pipeline = DualCodebookMaskGenerationPipeline(
             DualCodebookVQModel.from_pretrained(folder / "vqvae", dtype=torch.float32),

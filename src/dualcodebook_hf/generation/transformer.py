@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..weights import StrictWeights, readable
 from .choices import check_network
 
 LARGEST_VOCABULARY = 2**16  # codes of a codebook that token files hold
@@ -28,7 +31,7 @@ class DualCodebookTransformerOutput(BaseOutput):
     logits: tuple[torch.Tensor, ...]
 
 
-class DualCodebookTransformer(ModelMixin, ConfigMixin):
+class DualCodebookTransformer(StrictWeights, ModelMixin, ConfigMixin):
     """Predicts the hidden tokens of an image from those that are known (MaskGIT, arXiv 2202.04200).
 
     As in MaskBit (arXiv 2409.16211), the embeddings of a position's tokens are summed, each token may be hidden by
@@ -93,6 +96,16 @@ class DualCodebookTransformer(ModelMixin, ConfigMixin):
         for block in self.blocks:
             for layer in (block.attention.out, block.mlp[-1]):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * num_layers) ** 0.5)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """diffusers' method (folder or Hub id, eval mode), strict.
+
+        Raises ValueError, naming the file and the tensors, for weights that do not fit config.json, whole, or are not
+        finite; OSError where there are none.
+        """
+        with readable(pretrained_model_name_or_path, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def mask_token_ids(self) -> tuple[int, ...]:
