@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,6 +91,19 @@ def test_winograd_gives_the_convolution_and_its_gradients(trained):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-3 * one.std().item())
     small = x[..., :20, :20]
     assert torch.equal(fast(small), plain(small))
+
+
+@pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="torch without NNPACK")
+def test_a_network_with_winograds_convolutions_runs_in_another_process_and_on_nothing(tmp_path):
+    network = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1))
+    use_winograd(network)
+    x = torch.randn(1, 64, 50, 50)
+    assert network(x[:0]).shape == (0, 64, 50, 50)
+    torch.save((network, x, network(x)), tmp_path / "network.pt")
+    load = "import sys, torch; network, x, y = torch.load(sys.argv[1], weights_only=False)"
+    code = f"{load}; assert torch.equal(network(x), y)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "network.pt")], check=True)
+    assert network.to("meta")(x.to("meta")).shape == x.shape
 
 
 @pytest.mark.parametrize("backbone", ["vqgan", "dcae"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ from dualcodebook_hf.hub import export_code, prepare_folder
 from dualcodebook_hf.loading import load_tokenizer
 from dualcodebook_hf.training.arguments import DataArguments, RunConfig, TrainArguments
 from dualcodebook_hf.training.tokenizer_task import build_model
-from dualcodebook_hf.weights import check_range
+from dualcodebook_hf.weights import check_range, readable
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -315,6 +316,48 @@ def test_a_damaged_index_is_named(tiny_model, tmp_path, kind, face, damage):
     with pytest.raises(ValueError, match=re.escape(str(index))) as refused:
         face.from_pretrained(tmp_path)
     assert len(str(refused.value)) < 1000
+
+
+def test_a_damaged_index_is_named_whatever_lies_beside_it(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    (tmp_path / f"{WEIGHTS}.index.json").write_text("{}")  # diffusers takes it before the whole file
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}\.index\.json' must hold an object `metadata`"):
+        DualCodebookVQModel.from_pretrained(tmp_path)
+    shutil.rmtree(tmp_path)
+    tiny_model.save_pretrained(tmp_path, safe_serialization=False, max_shard_size="10KB")
+    (tmp_path / "diffusion_pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"bin\.index\.json' must hold an object `metadata`"):
+        DualCodebookVQModel.from_pretrained(tmp_path, use_safetensors=False)
+
+
+def test_other_errors_stay_what_they_are_and_nothing_is_downloaded_for_them(tiny_model, tmp_path, monkeypatch):
+    as_transformers(tiny_model).save_pretrained(tmp_path / "model")
+    state = as_transformers(tiny_model).state_dict()
+    del state["quant_conv.bias"]
+    (tmp_path / "config.json").write_text("[]")  # of something else, in the folder of the process
+    monkeypatch.chdir(tmp_path)
+    config = DualCodebookModel.config_class.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"1 tensors missing \(quant_conv\.bias\)"):
+        DualCodebookModel.from_pretrained(None, config=config, state_dict=state)
+    with pytest.raises(OSError, match="is not the path to a directory containing"):
+        DualCodebookVQModel.from_pretrained(str(tmp_path / "no" / "such" / "folder"))
+
+    repository, commit = tmp_path / "models--nobody--tok", "0123456789abcdef0123456789abcdef01234567"
+    (tmp_path / "model").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit / "config.json").write_text("[]")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", lambda *a, **options: asked.append(options))
+    with (
+        pytest.raises(ValueError, match=r"config\.json' must hold a JSON object"),
+        readable("nobody/tok", options := {}),
+    ):
+        options |= {"cache_dir": str(tmp_path), "force_download": True}
+        raise AttributeError("'list' object has no attribute 'items'")
+    assert asked and all(each["local_files_only"] and not each.get("force_download") for each in asked)
 
 
 # --- the generator's transformer

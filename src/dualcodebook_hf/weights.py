@@ -1,4 +1,4 @@
-"""Weights that are loaded whole and fitting, or not at all: what both faces' `from_pretrained` ask of a checkpoint."""
+"""Weights that are loaded whole and fitting, or not at all: what every `from_pretrained` asks of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_PICKLE_NAME, SAFE_WEIGHTS_N
 # The parts of a tokenizer that turn an image into tokens; `train: decoder` leaves them as they are.
 TOKEN_PARTS = ("encoder", "quant_conv", "quantize", "linear_encoder")
 LONGEST_NAME = 255  # of a file, in nearly every file system
-DAMAGED = (SafetensorError, zipfile.BadZipFile, RecursionError)  # what the libraries raise for damaged weights
+DAMAGED = (SafetensorError, zipfile.BadZipFile, RecursionError)  # what only damaged files make the libraries raise
 SAVE_AGAIN = "config.json and weights must come from one call of `save_pretrained`"
 
 
@@ -235,13 +235,23 @@ def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> It
 
 
 def _check_json(source: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
-    """Raises ValueError for a config.json or an index of shards that the libraries took as it was, damaged."""
-    read_json(Path(source or "") / (options.get("subfolder") or "") / "config.json")
+    """Raises ValueError, naming the file, for a config.json or an index of shards that is damaged.
+
+    The libraries read them without checking. Only what is on the disk already is looked at, in the order in which it
+    may have been read.
+    """
+    if source is None:
+        return
     location = {name: options[name] for name in LOCATION_ARGUMENTS if name in options}
-    for name in (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME):
-        found = find_weights(source or "", name, options.get("variant"), **location)
-        if found is not None and found.suffix == ".json":
-            _read_index(found)
+    location |= {"local_files_only": True, "force_download": False}
+    for name, read in (("config.json", read_json), *((f"{name}.index.json", _read_index) for name in WEIGHTS_NAMES)):
+        stem, suffix = name.rsplit(".", 1)
+        variant = options.get("variant") if read is _read_index else None
+        found = None
+        with suppress(OSError, ValueError):  # no name of a folder or repository
+            found = _find_file(source, f"{stem}.{variant}.{suffix}" if variant else name, **location)
+        if found is not None:
+            read(found)
 
 
 class StrictWeights:

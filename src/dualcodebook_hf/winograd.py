@@ -48,9 +48,11 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C', H, W)."""
-        large = x.shape[2] * x.shape[3] >= WINOGRAD_POSITIONS
-        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-        return _Winograd.apply(x, self.weight, self.bias) if large and plain else super().forward(x)
+        large = len(x) > 0 and x.shape[2] * x.shape[3] >= WINOGRAD_POSITIONS
+        plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+        if plain and large and x.dtype == torch.float32 and x.device.type == "cpu" and winograd_available():
+            return _Winograd.apply(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class _Winograd(torch.autograd.Function):

@@ -47,7 +47,9 @@ def load_generator(
         check_cache(name, argument, PIPELINE_INDEX)
     with naming_the_source(name, argument):
         folder = Path(name).expanduser() if local else Path(snapshot_download(name, allow_patterns=FILES))
-        index = read_json(folder / PIPELINE_INDEX) or {}
+        index = read_json(folder / PIPELINE_INDEX)
+        if index is None:
+            raise ValueError(f"there is no {PIPELINE_INDEX} in it: it is not a generator")
         named = index.get("scheduler")
         kind = SCHEDULERS.get(str(named[-1])) if isinstance(named, list) and named else None
         if kind is None:
