@@ -1,6 +1,7 @@
 """How a generator is best sampled: one setting changed at a time, measured against the test split:
 
-    python benchmarks/sampling.py --generator FOLDER --dataset DATA --size 128 --json docs/quality/sampling.json
+    python benchmarks/sampling.py --generator FOLDER --dataset DATA --size 128 --json docs/generation/sampling.json
+    python benchmarks/sampling.py --dataset DATA --size 256 --settings sampling_temperature num_inference_steps
 
 Sample i has the class of test image i and the seed `--seed` + i. Times are of the drawing alone, without decoding.
 """
@@ -53,6 +54,9 @@ ROWS: list[dict[str, Any]] = [
     {"choice_temperature": 1.0},
     {"choice_temperature": 9.0},
     {"sampling_temperature": 0.9},
+    {"sampling_temperature": 0.8},
+    {"sampling_temperature": 0.7},
+    {"sampling_temperature": 0.8, "num_inference_steps": 32},
     {"order": "halton", "sampling_temperature": 0.9},
 ]
 
@@ -66,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=positive, default=128, help="side of the images (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=32, help="(default: %(default)s)")
     parser.add_argument("--limit", type=positive, help="images, at most (default: the whole split)")
+    parser.add_argument("--settings", nargs="+", choices=BASE, help="change these alone (default: all, one at a time)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     add_timing(parser, rounds=1)
     arguments = parser.parse_args(argv)
@@ -93,7 +98,7 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
         "reconstructions": score(test.reconstructed, test.features),
         "rows": [],
     }
-    for changes in ROWS:
+    for changes in (row for row in ROWS if set(row) <= set(arguments.settings or BASE)):
         row = one_row(pipeline, {**BASE, **changes}, labels, arguments, features, test.features, device)
         record["rows"].append({"changes": changes, **row})
         print(table({**record, "rows": record["rows"][-1:]}).splitlines()[-1], flush=True)
