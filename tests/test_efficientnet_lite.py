@@ -141,6 +141,11 @@ def test_files_of_other_networks_and_of_code_are_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(MissingWeightsError, match="holds the weights of another network"):
         EfficientNetLite.from_pretrained("lite0", pretrained_file("lite1"))
+    damaged = torch.load(pretrained_file("lite0"), weights_only=True)
+    damaged["_fc.bias"][7] = torch.nan
+    torch.save(damaged, tmp_path / "damaged.pth")
+    with pytest.raises(MissingWeightsError, match=r"damaged\.pth' is damaged: NaN or infinity in .*bias"):
+        EfficientNetLite.from_pretrained("lite0", tmp_path / "damaged.pth")
     path.write_bytes(b"no weights")
     with pytest.raises(MissingWeightsError, match="holds no weights"):
         EfficientNetLite.from_pretrained("lite0", path)

@@ -159,6 +159,9 @@ def test_a_file_that_holds_another_network_is_refused(lpips, tmp_path):
         MissingWeightsError, match=r"features.0.weight must be of shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"
     ):
         LPIPS.from_pretrained(path)
+    save_file(lpips.vgg.state_dict() | {"features.0.bias": torch.full((64,), torch.inf)}, path)
+    with pytest.raises(MissingWeightsError, match=r"is damaged: NaN or infinity in features\.0\.bias"):
+        LPIPS.from_pretrained(path)
     path.write_bytes(b"no safetensors")
     with pytest.raises(MissingWeightsError, match="does not hold VGG16's weights"):
         LPIPS.from_pretrained(path)

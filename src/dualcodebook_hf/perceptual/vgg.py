@@ -11,7 +11,7 @@ from torch import nn
 
 from . import LPIPS_SMALLEST_SIDE
 from .distances import check_image_pair, unit_length
-from .weights import MissingWeightsError, weights_file
+from .weights import MissingWeightsError, check_finite, weights_file
 
 VGG16 = "timm/vgg16.tv_in1k"
 HEADS_PATH = Path("functional", "image", "lpips_models", "vgg.pth")
@@ -126,6 +126,7 @@ def _load_vgg(vgg: VGG16Features, path: Path) -> None:
                         f"'{path}' does not hold VGG16's weights: {name} must be of shape {tuple(parameter.shape)}, "
                         f"got {tuple(weight.shape)}"
                     )
+                check_finite({name: weight}, path)
                 parameter.copy_(weight)
     except SafetensorError as error:
         raise MissingWeightsError(f"'{path}' does not hold VGG16's weights: {error}") from error

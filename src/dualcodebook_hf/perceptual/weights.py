@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..weights import is_finite, some
+
 WEIGHTS_NAME = "model.safetensors"
 
 
@@ -79,7 +81,7 @@ def copy_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], path: 
         weights: by the network's names; counts of BatchNorm's batches may be missing.
         path: where they come from, for the message.
 
-    Raises MissingWeightsError for missing, unknown and misshapen ones.
+    Raises MissingWeightsError for missing, unknown, misshapen and infinite ones.
     """
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items() if value.ndim}
     given = {name: tuple(value.shape) for name, value in weights.items() if value.ndim}
@@ -90,7 +92,14 @@ def copy_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], path: 
             f"'{path}' holds the weights of another network: {name} must be of shape {shapes.get(name)}, "
             f"got {given.get(name)}; {len(differing)} names differ in all"
         )
+    check_finite(weights, path)
     network.load_state_dict(weights, strict=False)
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises MissingWeightsError for NaN and infinity: every distance would be one."""
+    if infinite := [name for name, value in weights.items() if not is_finite(value)]:
+        raise MissingWeightsError(f"'{path}' is damaged: NaN or infinity in {some(infinite)}")
 
 
 def file_sha256(path: Path) -> str:
