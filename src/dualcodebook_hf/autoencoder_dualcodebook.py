@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, is_accelerate_available
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -23,7 +24,7 @@ from .core import NO_SPLIT_MODULES, DualCodebookCore, DualCodebookOutput, Method
 from .presets import load_preset
 from .weights import (
     LOCATION_ARGUMENTS,
-    StrictModelMixin,
+    StrictWeights,
     find_shards,
     find_weights,
     missing_weights,
@@ -43,7 +44,7 @@ registered: Callable[[Method], Method] = register_to_config  # which keeps no si
 
 
 @documents_fields("Args")
-class DualCodebookVQModel(StrictModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
+class DualCodebookVQModel(StrictWeights, ModelMixin, DualCodebookCore, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
     """Dual Codebook VQ tokenizer (arXiv 2503.10832) with the interface of diffusers' VQModel.
 
     The defaults are the paper's. Raises ValueError for a field that is wrong.

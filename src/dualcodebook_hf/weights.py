@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.utils import WEIGHTS_NAME as DIFFUSERS_PICKLE_NAME
 from safetensors import SafetensorError
@@ -153,7 +152,9 @@ def find_weights(source: str | os.PathLike, name: str, variant: str | None = Non
         **location: those of `LOCATION_ARGUMENTS`.
     """
     for candidate in (name, f"{name}.index.json"):
-        if found := _find_file(source, _of_variant(candidate, variant), **location):
+        stem, suffix = candidate.rsplit(".", 1)
+        candidate = f"{stem}.{variant}.{suffix}" if variant else candidate
+        if found := _find_file(source, candidate, **location):
             return found
     return None
 
@@ -183,11 +184,6 @@ def _read_index(index: Path) -> list[str]:
         if name in ("", "..") or Path(name).name != name or len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError(f"'{index}' names the file {name[:LONGEST_NAME]!r}, which does not lie beside it")
     return sorted(set(names))
-
-
-def _of_variant(name: str, variant: str | None) -> str:
-    stem, suffix = name.rsplit(".", 1)
-    return f"{stem}.{variant}.{suffix}" if variant else name
 
 
 def _find_file(source: str | os.PathLike, name: str, **location) -> Path | None:
@@ -248,24 +244,27 @@ def _check_json(source: str | os.PathLike | None, options: Mapping[str, Any]) ->
         return
     location = {name: options[name] for name in LOCATION_ARGUMENTS if name in options}
     location |= {"local_files_only": True, "force_download": False}
-    indices = [_of_variant(f"{name}.index.json", options.get("variant")) for name in WEIGHTS_NAMES]
-    for name, read in (("config.json", read_json), *((index, _read_index) for index in indices)):
+    for name, read in (("config.json", read_json), *((f"{name}.index.json", _read_index) for name in WEIGHTS_NAMES)):
+        stem, suffix = name.rsplit(".", 1)
+        variant = options.get("variant") if read is _read_index else None
         found = None
         with suppress(OSError, ValueError):  # no name of a folder or repository
-            found = _find_file(source, name, **location)
+            found = _find_file(source, f"{stem}.{variant}.{suffix}" if variant else name, **location)
         if found is not None:
             read(found)
 
 
-class StrictModelMixin(ModelMixin):
-    """diffusers' ModelMixin that loads weights whole and fitting, or raises ValueError."""
+class StrictWeights:
+    """In front of diffusers' ModelMixin: loads weights whole and fitting, or raises ValueError."""
 
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, resolved_model_file, *args, **kwargs) -> tuple:
         # The one place that every way of loading passes, with the files found and the model without its weights.
         loose = kwargs.get("ignore_mismatched_sizes", False)
         check_weights(model, state_dict, resolved_model_file, ignore_mismatched_sizes=loose)
-        loaded = super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
+        loaded = super()._load_pretrained_model(  # type: ignore[misc]
+            model, state_dict, resolved_model_file, *args, **kwargs
+        )
         check_range(model)
         return loaded
 

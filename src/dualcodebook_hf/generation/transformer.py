@@ -10,10 +10,11 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from ..weights import StrictModelMixin, readable
+from ..weights import StrictWeights, readable
 from .choices import check_network
 
 LARGEST_VOCABULARY = 2**16  # codes of a codebook that token files hold
@@ -30,7 +31,7 @@ class DualCodebookTransformerOutput(BaseOutput):
     logits: tuple[torch.Tensor, ...]
 
 
-class DualCodebookTransformer(StrictModelMixin, ConfigMixin):
+class DualCodebookTransformer(StrictWeights, ModelMixin, ConfigMixin):
     """Predicts the hidden tokens of an image from those that are known (MaskGIT, arXiv 2202.04200).
 
     As in MaskBit (arXiv 2409.16211), the embeddings of a position's tokens are summed, each token may be hidden by
