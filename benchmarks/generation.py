@@ -34,7 +34,7 @@ from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.training.run import StopRequest, Trainer
 
 GENERATOR = Path(__file__).parent / "small-generator.yaml"
-SAMPLING = {"num_inference_steps": 16, "guidance_scale": 2.0}
+SAMPLING = {"num_inference_steps": 16, "guidance_scale": 2.0, "sampling_temperature": 1.0}
 COLUMN = "label"
 DONE = "measured.json"
 

@@ -1,5 +1,8 @@
 """`dualcodebook generate` writes what the pipeline draws, and refuses bad input before it loads anything."""
 
+import argparse
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,8 @@ from PIL import Image
 from test_generation_pipeline import build, photograph, seeded, white
 
 from dualcodebook_hf.cli import main
+from dualcodebook_hf.cli.sampling import OPTIONS, add_sampling
+from dualcodebook_hf.generation.pipeline import DualCodebookMaskGenerationPipeline
 from dualcodebook_hf.generation.schedulers import MaskedTokenScheduler
 from dualcodebook_hf.tokens.file import load_tokens
 
@@ -57,6 +62,13 @@ def test_a_sheet_shows_a_row_of_each_class(pipe, folder, tmp_path, capsys):
     for drawn in expected(pipe, class_labels=["dog", "cat"], num_images=3, generator=generators):
         windows = np.lib.stride_tricks.sliding_window_view(sheet, drawn.shape)[:, :, 0]
         assert (np.abs(windows.astype(int) - drawn).max((2, 3, 4)) <= 1).sum() == 1
+
+
+def test_flags_that_are_left_out_are_the_pipelines_own_defaults():
+    parser = argparse.ArgumentParser()
+    add_sampling(parser.add_argument_group(), "--steps")
+    call = inspect.signature(DualCodebookMaskGenerationPipeline.__call__).parameters
+    assert vars(parser.parse_args([])) == {name: call[name].default for name in OPTIONS}
 
 
 def test_a_part_of_an_image_is_repainted_and_the_order_may_be_another(pipe, folder, tmp_path):

@@ -14,7 +14,9 @@ from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
+from dualcodebook_hf.cli.sampling import OPTIONS, labels_to_draw
 from dualcodebook_hf.evaluation.generator_evaluation import GeneratorEvaluator, MeasuredSet, measure_images
+from dualcodebook_hf.generation.choices import GUIDANCE_SCALE, TEMPERATURE
 from dualcodebook_hf.metrics import IMAGE_METRICS, memorisation, neighbours
 from dualcodebook_hf.metrics import precision_recall as precision_recall_module
 from dualcodebook_hf.metrics.kernel import kernel_distance
@@ -379,15 +381,14 @@ def test_the_command_samples_the_classes_of_the_test_split_from_a_generator(fold
     assert len(first) == 12 and first[1]["sample"] == "seed 1"
     assert [entry["tokens"] for entry in first] == [entry["tokens"] for entry in second]
     protocol = records[0]["protocol"]
-    assert protocol["samples"]["num_inference_steps"] == 2 and len(protocol["samples"]["transformer_sha256"]) == 64
+    assert [protocol["samples"][name] for name in OPTIONS] == [2, GUIDANCE_SCALE, TEMPERATURE]
+    assert len(protocol["samples"]["transformer_sha256"]) == 64
     assert protocol["tokenizer"]["name"] == "the generator's"
 
 
 def test_the_classes_to_draw_are_matched_by_name(folders):
     datasets = pytest.importorskip("datasets")
     from types import SimpleNamespace
-
-    from dualcodebook_hf.cli.sampling import labels_to_draw
 
     feature = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"]), "number": datasets.Value("int64")})
     rows = datasets.Dataset.from_dict({"label": [0, 1, 1], "number": [0, 2, 3]}, features=feature)

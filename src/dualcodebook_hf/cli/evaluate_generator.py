@@ -25,6 +25,7 @@ from .inputs import (
     set_command,
     with_bar,
 )
+from .sampling import OPTIONS, add_sampling, draw, labels_to_draw
 from .tables import transposed_tables
 
 if TYPE_CHECKING:
@@ -81,10 +82,7 @@ def _add_samples(samples: argparse._ArgumentGroup) -> None:
     samples.add_argument("--seed", type=not_negative, default=0, help="of all that is drawn (default: %(default)s)")
     text = "column with the classes, whose samples are drawn as often as they occur (default: %(default)s)"
     samples.add_argument("--label-column", default="label", help=text)
-    text = "of the sampler (default: the pipeline's)"
-    samples.add_argument("--num-inference-steps", type=positive, metavar="N", help=f"steps {text}")
-    samples.add_argument("--guidance-scale", type=float, metavar="S", help=f"guidance {text}")
-    samples.add_argument("--sampling-temperature", type=float, metavar="T", help=f"temperature {text}")
+    add_sampling(samples, "--num-inference-steps")
     samples.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, or cpu)")
 
 
@@ -260,7 +258,6 @@ def _load(job: _Job) -> None:
     job.features = load_metric_network(NETWORK, arguments.size, job.device)
     if arguments.model:
         from ..generation.loading import load_generator
-        from .sampling import labels_to_draw
 
         job.generator = load_generator(arguments.model, device=job.device, argument="--model")
         job.generator.set_progress_bar_config(disable=True)
@@ -302,8 +299,6 @@ def _measure_samples(job: _Job) -> MeasuredSet:
         crops = (job.test.data.crop(read_image(file.path)) for file in job.files)
         return job.measure(_shown(job, crops), job.count, decode=False)
     import torch
-
-    from .sampling import draw
 
     tokens: list[torch.Tensor] = []
     crops = draw(job.generator, job.arguments, job.labels, job.count, tokens)
@@ -381,15 +376,12 @@ def _describe_samples(job: _Job) -> dict[str, Any]:
             digest.update(hashlib.sha256(file.path.read_bytes()).digest())
         found = {"folder": public_name(job.arguments.samples), "sha256": digest.hexdigest()}
         return found | ({"tokens": "of the images, tokenized again"} if job.tokenizer is not None else {})
-    from .sampling import OPTIONS
-
-    given = {flag: getattr(job.arguments, flag) for flag in OPTIONS}
     return {
         "generator": tokenizer_label(job.arguments.model),
         "transformer_sha256": weights_hash(job.generator.transformer),
         "scheduler": {"class": type(job.generator.scheduler).__name__, **dict(job.generator.scheduler.config)},
         "classes": None if job.labels is None else f"as often as in {job.test.data.split}",
-        **{flag: "the pipeline's default" if value is None else value for flag, value in given.items()},
+        **{flag: getattr(job.arguments, flag) for flag in OPTIONS},
     }
 
 

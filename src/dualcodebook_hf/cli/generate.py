@@ -23,7 +23,7 @@ from .inputs import (
     save_png,
     set_command,
 )
-from .sampling import OPTIONS
+from .sampling import OPTIONS, add_sampling
 
 if TYPE_CHECKING:
     import torch
@@ -61,28 +61,7 @@ def add_generate(command: Parser) -> None:
         help="of the positions, that are repainted (default: .5, or 1 of a mask)",
     )
     how = command.add_argument_group("how")
-    how.add_argument(
-        "--steps",
-        dest="num_inference_steps",
-        type=positive,
-        default=16,
-        metavar="N",
-        help="passes through the transformer (default: %(default)s)",
-    )
-    how.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=2.0,
-        metavar="S",
-        help="how much the class weighs; 1: as learned, and twice as fast (default: %(default)s)",
-    )
-    how.add_argument(
-        "--sampling-temperature",
-        type=float,
-        default=1.0,
-        metavar="T",
-        help="below 1 likelier tokens, and less variety (default: %(default)s)",
-    )
+    add_sampling(how, "--steps")
     how.add_argument("--order", choices=ORDERS, help="in which tokens are revealed (default: the generator's)")
     how.add_argument("--units", choices=UNITS, help="that are revealed together (default: the generator's)")
     add_batch_size(how, 8, "up to N images at a time")

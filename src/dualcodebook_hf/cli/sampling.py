@@ -1,4 +1,4 @@
-"""Draws samples from a generator to measure them."""
+"""How a generator is sampled: the flags, and samples that are drawn to be measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,41 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..generation.choices import GUIDANCE_SCALE, STEPS, TEMPERATURE
+from .inputs import positive
+
 if TYPE_CHECKING:
     import torch
 
     from ..evaluation.data import EvaluationImages
 
-OPTIONS = ("num_inference_steps", "guidance_scale", "sampling_temperature")  # of the pipeline; None: its default
+OPTIONS = ("num_inference_steps", "guidance_scale", "sampling_temperature")  # of the pipeline
+
+
+def add_sampling(how: argparse._ArgumentGroup, steps: str) -> None:
+    """Adds the flags of `OPTIONS`, with the pipeline's own defaults; `steps` names the first, as "--steps"."""
+    how.add_argument(
+        steps,
+        dest="num_inference_steps",
+        type=positive,
+        default=STEPS,
+        metavar="N",
+        help="passes through the transformer (default: %(default)s)",
+    )
+    how.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=GUIDANCE_SCALE,
+        metavar="S",
+        help="how much the class weighs; 1: as learned, and twice as fast (default: %(default)s)",
+    )
+    how.add_argument(
+        "--sampling-temperature",
+        type=float,
+        default=TEMPERATURE,
+        metavar="T",
+        help="1: as learned; below 1 likelier tokens, and less variety (default: %(default)s)",
+    )
 
 
 def labels_to_draw(pipeline: Any, images: EvaluationImages, column: str, count: int) -> list[int] | None:
@@ -51,8 +80,7 @@ def draw(
     """
     import torch
 
-    given = {name: getattr(arguments, name) for name in OPTIONS}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: getattr(arguments, name) for name in OPTIONS}
     options |= {"height": arguments.size, "width": arguments.size, "output_type": "tokens", "return_dict": False}
     for start in range(0, count, arguments.batch_size):
         numbers = range(start, min(start + arguments.batch_size, count))

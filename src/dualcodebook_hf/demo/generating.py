@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 ANY_CLASS = "any"
 PICTURES = 4
 MOST_STEPS, MOST_GUIDANCE, MOST_SEED = 32, 8.0, 2**32 - 1
-DEFAULT_STEPS, DEFAULT_GUIDANCE = 16, 2.0
 LARGEST_GRID = 1024  # positions of a picture that is repainted: attention takes the square of it
 NOTHING_PAINTED = "Paint over a part of the picture first."
 OTHER_MODEL = "The generator repaints pictures of the model {label} alone: choose it on the left."

@@ -11,6 +11,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from ..figures import ERROR_SCALE
+from ..generation.choices import GUIDANCE_SCALE, STEPS
 from . import fragments, widgets
 from .endpoints import add_endpoints
 from .events import LISTENER, connect, connect_generator, fill_first
@@ -18,8 +19,6 @@ from .examples import example_images, thumbnail
 from .gate import GatedBlocks
 from .generating import (
     ANY_CLASS,
-    DEFAULT_GUIDANCE,
-    DEFAULT_STEPS,
     MOST_GUIDANCE,
     MOST_SEED,
     MOST_STEPS,
@@ -297,8 +296,8 @@ def _lay_out_generate(generator: ServedGenerator) -> SimpleNamespace:
     classes = [ANY_CLASS, *generator.classes]
     label = gr.Radio(classes, value=classes[-1], label="Class", elem_id="class", visible=len(classes) > 1)
     with gr.Row():
-        guidance = gr.Slider(0, MOST_GUIDANCE, DEFAULT_GUIDANCE, step=0.1, label="Guidance", elem_id="guidance")
-        steps = gr.Slider(1, MOST_STEPS, DEFAULT_STEPS, step=1, label="Steps", elem_id="steps")
+        guidance = gr.Slider(0, MOST_GUIDANCE, GUIDANCE_SCALE, step=0.1, label="Guidance", elem_id="guidance")
+        steps = gr.Slider(1, MOST_STEPS, STEPS, step=1, label="Steps", elem_id="steps")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, elem_id="seed")
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")

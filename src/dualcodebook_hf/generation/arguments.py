@@ -11,7 +11,7 @@ from ..presets import GENERATOR
 from ..training.arguments import DTYPES, DataArguments
 from ..training.parsing import parse_sections
 from ..training.run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
-from .choices import MASKING_SCHEDULES, UNITS, check_network
+from .choices import GUIDANCE_SCALE, MASKING_SCHEDULES, STEPS, UNITS, check_network
 
 
 @dataclass(kw_only=True)
@@ -111,8 +111,10 @@ class GeneratorTrainArguments(RunArguments):
     )
     validation_batch_size: int = field(default=16, metadata=described("images per forward pass in validation"))
     sample_count: int = field(default=8, metadata=described("images that every validation draws; 0: none"))
-    sample_steps: int = field(default=16, metadata=described("steps of their sampling"))
-    sample_guidance: float = field(default=2.0, metadata=described("guidance scale of their sampling; 1: none"))
+    sample_steps: int = field(default=STEPS, metadata=described("steps of their sampling"))
+    sample_guidance: float = field(
+        default=GUIDANCE_SCALE, metadata=described("guidance scale of their sampling; 1: none")
+    )
     weights_dtype: str = field(
         default="float32", metadata=described(f"of the exported transformer, one of {', '.join(DTYPES)}")
     )

@@ -6,6 +6,7 @@ ORDERS = ("confidence", "halton")
 UNITS = ("tokens", "positions", "books")  # hidden together in training, revealed together in sampling
 MASKING_SCHEDULES = ("arccos", "cosine", "linear")
 GUIDANCE_SCHEDULES = ("constant", "cosine")
+STEPS, GUIDANCE_SCALE, TEMPERATURE = 32, 2.0, 0.8  # of sampling, unless told: docs/generator.md measures others
 
 
 def check_network(

@@ -15,7 +15,7 @@ from ..configuration_dualcodebook import config_hash
 from ..flags import did_you_mean
 from ..image_processing_dualcodebook import to_image
 from ..weights import encoder_hash, made_tokens
-from .choices import GUIDANCE_SCHEDULES
+from .choices import GUIDANCE_SCALE, GUIDANCE_SCHEDULES, STEPS, TEMPERATURE
 from .inputs import Start, read_start
 from .masking import hidden_tokens, mask_tokens
 from .schedulers import Generator, MaskedTokenScheduler, lowest, random_like
@@ -99,14 +99,14 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: Labels = None,
-        guidance_scale: float = 2.0,
+        guidance_scale: float = GUIDANCE_SCALE,
         generator: Generator = None,
-        num_inference_steps: int = 16,
+        num_inference_steps: int = STEPS,
         output_type: str = "pil",
         return_dict: bool = True,
         num_images: int = 1,
         guidance_schedule: str = "constant",
-        sampling_temperature: float = 1.0,
+        sampling_temperature: float = TEMPERATURE,
         choice_temperature: float | Sequence[float] = (4.5, 0.0),
         height: int | None = None,
         width: int | None = None,
@@ -126,14 +126,14 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
                 class. 1 is none and takes half the time; it has no effect without `class_labels`.
             generator: of all draws; or one for each image, which is then the same in every batch
                 (`MaskedTokenScheduler` only).
-            num_inference_steps: passes through the transformer.
+            num_inference_steps: passes through the transformer; time grows with it.
             output_type: "pil"; "np", float32 (B, H, W, 3) in [0, 1]; "pt", (B, 3, H, W) in [0, 1]; "tokens", int64 (B,
                 codebooks, h, w).
             return_dict: False: a tuple with the images alone.
             num_images: for each class, or for each image or grid of tokens that is given.
             guidance_schedule: "constant", or "cosine": from 1 to `guidance_scale` along
                 (1 - cos(pi (i/n)^2.5)) / 2 in step i of n (MaskBit).
-            sampling_temperature: above 0; logits are divided by it.
+            sampling_temperature: above 0, divides the logits. 1: as learned; below it likelier tokens, less variety.
             choice_temperature: (first, last) of the noise on the confidences by which tokens are revealed.
             height: of the images, in pixels; None: as trained, or as given. What is given is resized to it.
             width: likewise.
