@@ -289,10 +289,9 @@ def test_winograds_convolutions_give_the_plain_gradients_to_rounding(dataset, tm
         assert torch.equal(gradients[name], again[1][name])
 
 
-@pytest.mark.parametrize("changes", [{"backbone": "dcae"}, {"channels_last": True}])
-def test_winograds_convolutions_are_for_the_papers_blocks_in_the_usual_layout(dataset, tmp_path, changes):
-    channels_last = changes.pop("channels_last", None)
-    model = {"block_out_channels": [64, 64], "norm_num_groups": 32, **changes}
+@pytest.mark.parametrize(("backbone", "channels_last"), [("dcae", None), ("vqgan", True)])
+def test_winograds_convolutions_are_for_the_papers_blocks_and_layout(dataset, tmp_path, backbone, channels_last):
+    model = {"block_out_channels": [64, 64], "norm_num_groups": 32, "backbone": backbone}
     trainer = trainer_of(run_config(dataset, tmp_path, model=model, channels_last=channels_last))
     assert not layers_of(trainer.network, WinogradConv2d)
 

@@ -152,9 +152,7 @@ def find_weights(source: str | os.PathLike, name: str, variant: str | None = Non
         **location: those of `LOCATION_ARGUMENTS`.
     """
     for candidate in (name, f"{name}.index.json"):
-        stem, suffix = candidate.rsplit(".", 1)
-        candidate = f"{stem}.{variant}.{suffix}" if variant else candidate
-        if found := _find_file(source, candidate, **location):
+        if found := _find_file(source, _of_variant(candidate, variant), **location):
             return found
     return None
 
@@ -184,6 +182,11 @@ def _read_index(index: Path) -> list[str]:
         if name in ("", "..") or Path(name).name != name or len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError(f"'{index}' names the file {name[:LONGEST_NAME]!r}, which does not lie beside it")
     return sorted(set(names))
+
+
+def _of_variant(name: str, variant: str | None) -> str:
+    stem, suffix = name.rsplit(".", 1)
+    return f"{stem}.{variant}.{suffix}" if variant else name
 
 
 def _find_file(source: str | os.PathLike, name: str, **location) -> Path | None:
@@ -244,12 +247,11 @@ def _check_json(source: str | os.PathLike | None, options: Mapping[str, Any]) ->
         return
     location = {name: options[name] for name in LOCATION_ARGUMENTS if name in options}
     location |= {"local_files_only": True, "force_download": False}
-    for name, read in (("config.json", read_json), *((f"{name}.index.json", _read_index) for name in WEIGHTS_NAMES)):
-        stem, suffix = name.rsplit(".", 1)
-        variant = options.get("variant") if read is _read_index else None
+    indices = [_of_variant(f"{name}.index.json", options.get("variant")) for name in WEIGHTS_NAMES]
+    for name, read in (("config.json", read_json), *((index, _read_index) for index in indices)):
         found = None
         with suppress(OSError, ValueError):  # no name of a folder or repository
-            found = _find_file(source, f"{stem}.{variant}.{suffix}" if variant else name, **location)
+            found = _find_file(source, name, **location)
         if found is not None:
             read(found)
 

@@ -67,8 +67,7 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, x = ctx.saved_tensors
         in_input, *in_parameters = ctx.needs_input_grad
-        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-        found = _winograd(gradient, turned, None) if in_input else None
+        found = _winograd(gradient, weight.flip(2, 3).transpose(0, 1).contiguous(), None) if in_input else None
         if not any(in_parameters):
             return found, None, None
         shape = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)  # stride, padding, dilation; not transposed; groups
