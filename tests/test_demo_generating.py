@@ -157,8 +157,20 @@ def test_what_cannot_be_repainted_is_told(handlers, generator, shown, monkeypatc
     monkeypatch.setattr("dualcodebook_hf.demo.generating.LARGEST_GRID", 11)
     assert "this one has 3 x 4" in line(shown)
     assert "this one has 3 x 4" in handlers.open_repaint(shown)[0]["value"]
-    shown.label = "another"
-    assert "pictures of the model tiny alone" in line(shown)
+
+
+def test_beside_another_model_a_picture_is_repainted_in_the_generators_own_tokens(
+    handlers, generator, shown, monkeypatch
+):
+    expected = shown.result.tokens
+    shown.label, shown.result = "another", replace(shown.result, tokens=torch.zeros(3, 1, 2, dtype=torch.int64))
+    page = handlers.open_repaint(shown)
+    assert "the generator&#x27;s own tokens" in page[2]["picture"] and 'data-rows="3"' in page[2]["picture"]
+    seen, decode = [], generator.pictures
+    monkeypatch.setattr(generator, "pictures", lambda frame, size: seen.append(frame) or decode(frame, size))
+    *_, last = handlers.repaint(shown, "0+2", "hat", 1.0, 2, 0)
+    assert torch.equal(seen[-1].tokens[0].flatten(1)[:, 2:], expected.flatten(1)[:, 2:])
+    assert "Repainted" in last[1] and "2 positions: step 2 of 2" in last[2]
 
 
 def test_a_picture_opens_its_grid_for_painting(handlers, shown):

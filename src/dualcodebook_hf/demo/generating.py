@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ..generation import loading
 from ..generation.masking import hidden_tokens, mask_tokens
 from ..image_processing_dualcodebook import to_image
 from ..loading import default_generator
+from ..reconstruction import Reconstruction, reconstruct_image
 from . import fragments, mixing, widgets
 from .reading import Rejected
 from .results import Shown, new_folder, save_image
@@ -31,7 +33,6 @@ PICTURES = 4
 MOST_STEPS, MOST_GUIDANCE, MOST_SEED = 32, 8.0, 2**32 - 1
 LARGEST_GRID = 1024  # positions of a picture that is repainted: attention takes the square of it
 NOTHING_PAINTED = "Paint over a part of the picture first."
-OTHER_MODEL = "The generator repaints pictures of the model {label} alone: choose it on the left."
 HIDDEN = np.array([150, 154, 162], np.uint8)  # grey, as which hidden tokens are shown
 
 
@@ -167,13 +168,15 @@ class GeneratingHandlers:
 
     def open_repaint(self, shown: Shown | None) -> list[Any]:
         """[hint, page, grid] for the picture that is shown."""
-        problem = None if shown is None else self._problem(shown)
+        problem = "Choose a picture first." if shown is None else self._problem(shown)
         if shown is None or problem:
-            text = fragments.hint(problem or "Choose a picture first.")
-            return [gr.update(visible=True, value=text), gr.update(visible=False), gr.skip()]
-        region = mixing.first_region(*shown.result.tokens.shape[1:])
+            return [gr.update(visible=True, value=fragments.hint(problem)), gr.update(visible=False), gr.skip()]
+        start = self._start(shown)
+        rows, columns = start.tokens.shape[1:]
+        region = mixing.first_region(rows, columns)
         factor = self.generator.pipeline.vqvae.downsample_factor
-        grid = widgets.token_grid("Your reconstruction", shown.result.image, factor, shown.middle, region=region)
+        title = "Your reconstruction" if start is shown.result else "Your picture in the generator's own tokens"
+        grid = widgets.token_grid(title, start.image, factor, (rows // 2, columns // 2), region=region)
         value = gr.update(value=mixing.region_text(region), picture=grid)
         return [gr.update(visible=False), gr.update(visible=True), value]
 
@@ -187,7 +190,8 @@ class GeneratingHandlers:
         try:
             if problem := self._problem(shown):
                 raise Rejected(problem)
-            painted = mixing.read_region(region, *shown.result.tokens.shape[1:])
+            start = self._start(shown)
+            painted = mixing.read_region(region, *start.tokens.shape[1:])
             if not painted.any():
                 raise Rejected(NOTHING_PAINTED)
             arguments = self._arguments(label, guidance, steps, seed)
@@ -195,24 +199,30 @@ class GeneratingHandlers:
             yield [gr.update(value=None, visible=False), "", fragments.problem(str(error))]
             return
         masks = mask_tokens(self.generator.pipeline.transformer.mask_token_ids)
-        tokens = torch.where(painted, masks, shown.result.tokens)[None]
-        size = shown.result.original.size[::-1]
-        image = shown.result.image
+        tokens = torch.where(painted, masks, start.tokens)[None]
+        size = start.original.size[::-1]
+        image = start.image
         for frame in self.generator.frames(tokens=tokens, **arguments):
             image = self.generator.pictures(frame, size)[0]
             line = fragments.remark(_progress(frame, int(steps), f"{int(painted.sum()):,} positions"))
             yield [gr.update(value=image, visible=True), "", line]
-        path = save_image(new_folder(), shown.upload, image, "repainted")
-        pair = ("Reconstruction", shown.files["reconstruction"]), ("Repainted", path)
-        slider = widgets.slider(*pair, shown.result.original.size)
+        folder = new_folder()
+        path = save_image(folder, shown.upload, image, "repainted")
+        before = save_image(folder, shown.upload, start.image, "reconstruction")
+        slider = widgets.slider(("Reconstruction", before), ("Repainted", path), start.original.size)
         slider += widgets.downloads({"Download the repainted picture": path})
         yield [gr.update(value=None, visible=False), slider, line]
 
+    def _start(self, shown: Shown) -> Reconstruction:
+        """A picture in the generator's tokens: the page's own, or those of its tokenizer beside another model."""
+        if self._labels.get(self.generator.weights) == shown.label:
+            return shown.result
+        return reconstruct_image(self.generator.pipeline.vqvae, shown.result.original)
+
     def _problem(self, shown: Shown) -> str | None:
         """Why a picture cannot be repainted."""
-        if self._labels.get(self.generator.weights) != shown.label:
-            return OTHER_MODEL.format(label=self._labels.get(self.generator.weights, "that it was trained with"))
-        rows, columns = shown.result.tokens.shape[1:]
+        factor = self.generator.pipeline.vqvae.downsample_factor
+        columns, rows = (math.ceil(side / factor) for side in shown.result.original.size)
         if rows * columns > LARGEST_GRID:
             return (
                 f"Pictures of at most {LARGEST_GRID:,} positions can be repainted, such as 512 x 512 pixels; this one "
