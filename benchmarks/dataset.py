@@ -40,6 +40,7 @@ from dualcodebook_hf.tokens.source import TokenSource
 from dualcodebook_hf.tokens.tokenizing import TokenizeJob
 
 READY, WRITTEN = "ready tensors", "tokenize-dataset"
+MEMORY_SIZE = 64  # side of the crops where memory is measured: thousands of images in a minute
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +100,8 @@ def measure(arguments: argparse.Namespace, device: str, folder: Path) -> dict[st
     protocol = {"dataset": public_name(arguments.dataset), "size": arguments.size, "images": arguments.images}
     protocol |= {"batch": arguments.batch_size, "rounds": arguments.rounds, "clock": arguments.clock}
     protocol |= {"model": public_name(arguments.model or default_checkpoint())}
+    if memory:
+        protocol["memory"] = {"size": MEMORY_SIZE, "batch": "the command's default", "threads": "one for each core"}
     return {"protocol": protocol | {"machine": machine(device)}, "rows": rows, "resident_bytes": memory}
 
 
@@ -121,7 +124,7 @@ def repeated(arguments: argparse.Namespace, count: int, folder: Path) -> Path:
 def highest(arguments: argparse.Namespace, device: str, count: int, folder: Path) -> int:
     """Highest resident size in bytes of the command over N images."""
     command = [sys.executable, "-m", "dualcodebook_hf.cli", "tokenize-dataset", str(repeated(arguments, count, folder))]
-    command += ["--output", str(folder / f"tokens-{count}"), "--size", "64", "--device", device]
+    command += ["--output", str(folder / f"tokens-{count}"), "--size", str(MEMORY_SIZE), "--device", device]
     command += ["--model", arguments.model] if arguments.model else []
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     message = child.stderr.read().decode()

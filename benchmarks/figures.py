@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.output.suffix not in (".png", ".jpg"):
             raise ValueError(f"`--output` must be a file named *.png or *.jpg, got '{arguments.output}'")
+        if arguments.figure != "rate" and (arguments.json or arguments.codec_cache):
+            raise ValueError(f"`--json` and `--codec-cache` are of the figure rate, got {arguments.figure}")
         for path in filter(None, (arguments.output, arguments.json, arguments.codec_cache)):
             check_folder(path.parent, "--output")
         figure = FIGURES[arguments.figure](arguments)
@@ -158,6 +160,7 @@ def codec_numbers(
     No model has a part in them, and AVIF is slow.
     """
     key = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "bytes": budget}
+    key |= {"config": arguments.config, "image_column": arguments.image_column, "qualities": repr(CURVES)}
     key |= {"pillow": Image.__version__, "codecs": {name: repr(codec) for name, codec in available_codecs().items()}}
     cache = arguments.codec_cache
     if cache and (kept := read_json(cache) or {}).get("key") == key:

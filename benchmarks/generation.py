@@ -1,7 +1,7 @@
 """Which tokens are easier to generate? The same small generator on each tokenizer, in equal updates of equal images:
 
     python benchmarks/quality.py --dataset DATA --rows base base-1024 both-ema --output runs/quality
-    python benchmarks/generation.py --dataset DATA --output runs/generation --json docs/quality/generation.json \\
+    python benchmarks/generation.py --dataset DATA --output runs/generation --json docs/generation/generation.json \\
         --tokenizers base=runs/quality/runs/base-seed0-KEY/final base-1024=... both-ema=...
 
 `--maskings tokens positions books` trains a generator for each. Interrupt it at any time: the same command goes on.
@@ -30,10 +30,12 @@ from dualcodebook_hf.generation.loading import load_generator
 from dualcodebook_hf.generation.task import GeneratorTask
 from dualcodebook_hf.loading import load_tokenizer
 from dualcodebook_hf.metrics.efficientnet import effnetlite2_features
+from dualcodebook_hf.presets import GENERATOR, load_preset
 from dualcodebook_hf.run_folder import RunFolder
 from dualcodebook_hf.training.run import StopRequest, Trainer
+from dualcodebook_hf.weights import weights_hash
 
-GENERATOR = Path(__file__).parent / "small-generator.yaml"
+SMALL = Path(__file__).parent / "small-generator.yaml"
 SAMPLING = {"num_inference_steps": 16, "guidance_scale": 2.0, "sampling_temperature": 1.0}
 COLUMN = "label"
 DONE = "measured.json"
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizers", nargs="+", required=True, metavar="NAME=FOLDER", help="what is compared")
     parser.add_argument("--dataset", required=True, help="images with train, validation and test splits and classes")
     parser.add_argument("--output", type=Path, default=Path("runs/generation"), help="(default: %(default)s)")
-    parser.add_argument("--config", default=str(GENERATOR), help="the generator: YAML file (default: %(default)s)")
+    parser.add_argument("--config", default=str(SMALL), help="the generator: YAML file (default: %(default)s)")
     parser.add_argument("--maskings", nargs="+", choices=UNITS, default=["tokens"], help="(default: tokens)")
     parser.add_argument("--size", type=positive, default=64, help="side of the images (default: %(default)s)")
     parser.add_argument("--crops", type=positive, default=8, help="of each training image (default: %(default)s)")
@@ -64,7 +66,10 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     labels = list(images.rows["label"][: images.count])
     record = {"data": test.record(images.count), "crops": arguments.crops, "sampling": SAMPLING}
     record |= {"machine": machine(device), "rows": []}
+    generator = load_preset(arguments.config, GENERATOR)
     for name, folder in tokenizers.items():
+        asked = {"data": record["data"], "crops": arguments.crops, "sampling": SAMPLING, "generator": generator}
+        asked["tokenizer"] = weights_hash(load_tokenizer(folder))
         places = {
             (masking, seed): arguments.output / name / f"{masking}-seed{seed}"
             for masking in arguments.maskings
@@ -75,13 +80,15 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
             bound = measure_images(images.batches(arguments.batch_size), features, device, load_tokenizer(folder))
         for (masking, seed), place in places.items():
             row = read_json(place / DONE)
+            if row is not None and row.pop("asked", None) != asked:
+                raise ValueError(f"`--output`: '{place}' was measured with other settings, choose a new folder")
             if row is None:
                 row = _train(folder, place, masking, seed, arguments)
                 pipeline = load_generator(str(RunFolder(place).final), device=device)
                 pipeline.set_progress_bar_config(disable=True)
                 row |= sample(pipeline, labels, SAMPLING, arguments.batch_size, features, bound.features, device)
                 row["reconstructions"] = score(bound.reconstructed, bound.features)
-                write_json(place / DONE, row)
+                write_json(place / DONE, {**row, "asked": asked})
             record["rows"].append({"tokenizer": name, "masking": masking, "seed": seed, **row})
     return record
 

@@ -240,7 +240,9 @@ def train(job: Job, stop: StopRequest, minutes: float = 0.0) -> bool:
 def evaluate(job: Job, datasets: Sequence[str], arguments: argparse.Namespace, stop: StopRequest) -> bool:
     """Appends the lines of results.jsonl that are missing; False when it was asked to stop before the last."""
     path = Path(arguments.output) / "results.jsonl"
-    done = {(line["row"], line["evaluated_on"]) for line in read_lines(path) if line["key"] == job.key}
+    asked = set(EFFNETLITE2_METRICS if arguments.lite2 else ())
+    lines = [line for line in read_lines(path) if line["key"] == job.key and asked <= line["metrics"].keys()]
+    done = {(line["row"], line["evaluated_on"]) for line in lines}
     for row in _measured_rows(job):
         missing = [dataset for dataset in datasets if (row, public_name(dataset)) not in done]
         model = _model_of(job, row) if missing else None

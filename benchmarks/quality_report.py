@@ -236,7 +236,8 @@ def write_report(folder: Path) -> None:
         next(line["run"] for line in lines if "run" in line),
         read_json(folder / "conditions.json")["backbone"],
     )
-    note = f"{backbone}, {run['data']['resolution']} px, {run['training']['max_train_steps']} steps, no LPIPS, no GAN"
+    note = f"{backbone}, {run['data']['resolution']} px, {run['training']['max_train_steps']} steps"
+    note = f"{note}, {_losses(run['training'])}"
     with_error = {name: [group for group in rows if _has_error(group.lines[0])] for name, rows in found.items()}
     figures = {
         "psnr": chart("PSNR in dB", note, found, {"": _metric_reader("psnr")}, "{:.2f}"),

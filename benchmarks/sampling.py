@@ -26,6 +26,7 @@ from dualcodebook_hf.generation.schedulers import MaskedTokenScheduler
 from dualcodebook_hf.metrics.efficientnet import effnetlite2_features
 from dualcodebook_hf.metrics.kernel import NORMAL_95, kernel_distance
 from dualcodebook_hf.metrics.precision_recall import precision_recall
+from dualcodebook_hf.weights import weights_hash
 
 SCHEDULER = ("order", "units")  # the others are the call's
 BASE = {
@@ -91,6 +92,7 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     test = measure_images(images.batches(arguments.batch_size), features, device, pipeline.vqvae)
     record = {
         "generator": public_name(arguments.generator or "embedded generator"),
+        "transformer_sha256": weights_hash(pipeline.transformer),
         "data": data.record(len(test)),
         "base": BASE,
         "seed": arguments.seed,

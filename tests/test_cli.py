@@ -576,6 +576,9 @@ def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys
     assert "--save-pictures" in refused(capsys, tmp_path, *command, "--save-pictures", str(tmp_path / "data"))
     assert "'none'" in refused(capsys, tmp_path, *command, "--model", "none")
     assert "required: --dataset" in refused(capsys, tmp_path, "evaluate")
+    assert "`--fit-split` is of the codec: give --patch-linear" in refused(
+        capsys, tmp_path, *command, "--fit-split", "x"
+    )
     fit = ["--patch-linear", "--fit-split", "test", "--fit-pictures", "1", "--size", "4"]
     assert "`--fit-pictures` 1 of" in refused(
         capsys, tmp_path, *command, *fit, "--save-pictures", str(tmp_path / "out")

@@ -344,6 +344,13 @@ def test_only_matrices_decay(tokens, checkpoint, tmp_path):
         ([], "one of `tokens` .* and `dataset` .* must be named, got neither"),
         (["--tokens", "a", "--dataset", "b"], "got both 'a' and 'b'"),
         (["--dataset", "b", "--validation-tokens", "c"], "`validation_tokens` goes with `tokens`"),
+        (
+            ["--tokens", "a", "--resolution", "128"],
+            "`resolution` is of images and changes nothing of `tokens`, got 128",
+        ),
+        (["--tokens", "a"], "`patience` 6 needs `validation_tokens` to validate on; or give 0"),
+        (["--dataset", "b", "--validation-split", "null"], "`patience` 6 needs `validation_split` to validate on"),
+        (["--tokens", "a", "--sample-temperature", "0"], "`sample_temperature` must be above 0, got 0"),
         (["--dataset", "b", "--streaming", "true"], "`class_column` must be null for a streamed"),
         (["--tokens", "a", "--masking", "token"], "`masking` must be one of tokens, positions, books"),
         (["--tokens", "a", "--num-attention-heads", "3"], "`num_attention_heads` must divide hidden_size=256, got 3"),

@@ -337,7 +337,8 @@ def test_bad_input_is_refused_before_any_work(folders, capsys, monkeypatch):
         ([*samples, *data, "--split", "validation"], "`--split` must be one of"),
         ([*samples, *data, "--train-split", "validation"], "`--train-split` must be one of"),
         ([*samples, *data, "--baseline-split", "validation"], "`--baseline-split` must be one of"),
-        ([*samples, *data, "--count", "9"], "`--count`"),
+        ([*samples, *data, "--count", "9"], "`--count` is of samples that are drawn"),
+        ([*samples, *data, "--sampling-temperature=0.8"], "`--sampling-temperature` is of samples that are drawn"),
         ([*samples, *data, "--tokenizer", str(folders / "data")], "`--tokenizer`"),
         ([*samples, *data, "--train-tokens", str(folders / "data")], "`--train-tokens` needs"),
         ([*samples, *data, "--tokenizer", "embedded", "--train-tokens", "x"], "`--train-tokens`: 'x' is no token data"),
@@ -352,7 +353,7 @@ def test_bad_input_is_refused_before_any_work(folders, capsys, monkeypatch):
         assert error.splitlines()[-1].startswith("dualcodebook: error: ") and named in error, (arguments, error)
 
 
-def test_the_command_samples_the_classes_of_the_test_split_from_a_generator(folders, small_features):
+def test_the_command_samples_the_classes_of_the_test_split_from_a_generator(folders, small_features, capsys):
     """The same samples for every batch size; with the generator's own tokens and tokenizer."""
     pytest.importorskip("datasets")
     pipelines = pytest.importorskip("dualcodebook_hf.generation.pipeline")
@@ -382,6 +383,11 @@ def test_the_command_samples_the_classes_of_the_test_split_from_a_generator(fold
     assert [entry["tokens"] for entry in first] == [entry["tokens"] for entry in second]
     protocol = records[0]["protocol"]
     assert [protocol["samples"][name] for name in OPTIONS] == [2, GUIDANCE_SCALE, TEMPERATURE]
+    assert protocol["cells"] == 1  # the number that was taken, not None
+    torch.manual_seed(1)
+    DualCodebookVQModel(**TINY_F16).save_pretrained(folders / "other")
+    assert main([*command, "--tokenizer", str(folders / "other")]) == 2
+    assert "`--tokenizer` must have the encoder and the codebooks of the generator's" in capsys.readouterr().err
     assert len(protocol["samples"]["transformer_sha256"]) == 64
     assert protocol["tokenizer"]["name"] == "the generator's"
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dualcodebook_hf.training.arguments import parse_run_config
 from dualcodebook_hf.training.run import NonFiniteError, StopRequest, Trainer, learning_rate_factor
 from dualcodebook_hf.training.run_arguments import RunArguments
 from dualcodebook_hf.training.task import Trained
@@ -204,6 +205,12 @@ def test_patience_goes_on_where_it_was(tmp_path):
 def test_patience_needs_validations(tmp_path):
     with pytest.raises(ValueError, match="`patience` 3 needs `validation_steps` above 0, got 0"):
         trainer_of(tmp_path, patience=3)
+
+
+def test_patience_needs_something_to_validate_on(tmp_path):
+    flags = ["--dataset", "x", "--validation-split", "null", "--patience", "3", "--output-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="`patience` 3 needs `validation_split` to validate on; or give 0"):
+        parse_run_config(["--config", "tiny", *flags])
 
 
 def test_what_is_exported_is_the_moving_average_of_the_weights(tmp_path):

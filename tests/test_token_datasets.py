@@ -557,8 +557,12 @@ def test_the_flags_names_and_defaults_are_those_of_what_they_set():
         (["--num-shards", "12"], "`--num-shards` must be at most 11"),
         (["--columns", "text"], r"`--columns` must be among \['label'\]"),
         (["--split", "tset"], r"`--split` must be one of \['train'\]"),
-        (["--crop-ranges", "9"], "`--crop-ranges` must be numbers"),
+        (["--augmentation", "ten-crop", "--crop-ranges", "9"], "`--crop-ranges` must be numbers"),
         (["--image-column", "jpg"], "`--image-column` must be one of"),
+        (["--augmentation", "none"], "`--size` is of crops: `--augmentation none` takes whole images"),
+        (["--crop-ranges", "1.1"], "`--crop-ranges` is of ten-crop and random-crop, `--augmentation` is center"),
+        (["--augmentation", "ten-crop", "--crops", "10"], "`--crops` is of random-crop, `--augmentation` is ten-crop"),
+        (["--ray_workers=1"], "`--ray-workers` goes with `--engine ray`"),
     ],
 )
 def test_what_is_wrong_with_the_flags_ends_with_2_and_one_line(photos, checkpoint, tmp_path, capsys, flags, message):

@@ -34,16 +34,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **options})
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse's. Raises ValueError with the nearest known flag for an unknown one."""
+        """As argparse's, and `given`: the names of the arguments whose flags were there, for `refuse_given`.
+
+        Raises ValueError with the nearest known flag for an unknown one.
+        """
         words = list(sys.argv[1:] if args is None else args)
-        commands = self.commands()
+        commands, given = self.commands(), frozenset[str]()
         if not commands or not words or words[0].startswith("-"):
-            self._check_flags(words)
+            given = self._check_flags(words)
         elif words[0] in commands:
-            commands[words[0]]._check_flags(words)
+            given = commands[words[0]]._check_flags(words)
         arguments, unknown = self.parse_known_args(words, namespace)
         if unknown:
             raise ValueError(f"unexpected argument `{unknown[0]}`{commands.get(words[0], self)._more()}")
+        arguments.given = given
         return arguments
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -77,13 +81,18 @@ class Parser(argparse.ArgumentParser):
             message = f"must be one of {', '.join(names)}, got {value!r}{did_you_mean(str(value), names)}"
             raise argparse.ArgumentError(action, message)
 
-    def _check_flags(self, words: Sequence[str]) -> None:
-        """Before argparse misses what else is demanded."""
+    def _check_flags(self, words: Sequence[str]) -> frozenset[str]:
+        """The arguments whose flags are there; before argparse misses what else is demanded."""
+        given = set()
         for word in itertools.takewhile("--".__ne__, words):
             flag = _with_hyphens(word).partition("=")[0]
-            if flag.startswith("--") and flag not in self._option_string_actions:
+            if not flag.startswith("--"):
+                continue
+            if flag not in self._option_string_actions:
                 hint = did_you_mean(flag, self._option_string_actions, "`")
                 raise ValueError(f"unknown argument `{word}`{hint}{self._more()}")
+            given.add(self._option_string_actions[flag].dest)
+        return frozenset(given)
 
     def _more(self) -> str:
         return f" (see `{self.prog} --help`)"
@@ -118,6 +127,13 @@ def boolean(text: str) -> str:
     if text.lower() not in BOOLEANS:
         raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
     return text
+
+
+def refuse_given(arguments: argparse.Namespace, names: Iterable[str], because: str) -> None:
+    """Raises ValueError for an argument whose flag was there although it changes nothing: "`name` `because`"."""
+    for name in names:
+        if name in arguments.given:
+            raise ValueError(f"`{name}` {because}")
 
 
 def did_you_mean(word: str, known: Iterable[str], quote: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.protocols import PROTOCOLS, get_protocol
 from ..files import is_free_folder, write_json
-from ..flags import Parser, Switch, boolean
+from ..flags import Parser, Switch, boolean, refuse_given
 from ..loading import check_device, check_tokenizer_name, tokenizer_label
 from ..metrics import DEFAULT_METRICS, IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..packages import require_package
@@ -113,6 +113,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         check_folder(arguments.save_pictures, "--save-pictures")
         if not is_free_folder(arguments.save_pictures):
             raise ValueError(f"`--save-pictures` must be an empty folder, '{arguments.save_pictures}' is not")
+    if not arguments.patch_linear:
+        refuse_given(arguments, ("fit_dataset", "fit_split", "fit_pictures"), "is of the codec: give --patch-linear")
     data = _data(arguments)
     require_package("datasets", "eval")
     images = data.open()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import public_name, write_json
-from ..flags import Parser
+from ..flags import Parser, refuse_given
+from ..generation.choices import CHOICE_TEMPERATURE, GUIDANCE_SCHEDULES
 from ..loading import check_device, check_generator_name, check_tokenizer_name, tokenizer_label
 from ..packages import require_package
 from .inputs import (
@@ -25,7 +26,7 @@ from .inputs import (
     set_command,
     with_bar,
 )
-from .sampling import OPTIONS, add_sampling, draw, labels_to_draw
+from .sampling import OPTIONS, add_sampling, draw, labels_to_draw, sampling_options
 from .tables import transposed_tables
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     test, train = (job.measure(part, part.count) for part in (job.test, job.train))
     evaluator = GeneratorEvaluator(test, train, job.train_tokens, arguments.cells, arguments.seed)
     results = [_result("samples", samples, evaluator), *_baselines(job, evaluator)]
-    record = {"protocol": _protocol(job), "results": results}
+    record = {"protocol": _protocol(job, evaluator.copying[""].cells), "results": results}
     if arguments.neighbours:
         found = evaluator.neighbours(samples)
         record["neighbours"] = [{"sample": job.name_of(number), **entry} for number, entry in enumerate(found)]
@@ -191,8 +192,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("the following argument is required: --dataset")
     if arguments.model is not None:
         check_generator_name(arguments.model, "--model")
-    if arguments.model is None and arguments.count:
-        raise ValueError("`--count` is of samples that are drawn: it needs --model, and --samples is given")
+    if arguments.model is None:
+        because = "is of samples that are drawn: it needs --model, and --samples is given"
+        refuse_given(arguments, ("count", "label_column", *OPTIONS), because)
     if arguments.samples is not None and not arguments.samples.is_dir():
         raise ValueError(f"`--samples` must be a folder of images, got '{arguments.samples}'")
     if arguments.tokenizer:
@@ -253,6 +255,7 @@ def _load(job: _Job) -> None:
     """Loads what measures, then the tokenizer, then the generator. Raises ValueError where they do not fit."""
     from ..loading import load_tokenizer
     from ..metrics import load_metric_network
+    from ..weights import encoder_hash
 
     arguments = job.arguments
     job.features = load_metric_network(NETWORK, arguments.size, job.device)
@@ -262,9 +265,16 @@ def _load(job: _Job) -> None:
         job.generator = load_generator(arguments.model, device=job.device, argument="--model")
         job.generator.set_progress_bar_config(disable=True)
         job.labels = labels_to_draw(job.generator, job.test, arguments.label_column, job.count)
+        if job.labels is None:
+            refuse_given(arguments, ("label_column", "guidance_scale"), "is for a generator with classes")
         job.tokenizer = job.generator.vqvae.eval()
     if arguments.tokenizer:
         job.tokenizer = load_tokenizer(_tokenizer_name(arguments), device=job.device, argument="--tokenizer")
+        if job.generator is not None and encoder_hash(job.tokenizer) != encoder_hash(job.generator.vqvae):
+            raise ValueError(
+                "`--tokenizer` must have the encoder and the codebooks of the generator's, for tokens to be compared: "
+                f"'{arguments.tokenizer}' has others"
+            )
     if arguments.train_tokens:
         job.train_tokens = _read_train_tokens(job)
 
@@ -344,7 +354,7 @@ def _baselines(job: _Job, evaluator: GeneratorEvaluator) -> Iterator[dict[str, A
         yield _result(split, job.measure(images, images.count, decode=False), evaluator, decoded=False)
 
 
-def _protocol(job: _Job) -> dict[str, Any]:
+def _protocol(job: _Job, cells: int) -> dict[str, Any]:
     import torch
 
     from ..configuration_dualcodebook import config_hash
@@ -362,7 +372,7 @@ def _protocol(job: _Job) -> dict[str, Any]:
     if arguments.train_tokens:
         crops = len(job.train_tokens[0])
         protocol["train_tokens"] = {"folder": public_name(arguments.train_tokens), "crops": crops}
-    protocol |= {"seed": arguments.seed, "cells": arguments.cells, "batch_size": arguments.batch_size}
+    protocol |= {"seed": arguments.seed, "cells": cells, "batch_size": arguments.batch_size}
     protocol |= {"definitions": definitions(job.features)}
     return protocol | {"versions": library_versions(), "hardware": hardware(torch.device(job.device))}
 
@@ -381,7 +391,9 @@ def _describe_samples(job: _Job) -> dict[str, Any]:
         "transformer_sha256": weights_hash(job.generator.transformer),
         "scheduler": {"class": type(job.generator.scheduler).__name__, **dict(job.generator.scheduler.config)},
         "classes": None if job.labels is None else f"as often as in {job.test.data.split}",
-        **{flag: getattr(job.arguments, flag) for flag in OPTIONS},
+        **sampling_options(job.arguments, job.labels is not None),
+        "guidance_schedule": GUIDANCE_SCHEDULES[0],
+        "choice_temperature": CHOICE_TEMPERATURE,
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import staged_files
-from ..flags import Parser
+from ..flags import Parser, refuse_given
 from ..generation.choices import ORDERS, UNITS
 from ..loading import check_generator_name
 from .inputs import (
@@ -84,6 +84,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.tokens_output:
         check_file(arguments.tokens_output, "--tokens-output", ".safetensors")
     check_generator_name(arguments.model, "--model")
+    if not arguments.class_labels:
+        refuse_given(arguments, ("guidance_scale",), "guides towards a class: give --class")
     start = _read_start(arguments)
     from ..figures import sample_sheet
     from ..generation.loading import load_generator

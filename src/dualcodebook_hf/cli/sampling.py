@@ -43,6 +43,11 @@ def add_sampling(how: argparse._ArgumentGroup, steps: str) -> None:
     )
 
 
+def sampling_options(arguments: argparse.Namespace, classes: bool) -> dict[str, Any]:
+    """The values of `OPTIONS`; without classes there is nothing to guide to, and the guidance scale is 1."""
+    return {name: getattr(arguments, name) for name in OPTIONS} | ({} if classes else {"guidance_scale": 1.0})
+
+
 def labels_to_draw(pipeline: Any, images: EvaluationImages, column: str, count: int) -> list[int] | None:
     """The classes of `count` rows of a split, from the first on and again; None for a generator without classes.
 
@@ -80,7 +85,7 @@ def draw(
     """
     import torch
 
-    options = {name: getattr(arguments, name) for name in OPTIONS}
+    options = sampling_options(arguments, labels is not None)
     options |= {"height": arguments.size, "width": arguments.size, "output_type": "tokens", "return_dict": False}
     for start in range(0, count, arguments.batch_size):
         numbers = range(start, min(start + arguments.batch_size, count))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..flags import Parser, Switch
+from ..flags import Parser, Switch, refuse_given
 from ..loading import check_tokenizer_name
 from ..packages import require_package
 from .inputs import (
@@ -145,12 +145,26 @@ def _tokenize_dataset(arguments: argparse.Namespace) -> int:
     require_package("datasets", "tokens")
     check_tokenizer_name(arguments.model, "--model")
     check_folder(arguments.output, "--output")
+    _check_flags(arguments)
     if arguments.engine == "ray":
         require_package("ray", "ray", "--engine ray")
     tokenizer = _job(arguments).prepare()
     shards = own_shards(arguments.shard, tokenizer.info.num_shards, tokenizer.info.missing(tokenizer.output))
     started, images = time.monotonic(), _write(arguments, tokenizer, shards)
     return _report(tokenizer, images, time.monotonic() - started)
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for one that the crops, or the engine, make no use of."""
+    kind = arguments.augmentation
+    if kind == "none":
+        refuse_given(arguments, ("size", "resample"), "is of crops: `--augmentation none` takes whole images")
+    if kind not in ("ten-crop", "random-crop"):
+        refuse_given(arguments, ("crop_ranges",), f"is of ten-crop and random-crop, `--augmentation` is {kind}")
+    if kind != "random-crop":
+        refuse_given(arguments, ("crops", "seed"), f"is of random-crop, `--augmentation` is {kind}")
+    if arguments.engine != "ray":
+        refuse_given(arguments, ("ray_workers", "ray_address"), "goes with `--engine ray`")
 
 
 def _job(arguments: argparse.Namespace) -> TokenizeJob:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..figures import code_colours, token_map
 from ..generation import loading
+from ..generation.choices import STEPS
 from ..generation.masking import hidden_tokens, mask_tokens
 from ..image_processing_dualcodebook import to_image
 from ..loading import default_generator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 ANY_CLASS = "any"
 PICTURES = 4
-MOST_STEPS, MOST_GUIDANCE, MOST_SEED = 32, 8.0, 2**32 - 1
+MOST_STEPS, MOST_GUIDANCE, MOST_SEED = STEPS, 8.0, 2**32 - 1
 LARGEST_GRID = 1024  # positions of a picture that is repainted: attention takes the square of it
 NOTHING_PAINTED = "Paint over a part of the picture first."
 HIDDEN = np.array([150, 154, 162], np.uint8)  # grey, as which hidden tokens are shown

@@ -18,6 +18,7 @@ from ..metrics import ImageMetric, image_metrics
 from ..metrics.tokens import QuantizationError, TokenStatistics, bits_per_pixel
 from ..tokenizer import Autoencoded, Tokenizer, check_tokenizer
 from ..version import __version__
+from ..weights import weights_hash
 from .data import CROP, EvaluationImages
 
 DEFINITIONS = {
@@ -183,7 +184,15 @@ def _describe(tokenizer: Tokenizer, name: str | None) -> dict[str, Any]:
         "downsample_factor": tokenizer.downsample_factor,
         "codebook_sizes": tokenizer.codebook_sizes,
         "bits_per_position": tokenizer.bits_per_position,
+        **_weights(tokenizer),
     }
+
+
+def _weights(tokenizer: Tokenizer) -> dict[str, str]:
+    """The hash of a network in float32: in a lower precision its values are no longer those of its file."""
+    if isinstance(tokenizer, torch.nn.Module) and tokenizer.dtype == torch.float32:
+        return {"weights_sha256": weights_hash(tokenizer)}
+    return {}
 
 
 def library_versions() -> dict[str, str]:

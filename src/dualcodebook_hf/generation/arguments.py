@@ -11,7 +11,7 @@ from ..presets import GENERATOR
 from ..training.arguments import DTYPES, DataArguments
 from ..training.parsing import parse_sections
 from ..training.run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
-from .choices import GUIDANCE_SCALE, MASKING_SCHEDULES, STEPS, UNITS, check_network
+from .choices import GUIDANCE_SCALE, MASKING_SCHEDULES, STEPS, TEMPERATURE, UNITS, check_network
 
 
 @dataclass(kw_only=True)
@@ -63,6 +63,20 @@ class GeneratorDataArguments(DataArguments):
                 raise ValueError("`validation_tokens` goes with `tokens`; for `dataset` name a `validation_split`")
             if self.streaming and self.class_column:
                 raise ValueError("`class_column` must be null for a streamed `dataset`: its rows have no number")
+        else:
+            for spec in dataclasses.fields(DataArguments):
+                if (value := getattr(self, spec.name)) != spec.default:
+                    raise ValueError(f"`{spec.name}` is of images and changes nothing of `tokens`, got {value!r}")
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is something to validate on."""
+        return bool(self.validation_tokens if self.tokens else self.validation_split)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, JSON- and YAML-ready; with `tokens` without those of images, which took no part."""
+        idle = {spec.name for spec in dataclasses.fields(DataArguments)} if self.tokens else ()
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in idle}
 
 
 @dataclass(kw_only=True)
@@ -115,6 +129,9 @@ class GeneratorTrainArguments(RunArguments):
     sample_guidance: float = field(
         default=GUIDANCE_SCALE, metadata=described("guidance scale of their sampling; 1: none")
     )
+    sample_temperature: float = field(
+        default=TEMPERATURE, metadata=described("temperature of their sampling; 1: as learned")
+    )
     weights_dtype: str = field(
         default="float32", metadata=described(f"of the exported transformer, one of {', '.join(DTYPES)}")
     )
@@ -127,8 +144,9 @@ class GeneratorTrainArguments(RunArguments):
         one_of("weights_dtype", self.weights_dtype, DTYPES)
         below_one(self, "label_smoothing", "class_dropout", "adam_beta1", "adam_beta2")
         at_least(self, 1, "validation_batch_size", "sample_steps")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "sample_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
 
 
 @dataclass
@@ -144,10 +162,14 @@ class GeneratorConfig:
         self.generator.check()
         self.data.check()
         self.training.check()
+        if self.training.patience and not self.data.validates:
+            missing = "validation_tokens" if self.data.tokens else "validation_split"
+            raise ValueError(f"`patience` {self.training.patience} needs `{missing}` to validate on; or give 0")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The three sections, JSON- and YAML-ready."""
-        return {name: dataclasses.asdict(getattr(self, name)) for name in CLASSES}
+        training = dataclasses.asdict(self.training)
+        return {"generator": dataclasses.asdict(self.generator), "data": self.data.to_dict(), "training": training}
 
 
 CLASSES = {"generator": GeneratorFields, "data": GeneratorDataArguments, "training": GeneratorTrainArguments}

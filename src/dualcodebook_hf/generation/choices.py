@@ -6,7 +6,9 @@ ORDERS = ("confidence", "halton")
 UNITS = ("tokens", "positions", "books")  # hidden together in training, revealed together in sampling
 MASKING_SCHEDULES = ("arccos", "cosine", "linear")
 GUIDANCE_SCHEDULES = ("constant", "cosine")
-STEPS, GUIDANCE_SCALE, TEMPERATURE = 32, 2.0, 0.8  # of sampling, unless told: docs/generator.md measures others
+# How is sampled unless told; docs/generator.md measures others.
+STEPS, GUIDANCE_SCALE, TEMPERATURE = 32, 2.0, 0.8
+CHOICE_TEMPERATURE = (4.5, 0.0)
 
 
 def check_network(

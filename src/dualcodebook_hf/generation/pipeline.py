@@ -15,7 +15,7 @@ from ..configuration_dualcodebook import config_hash
 from ..flags import did_you_mean
 from ..image_processing_dualcodebook import to_image
 from ..weights import encoder_hash, made_tokens
-from .choices import GUIDANCE_SCALE, GUIDANCE_SCHEDULES, STEPS, TEMPERATURE
+from .choices import CHOICE_TEMPERATURE, GUIDANCE_SCALE, GUIDANCE_SCHEDULES, STEPS, TEMPERATURE
 from .inputs import Start, read_start
 from .masking import hidden_tokens, mask_tokens
 from .schedulers import Generator, MaskedTokenScheduler, lowest, random_like
@@ -105,9 +105,9 @@ class DualCodebookMaskGenerationPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         num_images: int = 1,
-        guidance_schedule: str = "constant",
+        guidance_schedule: str = GUIDANCE_SCHEDULES[0],
         sampling_temperature: float = TEMPERATURE,
-        choice_temperature: float | Sequence[float] = (4.5, 0.0),
+        choice_temperature: float | Sequence[float] = CHOICE_TEMPERATURE,
         height: int | None = None,
         width: int | None = None,
         image: Any = None,

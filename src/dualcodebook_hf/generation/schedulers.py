@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from .choices import MASKING_SCHEDULES, ORDERS, UNITS
+from .choices import CHOICE_TEMPERATURE, MASKING_SCHEDULES, ORDERS, UNITS
 from .masking import hidden_share, hidden_tokens, mask_tokens
 
 ROUNDING = 1e-9  # a share of (1 - .9) of ten tokens is one token
@@ -79,7 +79,7 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self,
         num_inference_steps: int,
-        temperature: float | Sequence[float] = (4.5, 0.0),
+        temperature: float | Sequence[float] = CHOICE_TEMPERATURE,
         device: str | torch.device | None = None,
     ) -> None:
         """Begins a new batch of samples.

@@ -206,6 +206,7 @@ class GeneratorTask:
             num_images=1 if labels else count,
             guidance_scale=self.arguments.sample_guidance if labels else 1.0,
             num_inference_steps=self.arguments.sample_steps,
+            sampling_temperature=self.arguments.sample_temperature,
             generator=torch.Generator().manual_seed(self.arguments.seed),
         ).images
         columns = next(size for size in (8, 5, 4, 3, 2, 1) if count % size == 0)

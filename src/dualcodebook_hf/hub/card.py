@@ -145,12 +145,23 @@ def generator_card(
     }
     if measured:
         test = measured["protocol"]["test"]
+        settings = _sampling(measured["protocol"]["samples"])
         facts["table"] = markdown_table(*generator_cells(measured["results"]))
         facts["protocol"] = (
-            f"{measured['results'][0]['pictures']} samples, of the classes of the {test['split']} images of "
+            f"{measured['results'][0]['pictures']} samples{settings}, of the classes of the {test['split']} images of "
             f"{test['dataset']}, {test['size']} x {test['size']} pixels."
         )
     return _render(GENERATOR_TEMPLATE, data, **facts)
+
+
+def _sampling(drawn: Mapping[str, Any]) -> str:
+    """How samples were drawn, in words; nothing for a folder of images, of which it is not known."""
+    if "num_inference_steps" not in drawn:
+        return ""
+    return (
+        f" ({drawn['num_inference_steps']} steps, guidance {drawn['guidance_scale']:g}, temperature "
+        f"{drawn['sampling_temperature']:g})"
+    )
 
 
 def _sources(train: Mapping[str, dict]) -> str:

@@ -59,6 +59,7 @@ class CopyingTest:
 
     Attributes:
         train: as given.
+        cells: of the k-means.
         test_distances: of each test image to its nearest training image (N,).
 
     Raises ValueError for other shapes, values that are not finite, and more cells than training images.
@@ -69,7 +70,7 @@ class CopyingTest:
         cells = cells or min(max(len(test) // IMAGES_PER_CELL, 1), len(train))
         if not 1 <= cells <= len(train):
             raise ValueError(f"`cells` must be at least 1 and at most {len(train)} training images, got {cells}")
-        self.train, self.test_distances = train, nearest(test, train)[0]
+        self.train, self.cells, self.test_distances = train, cells, nearest(test, train)[0]
         self._centres = kmeans(train.float(), cells, torch.Generator().manual_seed(seed))
         self._train_cells, self._test_cells = self._cells_of(train), self._cells_of(test)
         self._test_in_cells = self._distances_in_cells(test, self._test_cells)

@@ -279,6 +279,8 @@ class RunConfig:
         self.model.check()
         self.data.check()
         self.training.check()
+        if self.training.patience and not self.data.validation_split:
+            raise ValueError(f"`patience` {self.training.patience} needs `validation_split` to validate on; or give 0")
         for name in ("in_channels", "out_channels"):
             if getattr(self.model, name) != 3:
                 raise ValueError(f"`{name}` must be 3, as images are read as RGB, got {getattr(self.model, name)}")
