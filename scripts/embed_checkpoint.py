@@ -1,6 +1,6 @@
 """Puts a trained model into the package as its default, with its measurements.
 
-    python scripts/embed_checkpoint.py runs/tiny/final --datasets ../shared/data/clothing-256 ../shared/data/bsds500
+    python scripts/embed_checkpoint.py runs/tiny/final --datasets DATA/clothing-256 DATA/bsds500
 
 Copies config, weights and training config, and writes metrics.json: the test split of each data set, the model beside
 the patch-linear codec fitted to the training split of the first one. Then the model card, here and as model_card.md.
