@@ -172,7 +172,7 @@ def build_job(row: Row, seed: int, arguments: argparse.Namespace) -> Job:
         raise ValueError(f"`--backbone` {arguments.backbone} must leave the quantizer to the rows: {', '.join(own)}")
     recipe = {**asdict(TrainArguments()), **backbone["training"]}
     row = dataclasses.replace(row, training={k: value for k, value in row.training.items() if value != recipe[k]})
-    steps = arguments.steps or backbone["training"].get("max_train_steps", 1500)
+    steps = arguments.steps or recipe["max_train_steps"]
     size = arguments.size or backbone["data"].get("resolution", 256)
     settings = {
         **row.model,

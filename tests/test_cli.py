@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import io
 import json
 import math
@@ -22,13 +23,20 @@ from PIL import Image
 
 from dualcodebook_hf import DualCodebookVQModel
 from dualcodebook_hf.cli import main
+from dualcodebook_hf.cli.evaluate import DEFAULTS
 from dualcodebook_hf.cli.inputs import _unique_stems
 from dualcodebook_hf.cli.main import build_parser
 from dualcodebook_hf.cli.train import _run_forwarding_signals, complete_launch_flags
+from dualcodebook_hf.evaluation.data import EvaluationData
+from dualcodebook_hf.evaluation.linear_codec import fit_linear_codec
 from dualcodebook_hf.flags import Parser, Switch
+from dualcodebook_hf.generation.transformer import LARGEST_VOCABULARY
+from dualcodebook_hf.hub.space import STATIC_BUILD
 from dualcodebook_hf.image_processing_dualcodebook import read_image, to_image, to_pixels
 from dualcodebook_hf.metrics.images import psnr, ssim
-from dualcodebook_hf.tokens.file import load_tokens, save_tokens
+from dualcodebook_hf.perceptual.vgg import VGG16
+from dualcodebook_hf.tokens.file import LARGEST_CODEBOOK, load_tokens, save_tokens
+from dualcodebook_hf.training.arguments import TrainArguments
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -560,6 +568,19 @@ def test_evaluate_lists_the_images_that_it_left_out(tmp_path, checkpoint, capsys
     for result in json.loads((tmp_path / "result.json").read_text())["results"]:
         assert result["protocol"]["pictures"] == 3
         assert [item["file"] for item in result["protocol"]["skipped"]] == ["1b.png"]
+
+
+def test_defaults_that_stand_in_two_places_are_equal() -> None:
+    commands = build_parser(["evaluate", "evaluate-generator", "push"]).commands()
+    evaluate, generator = (commands[name].parse_args([]) for name in ("evaluate", "evaluate-generator"))
+    fields = {spec.name: spec.default for spec in dataclasses.fields(EvaluationData)}
+    assert DEFAULTS.items() <= fields.items()
+    for name in ("split", "image_column", "size", "resample"):
+        assert getattr(generator, name) == fields[name]
+    assert evaluate.fit_pictures == inspect.signature(fit_linear_codec).parameters["count"].default
+    assert next(action.const for action in commands["push"]._actions if action.dest == "static") == STATIC_BUILD
+    assert TrainArguments().vgg_weights == VGG16
+    assert LARGEST_VOCABULARY == LARGEST_CODEBOOK
 
 
 def test_evaluate_refuses_bad_input_before_any_work(tmp_path, checkpoint, capsys) -> None:

@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from dualcodebook_hf import DualCodebookImageProcessor
 from dualcodebook_hf.cli import main
+from dualcodebook_hf.evaluation.data import EvaluationData
+from dualcodebook_hf.evaluation.evaluator import evaluate
+from dualcodebook_hf.files import write_json
 from dualcodebook_hf.hub import check_access, export, push_model, push_pipeline, push_space, space
 from dualcodebook_hf.hub.export import code_files, export_pipeline, prepare_folder
 
@@ -287,6 +290,21 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written_or_asked
     assert not hub.requests and not (tmp_path / "out").exists()
 
 
+def test_measurements_of_other_weights_are_refused(run, tmp_path, tiny_model):
+    """A model trained on, beside the metrics of what it was: its shape is the same."""
+    (tmp_path / "images").mkdir()
+    Image.effect_noise((16, 16), 90).convert("RGB").save(tmp_path / "images" / "a.png")
+    data = EvaluationData(dataset=str(tmp_path / "images"), split="train", size=16).open()
+    write_json(run / "final" / "metrics.json", {"results": [evaluate(tiny_model, data, name="me/tok")]})
+    prepare_folder(run, tmp_path / "fits", images=[])
+    with torch.no_grad():
+        tiny_model.quant_conv.bias.add_(1)
+    tiny_model.save_pretrained(run / "final")
+    with pytest.raises(ValueError, match=r"`metrics` are of other weights, SHA-256 \w{64}; this model's are \w{64}"):
+        prepare_folder(run, tmp_path / "out", images=[])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -431,15 +449,11 @@ def test_an_answer_that_is_lost_after_the_commit(hub, run):
 
 
 def test_a_hub_that_goes_away_in_mid_upload(hub, run):
-    hub.cut, hub.fail = "commit", {}
-    original = type(hub.server).finish_request
+    class Gone(dict):
+        def get(self, name):
+            return 503 if name == "info" and hub.named("commit") else None
 
-    def finish(server, request, address):
-        original(server, request, address)
-        if hub.named("commit"):
-            hub.fail = {"info": 503}
-
-    hub.server.finish_request = finish.__get__(hub.server)
+    hub.cut, hub.fail = "commit", Gone()
     with pytest.raises(
         OSError, match=r"Whether the commit arrived is not known.* was created just now, and may be empty"
     ):

@@ -27,6 +27,7 @@ from ..image_processing_dualcodebook import (
 )
 from ..loading import load_tokenizer
 from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel, checkpoint_step
+from ..weights import weights_hash
 from .card import generator_card, model_card, pipeline_card
 from .records import Records, public_record
 
@@ -104,8 +105,13 @@ class TrainedModel:
         return config.get("in_channels", 3) == config.get("out_channels", 3) == 3
 
     def load(self) -> DualCodebookVQModel:
-        """The model, on the CPU. Raises ValueError unless the weights are those that config.json speaks of."""
-        return load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
+        """The model, on the CPU.
+
+        Raises ValueError unless the weights are those that config.json speaks of, and metrics.json where it names them.
+        """
+        model = load_tokenizer(str(self.saved.folder), device="cpu", argument="run")
+        Records.read(self.saved.folder, **self.records).check_weights(weights_hash(model))
+        return model
 
     def card(
         self,

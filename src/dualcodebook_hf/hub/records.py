@@ -106,6 +106,15 @@ class Records:
                     f"{described['codebook_sizes']}, this one {parameters} and {sizes}"
                 )
 
+    def check_weights(self, sha256: str) -> None:
+        """Raises ValueError where the measurements are of other weights than those with this `weights_hash`."""
+        for described in (result["model"] for result in self.own()):
+            measured = described.get("weights_sha256")  # not of a model measured in a lower precision
+            if measured is not None and measured != sha256:
+                raise ValueError(
+                    f"`metrics` are of other weights, SHA-256 {measured}; this model's are {sha256}: measure it again"
+                )
+
 
 def _license_of(source: str) -> str | None:
     """The licence of the weights in a folder, or of a Hub id in the cache; None where it is not known.
