@@ -38,7 +38,7 @@ from dualcodebook_hf.weights import weights_hash
 SMALL = Path(__file__).parent / "small-generator.yaml"
 SAMPLING = {"num_inference_steps": 16, "guidance_scale": 2.0, "sampling_temperature": 1.0}
 COLUMN = "label"
-DONE = "measured.json"
+DONE, ASKED = "measured.json", "asked.json"  # results, and the settings that they and their training are of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,15 +80,17 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
             bound = measure_images(images.batches(arguments.batch_size), features, device, load_tokenizer(folder))
         for (masking, seed), place in places.items():
             row = read_json(place / DONE)
-            if row is not None and row.pop("asked", None) != asked:
-                raise ValueError(f"`--output`: '{place}' was measured with other settings, choose a new folder")
+            if place.exists() and read_json(place / ASKED) != asked:
+                raise ValueError(f"`--output`: '{place}' was begun with other settings, choose a new folder")
             if row is None:
+                place.mkdir(parents=True, exist_ok=True)
+                write_json(place / ASKED, asked)
                 row = _train(folder, place, masking, seed, arguments)
                 pipeline = load_generator(str(RunFolder(place).final), device=device)
                 pipeline.set_progress_bar_config(disable=True)
                 row |= sample(pipeline, labels, SAMPLING, arguments.batch_size, features, bound.features, device)
                 row["reconstructions"] = score(bound.reconstructed, bound.features)
-                write_json(place / DONE, {**row, "asked": asked})
+                write_json(place / DONE, row)
             record["rows"].append({"tokenizer": name, "masking": masking, "seed": seed, **row})
     return record
 

@@ -46,7 +46,7 @@ def generator() -> ServedGenerator:
 
 @pytest.fixture
 def handlers(generator) -> GeneratingHandlers:
-    return GeneratingHandlers(generator, {generator.weights: "tiny"})
+    return GeneratingHandlers(generator, {"tiny": generator.weights})
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_drawn_pictures_depend_on_class_and_seed_alone(handlers):
     [
         (("shoe", 2.0, 3, 5), "`class` must be one of any, coat, hat, got &#x27;shoe&#x27;"),
         (("coat", 9.0, 3, 5), "`guidance` must lie in [0, 8], got 9.0"),
-        (("coat", 2.0, 0, 5), "`steps` must lie in [1, 32], got 0"),
+        (("coat", 2.0, 0, 5), "`steps` must lie in [1, 64], got 0"),
         (("coat", 2.0, 2.5, 5), "`steps` must be a whole number, got 2.5"),
         (("coat", 2.0, 3, -1), "`seed` must lie in [0, 4.29497e+09], got -1"),
         (("coat", True, 3, 5), "`guidance` must lie in [0, 8], got True"),

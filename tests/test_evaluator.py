@@ -12,7 +12,7 @@ from packaging.version import Version
 from PIL import Image
 
 from dualcodebook_hf.evaluation.data import EvaluationData
-from dualcodebook_hf.evaluation.evaluator import Evaluator, evaluate
+from dualcodebook_hf.evaluation.evaluator import Evaluator, _weights, evaluate
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec, fit_linear_codec
 from dualcodebook_hf.evaluation.table import results_table
 from dualcodebook_hf.image_processing_dualcodebook import (
@@ -28,6 +28,7 @@ from dualcodebook_hf.metrics.images import psnr, ssim
 from dualcodebook_hf.metrics.tokens import QuantizationError, TokenStatistics
 from dualcodebook_hf.metrics.wasserstein import SlicedWasserstein
 from dualcodebook_hf.perceptual.vgg import LPIPS
+from dualcodebook_hf.weights import weights_hash
 
 datasets = pytest.importorskip("datasets")
 
@@ -40,6 +41,14 @@ def drawn(index):
     disc = (y - 12 - index) ** 2 + (x - 20 - 3 * index) ** 2 < 80
     planes = [(4 * x + 11 * index) % 256, np.where(disc, 200, 3 * y), np.where(disc, 30 * index, 90 + x)]
     return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8))
+
+
+def test_weights_are_named_where_they_are_those_of_the_file(tiny_model):
+    """Not after they were rounded; torch.compile's wrapper changes no value."""
+    own = weights_hash(tiny_model)
+    assert _weights(tiny_model) == _weights(torch.compile(tiny_model)) == {"weights_sha256": own}
+    tiny_model.cast_backbone(torch.bfloat16)
+    assert _weights(tiny_model) == {}
 
 
 @pytest.fixture(scope="module")

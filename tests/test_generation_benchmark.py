@@ -67,7 +67,7 @@ def test_each_tokenizer_and_masking_is_a_row_and_what_is_done_is_kept(setting, c
     assert generation.main(call(setting, "--maskings", "tokens", "books")) == 0
     assert capsys.readouterr().out.splitlines()[-4:] == printed.splitlines()[-4:]
     assert generation.main(call(setting, "--maskings", "tokens", "--crops", "3")) == 2
-    assert "was measured with other settings, choose a new folder" in capsys.readouterr().err
+    assert "was begun with other settings, choose a new folder" in capsys.readouterr().err
 
 
 def test_a_tokenizer_without_a_name_is_refused(setting, capsys):

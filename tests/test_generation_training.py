@@ -346,7 +346,7 @@ def test_only_matrices_decay(tokens, checkpoint, tmp_path):
         (["--dataset", "b", "--validation-tokens", "c"], "`validation_tokens` goes with `tokens`"),
         (
             ["--tokens", "a", "--resolution", "128"],
-            "`resolution` is of images and changes nothing of `tokens`, got 128",
+            "`resolution` is of images and changes nothing of `tokens`",
         ),
         (["--tokens", "a"], "`patience` 6 needs `validation_tokens` to validate on; or give 0"),
         (["--dataset", "b", "--validation-split", "null"], "`patience` 6 needs `validation_split` to validate on"),

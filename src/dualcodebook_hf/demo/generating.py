@@ -17,7 +17,6 @@ from PIL import Image
 
 from ..figures import code_colours, token_map
 from ..generation import loading
-from ..generation.choices import STEPS
 from ..generation.masking import hidden_tokens, mask_tokens
 from ..image_processing_dualcodebook import to_image
 from ..loading import default_generator
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 ANY_CLASS = "any"
 PICTURES = 4
-MOST_STEPS, MOST_GUIDANCE, MOST_SEED = STEPS, 8.0, 2**32 - 1
+MOST_STEPS, MOST_GUIDANCE, MOST_SEED = 64, 8.0, 2**32 - 1
 LARGEST_GRID = 1024  # positions of a picture that is repainted: attention takes the square of it
 NOTHING_PAINTED = "Paint over a part of the picture first."
 HIDDEN = np.array([150, 154, 162], np.uint8)  # grey, as which hidden tokens are shown
@@ -149,11 +148,12 @@ class GeneratingHandlers:
 
     Args:
         generator: what draws.
-        labels: {SHA-256 of a model's weights: what the page calls the model}.
+        weights: {what the page calls a model: SHA-256 of its encoder and codebooks}.
     """
 
-    def __init__(self, generator: ServedGenerator, labels: dict[str, str]) -> None:
-        self.generator, self._labels = generator, labels
+    def __init__(self, generator: ServedGenerator, weights: dict[str, str]) -> None:
+        self.generator, self._weights = generator, weights
+        self._read: tuple[Shown, Reconstruction] | None = None  # the last picture beside another model
 
     def generate(self, label: str, guidance: float, steps: float, seed: float) -> Iterator[list[Any]]:
         """[pictures, token maps, a line] after each step."""
@@ -216,9 +216,12 @@ class GeneratingHandlers:
 
     def _start(self, shown: Shown) -> Reconstruction:
         """A picture in the generator's tokens: the page's own, or those of its tokenizer beside another model."""
-        if self._labels.get(self.generator.weights) == shown.label:
+        if self._weights.get(shown.label) == self.generator.weights:
             return shown.result
-        return reconstruct_image(self.generator.pipeline.vqvae, shown.result.original)
+        read = self._read
+        if read is None or read[0] is not shown:
+            read = self._read = shown, reconstruct_image(self.generator.pipeline.vqvae, shown.result.original)
+        return read[1]
 
     def _problem(self, shown: Shown) -> str | None:
         """Why a picture cannot be repainted."""

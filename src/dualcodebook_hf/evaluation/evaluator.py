@@ -189,10 +189,12 @@ def _describe(tokenizer: Tokenizer, name: str | None) -> dict[str, Any]:
 
 
 def _weights(tokenizer: Tokenizer) -> dict[str, str]:
-    """The hash of a network in float32: in a lower precision its values are no longer those of its file."""
-    if isinstance(tokenizer, torch.nn.Module) and tokenizer.dtype == torch.float32:
-        return {"weights_sha256": weights_hash(tokenizer)}
-    return {}
+    """The hash of a network that is wholly in float32: rounded values are no longer those of its file."""
+    network = getattr(tokenizer, "_orig_mod", tokenizer)  # without torch.compile's wrapper
+    if not isinstance(network, torch.nn.Module):
+        return {}
+    types = {values.dtype for values in network.state_dict().values() if values.is_floating_point()}
+    return {"weights_sha256": weights_hash(network)} if types == {torch.float32} else {}
 
 
 def library_versions() -> dict[str, str]:

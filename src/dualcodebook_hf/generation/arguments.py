@@ -9,7 +9,7 @@ from typing import Any
 
 from ..presets import GENERATOR
 from ..training.arguments import DTYPES, DataArguments
-from ..training.parsing import parse_sections
+from ..training.parsing import parse_sections_and_flags
 from ..training.run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
 from .choices import GUIDANCE_SCALE, MASKING_SCHEDULES, STEPS, TEMPERATURE, UNITS, check_network
 
@@ -29,6 +29,9 @@ class GeneratorFields(Arguments):
     def check(self) -> None:
         """Raises ValueError for a field that is wrong, by name."""
         check_network(**dataclasses.asdict(self))
+
+
+IMAGE_FIELDS = frozenset(spec.name for spec in dataclasses.fields(DataArguments))
 
 
 @dataclass(kw_only=True)
@@ -63,10 +66,6 @@ class GeneratorDataArguments(DataArguments):
                 raise ValueError("`validation_tokens` goes with `tokens`; for `dataset` name a `validation_split`")
             if self.streaming and self.class_column:
                 raise ValueError("`class_column` must be null for a streamed `dataset`: its rows have no number")
-        else:
-            for spec in dataclasses.fields(DataArguments):
-                if (value := getattr(self, spec.name)) != spec.default:
-                    raise ValueError(f"`{spec.name}` is of images and changes nothing of `tokens`, got {value!r}")
 
     @property
     def validates(self) -> bool:
@@ -74,8 +73,8 @@ class GeneratorDataArguments(DataArguments):
         return bool(self.validation_tokens if self.tokens else self.validation_split)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, JSON- and YAML-ready; with `tokens` without those of images, which took no part."""
-        idle = {spec.name for spec in dataclasses.fields(DataArguments)} if self.tokens else ()
+        """The fields, JSON- and YAML-ready; with `tokens` without those of images, which take no part."""
+        idle = IMAGE_FIELDS if self.tokens else ()
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in idle}
 
 
@@ -181,6 +180,9 @@ def parse_generator_config(argv: Sequence[str]) -> GeneratorConfig:
 
     Ends the process with 0 for `--help`. Raises ValueError for every mistake.
     """
-    run = GeneratorConfig(*parse_sections(argv, CLASSES, PROGRAM, GENERATOR))
+    sections, flags = parse_sections_and_flags(argv, CLASSES, PROGRAM, GENERATOR)
+    run = GeneratorConfig(*sections)
+    if run.data.tokens and (idle := sorted(IMAGE_FIELDS & flags - {"dataset"})):  # a file may be for both
+        raise ValueError(f"`{idle[0]}` is of images and changes nothing of `tokens`")
     run.check()
     return run

@@ -155,13 +155,12 @@ def generator_card(
 
 
 def _sampling(drawn: Mapping[str, Any]) -> str:
-    """How samples were drawn, in words; nothing for a folder of images, of which it is not known."""
-    if "num_inference_steps" not in drawn:
+    """How samples were drawn, in words; nothing for a folder of images and older records, which do not tell."""
+    values = [drawn.get(name) for name in ("num_inference_steps", "guidance_scale", "sampling_temperature")]
+    if not all(isinstance(value, (int, float)) for value in values):
         return ""
-    return (
-        f" ({drawn['num_inference_steps']} steps, guidance {drawn['guidance_scale']:g}, temperature "
-        f"{drawn['sampling_temperature']:g})"
-    )
+    steps, guidance, temperature = values
+    return f" ({steps} steps, guidance {guidance:g}, temperature {temperature:g})"
 
 
 def _sources(train: Mapping[str, dict]) -> str:

@@ -27,7 +27,16 @@ EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str
 def parse_sections(
     argv: Sequence[str], classes: Mapping[str, type], prog: str, family: PresetFamily = TOKENIZER
 ) -> list[Any]:
-    """`--config NAME|FILE` and flags -> an instance of each class, in order. Nothing is checked but the types.
+    """As `parse_sections_and_flags`, without the second."""
+    return parse_sections_and_flags(argv, classes, prog, family)[0]
+
+
+def parse_sections_and_flags(
+    argv: Sequence[str], classes: Mapping[str, type], prog: str, family: PresetFamily = TOKENIZER
+) -> tuple[list[Any], frozenset[str]]:
+    """`--config NAME|FILE` and flags -> an instance of each class, in order; and the fields that flags have set.
+
+    Nothing is checked but the types.
 
     Every field is a flag, spelled with underscores or with dashes; `null` sets one to None that may be None. What
     `--help` calls the default is the value under the `--config` beside it. A field's metadata may hold its `help`, a
@@ -60,7 +69,7 @@ def parse_sections(
         of_flags = {name: _of_flag(field, getattr(given, name)) for name, field in fields.items() if name in given}
         values = sections[section] | of_flags
         parts.append(kind(**{name: read_value(fields[name], value) for name, value in values.items()}))
-    return parts
+    return parts, given.given
 
 
 @dataclasses.dataclass(frozen=True)
