@@ -48,7 +48,7 @@ COLOURS = (
 GENERATE = (
     "A small transformer fills an empty grid of tokens, the surest ones first, and the tokens become {side} x {side} "
     "pixels. Grey is not known yet. What it draws is what it has learned: the generator inside the package saw three "
-    "thousand photographs of clothes, and draws silhouettes and colours."
+    "thousand photographs of clothes, and draws outlines and colours."
 )
 REPAINT = (
     "Paint over squares of your picture: the generator draws their tokens anew, with the class, guidance, steps and "
