@@ -292,9 +292,11 @@ def test_saved_and_loaded_it_draws_the_same(builder, tmp_path):
 
 def test_what_is_exported_for_the_hub_loads_by_remote_code(pipe, tmp_path):
     export_pipeline(pipe, tmp_path / "out", "you/generator")
-    loaded = DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    assert type(loaded) is DualCodebookMaskGenerationPipeline
-    assert torch.equal(draw(loaded, class_labels="hat"), draw(pipe, class_labels="hat"))
+    for kind in (DiffusionPipeline, DualCodebookMaskGenerationPipeline):
+        loaded = kind.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        assert type(loaded) is DualCodebookMaskGenerationPipeline
+        assert torch.equal(draw(loaded, class_labels="hat"), draw(pipe, class_labels="hat"))
+    assert 'from_pretrained("you/generator", trust_remote_code=True)' in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.slow
