@@ -145,8 +145,9 @@ PROJECTED = {
     "adaptive_weight": False,
     "adversarial_start": 1,
     "adversarial_ramp": 3,
+    "feature_matching_weight": 0.5,
 }
-NO_USER = {"perceptual": "none", "discriminator": "patch"}  # of EfficientNet-Lite0
+NO_USER = {"perceptual": "none", "discriminator": "patch", "feature_matching_weight": 0.0}  # of EfficientNet-Lite0
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def features_file(tmp_path):
 def test_with_the_projected_discriminator_four_steps_equal_two_then_a_sudden_end_then_two(
     dataset, tmp_path, features_file, norm
 ):
-    """Bit for bit: random projections, power iterations, shifts of the perceptual loss and augmentations too."""
+    """Bit for bit: random projections, power iterations, shifts, averages of features and augmentations too."""
     shared = {**PROJECTED, "efficientnet_weights": features_file, "discriminator_norm": norm, "max_train_steps": 4}
     shared |= {"checkpointing_steps": 2, "ema_decay": 0.9}
     trainer_of(run_config(dataset, tmp_path / "whole", **shared)).train()
@@ -181,13 +182,16 @@ def test_the_loss_and_the_projected_discriminator_share_one_network_in_bfloat16(
     trainer = trainer_of(run_config(dataset, tmp_path / "run", efficientnet_weights=features_file, **shared))
     task = trainer.task
     assert task.reconstruction_loss.perceptual.network is task.adversary.discriminator.network
+    assert task.reconstruction_loss.feature_matching.network is task.adversary.discriminator.network
     before = [value.clone() for value in task.features.state_dict().values()]
     trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(task.features.state_dict().values(), before, strict=True))
     assert trainer.progress.step == 3
 
 
-@pytest.mark.parametrize("user", [{"perceptual": "efficientnet"}, {"discriminator": "projected"}])
+@pytest.mark.parametrize(
+    "user", [{"perceptual": "efficientnet"}, {"discriminator": "projected"}, {"feature_matching_weight": 0.5}]
+)
 def test_missing_weights_of_efficientnet_are_named_before_any_data_is_opened(tmp_path, user):
     settings = {**PROJECTED, **NO_USER, **user}
     run = run_config("nowhere", tmp_path / "run", efficientnet_weights=str(tmp_path), **settings)

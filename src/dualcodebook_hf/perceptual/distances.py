@@ -23,8 +23,7 @@ SMALLEST_SIDE = SHIFTS  # one pixel is left by the largest shift
 class EfficientNetDistance(nn.Module):
     """Perceptual distance of images in the features of EfficientNet-Lite. Gradients reach the images only.
 
-    Both images lose the same 0 to 15 rows and columns at the top and the left, drawn by torch's global generator of the
-    CPU for each batch: else what training paints would settle on the grid of the network's strides.
+    Both images are `shifted`, else what training paints would settle on the grid of the network's strides.
     Convolutions run in the surrounding autocast's type, everything after them in float32.
 
     Args:
@@ -50,8 +49,7 @@ class EfficientNetDistance(nn.Module):
         """
         check_image_pair(x_hat, x, SMALLEST_SIDE)
         if self.shifts > 1:
-            down, across = torch.randint(self.shifts, (2,)).tolist()
-            x_hat, x = x_hat[..., down:, across:], x[..., down:, across:]
+            x_hat, x = shifted(x_hat, x, self.shifts)
         last = 6 if self.form == "stages-logits" else max(STAGES)
         first, second = self.network.stages(x_hat, last), self.network.stages(x, last)
         if self.form == "stages-logits":
@@ -65,6 +63,15 @@ class EfficientNetDistance(nn.Module):
             elif self.form == "stages-gram":
                 distance = distance + GRAM_WEIGHT * gram_distance(first, second)
         return distance
+
+
+def shifted(x_hat: torch.Tensor, x: torch.Tensor, shifts: int = SHIFTS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both batches without the same 0 to `shifts` - 1 rows at the top and columns at the left.
+
+    They are drawn for each batch, by torch's global generator of the CPU.
+    """
+    down, across = torch.randint(shifts, (2,)).tolist()
+    return x_hat[..., down:, across:], x[..., down:, across:]
 
 
 def check_image_pair(x_hat: torch.Tensor, x: torch.Tensor, smallest: int) -> None:

@@ -162,10 +162,16 @@ class TrainArguments(RunArguments):
     perceptual_form: str = field(
         default=FORMS[0], metadata=described(f"efficientnet: what is compared, one of {', '.join(FORMS)}")
     )
+    feature_matching_weight: float = field(
+        default=0.0,
+        metadata=described(
+            "weight of what reconstructions lack, in the mean of many, in the features of EfficientNet-Lite0"
+        ),
+    )
     efficientnet_weights: str | None = field(
         default=None,
         metadata=described(
-            "efficientnet, projected: file, folder or Hub id of EfficientNet-Lite0's weights; default: the installed "
+            "efficientnet, projected, feature matching: file, folder or Hub id of EfficientNet-Lite0's weights; default: the installed "
             "package of them, else the Hub's",
             path=True,
         ),

@@ -127,6 +127,8 @@ class ReconstructionLoss(nn.Module):
         perceptual: module (x_hat, x) -> a distance for each image (B,) or their mean, float32: `LPIPS`, `MSSSIMLoss`
             or another. None: no such term.
         perceptual_weight: of "perceptual", the mean of that distance.
+        feature_matching: module (x_hat, x) -> scalar, float32: `FeatureMatching`. None: no such term.
+        feature_matching_weight: of "feature_matching".
 
     Attributes:
         weights: {name: weight} of the terms that `forward` gives.
@@ -144,15 +146,19 @@ class ReconstructionLoss(nn.Module):
         grid: int = 16,
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 1.25,
+        feature_matching: nn.Module | None = None,
+        feature_matching_weight: float = 1.0,
     ) -> None:
         super().__init__()
         weights = {"l1": l1_weight, "l2": l2_weight, "log_l2": log_l2_weight, "grid": grid_weight}
         if perceptual is not None:
             weights["perceptual"] = perceptual_weight
+        if feature_matching is not None:
+            weights["feature_matching"] = feature_matching_weight
         if not any(weights.values()) or min(weights.values()) < 0:
             raise ValueError(f"the weights of the reconstruction terms must be >= 0 and not all 0, got {weights}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
-        self.perceptual, self.grid = perceptual, grid
+        self.perceptual, self.feature_matching, self.grid = perceptual, feature_matching, grid
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Two batches (B, 3, H, W) in [-1, 1] -> scalars by name, float32. Gradients reach both."""
@@ -168,6 +174,8 @@ class ReconstructionLoss(nn.Module):
             terms["grid"] = grid_pattern(difference, x, self.grid)
         if "perceptual" in self.weights:
             terms["perceptual"] = self.perceptual(x_hat, x).mean()
+        if "feature_matching" in self.weights:
+            terms["feature_matching"] = self.feature_matching(x_hat, x)
         return terms
 
     def rec(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:

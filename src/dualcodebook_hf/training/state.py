@@ -87,6 +87,8 @@ class RunState:
         record = {**asdict(progress), "processes": len(random_states)}
         for number, part in enumerate(self.parts):
             save_model(self.accelerator.unwrap_model(part.module), str(folder / _numbered("model.safetensors", number)))
+            if part.optimizer is None:
+                continue
             buffer = io.BytesIO()  # written by Python, whose error says that the disk is full
             torch.save(part.optimizer.state_dict(), buffer)
             # The view is given back on a full disk too: Python 3.12.1 crashes when it collects one in a traceback.
@@ -114,6 +116,8 @@ class RunState:
         for number, part in enumerate(self.parts):
             with _reading(folder / _numbered("model.safetensors", number)) as path:
                 load_model(self.accelerator.unwrap_model(part.module), path)
+            if part.optimizer is None:
+                continue
             with _reading(folder / _numbered("optimizer.bin", number)) as path:
                 _set_optimizer(part, torch.load(path, map_location="cpu", weights_only=True))
         with _reading(folder / PROGRESS) as path:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Trained(NamedTuple):
-    """A network and its optimizer, both as accelerate prepared them."""
+    """A network and its optimizer, both as accelerate prepared them; None: what forward passes alone move."""
 
     module: nn.Module
-    optimizer: AcceleratedOptimizer
+    optimizer: AcceleratedOptimizer | None
 
 
 class Task(Protocol):

@@ -23,6 +23,7 @@ from ..loading import load_tokenizer
 from ..metrics import IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..perceptual.distances import EfficientNetDistance
 from ..perceptual.efficientnet_lite import EfficientNetLite
+from ..perceptual.feature_matching import FeatureAverages, FeatureMatching
 from ..perceptual.vgg import LPIPS
 from ..perceptual.weights import MissingWeightsError
 from ..run_folder import CONVERSION
@@ -97,6 +98,7 @@ class TokenizerTask:
         model = {name: value for name, value in self.settings["model"].items() if name not in DERIVED_FIELDS}
         checkpoint.require_equal("model", model)
         checkpoint.require_same_switch("training", "adversarial_weight", self.arguments.adversarial_weight)
+        checkpoint.require_same_switch("training", "feature_matching_weight", self.arguments.feature_matching_weight)
         training = self.settings["training"]
         known = [name for name in BUILDING_SETTINGS if name in checkpoint.settings["training"]]  # not all in older ones
         checkpoint.require_equal("training", {name: training[name] for name in known})
@@ -192,25 +194,35 @@ class TokenizerTask:
         return {name: term.detach().float() for name, term in terms.items()}
 
     def parts(self) -> list[Trained]:
-        """The model, and the discriminator where there is one."""
+        """The model, and where there are such the discriminator and the averages of the features."""
         parts = [Trained(self.model, self.optimizer)]
         if self.adversary is not None:
             parts.append(Trained(self.adversary.discriminator, self.adversary.optimizer))
+        if self.feature_averages is not None:
+            parts.append(Trained(self.feature_averages, None))
         return parts
 
     def trained(self, step: int) -> list[Trained]:
         """The model, and the discriminator once it has started."""
         both = self.adversary is not None and self.adversary.started(step)
-        return self.parts() if both else self.parts()[:1]
+        return self.parts()[: 2 if both else 1]
 
     def statistics(self) -> list[torch.Tensor]:
-        """The tables and the latents' moments that codebooks keep by moving averages, and BatchNorm's in D."""
+        """The moving averages of codebooks (tables, moments of latents), of BatchNorm in D, and of features."""
         quantizer = self.network.quantize
         tracked = [parameter for parameter in quantizer.parameters() if not parameter.requires_grad]
         tracked += quantizer.buffers()
         if self.adversary is not None:
             tracked += self.adversary.discriminator.buffers()
+        if self.feature_averages is not None:
+            tracked += self.feature_averages.buffers()
         return tracked
+
+    @property
+    def feature_averages(self) -> FeatureAverages | None:
+        """What feature matching keeps; None where it is not used."""
+        matching = self.reconstruction_loss.feature_matching
+        return None if matching is None else matching.averages
 
     def validate(self) -> tuple[dict[str, float], Image.Image]:
         """Metrics of the validation images, and the first of them above their reconstructions."""
@@ -311,18 +323,19 @@ def build_optimizer(model: DualCodebookVQModel, arguments: TrainArguments) -> to
 
 
 def load_features(arguments: TrainArguments) -> EfficientNetLite | None:
-    """EfficientNet-Lite0, where the loss or the discriminator looks through it: one for both.
+    """EfficientNet-Lite0, where losses or the discriminator look through it: one for all.
 
     Raises ValueError when its weights are not available.
     """
     perceptual = arguments.perceptual == "efficientnet" and arguments.perceptual_weight
     projected = arguments.discriminator == "projected" and arguments.adversarial_weight
-    if not (perceptual or projected):
+    if not (perceptual or projected or arguments.feature_matching_weight):
         return None
     try:
         return EfficientNetLite.from_pretrained("lite0", arguments.efficientnet_weights)
     except MissingWeightsError as error:
-        user = "perceptual: efficientnet" if perceptual else "discriminator: projected"
+        others = "discriminator: projected" if projected else f"feature_matching_weight: {arguments.feature_matching_weight}"
+        user = "perceptual: efficientnet" if perceptual else others
         raise ValueError(f"`{user}`: {error}") from error
 
 
@@ -346,6 +359,8 @@ def build_reconstruction_loss(
         grid=grid,
         perceptual=_build_perceptual(arguments, features),
         perceptual_weight=arguments.perceptual_weight,
+        feature_matching=FeatureMatching(features) if arguments.feature_matching_weight else None,
+        feature_matching_weight=arguments.feature_matching_weight,
     )
 
 
