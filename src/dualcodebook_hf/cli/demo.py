@@ -19,7 +19,7 @@ def add_demo(command: Parser) -> None:
         dest="models",
         nargs="+",
         metavar="MODEL",
-        help="folders or Hub ids to choose from, and to compare (default: the checkpoint inside the package, offline)",
+        help="folders or Hub ids to choose from, and to compare (default: sharp and faithful, inside the package)",
     )
     command.add_argument(
         "--generator", metavar="MODEL", help="folder or Hub id of a generator (default: the one inside the package)"

@@ -15,7 +15,7 @@ def add_export(command: Parser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="folder or Hub id (default: the checkpoint inside the package, offline)",
+        help="folder, Hub id, or a checkpoint inside the package: sharp or faithful (default: sharp)",
     )
     add_output(command, "a new or empty folder for the files", "exported")
     for name, default, text in (

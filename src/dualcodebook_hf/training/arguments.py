@@ -165,14 +165,21 @@ class TrainArguments(RunArguments):
     feature_matching_weight: float = field(
         default=0.0,
         metadata=described(
-            "weight of what reconstructions lack, in the mean of many, in the features of EfficientNet-Lite0"
+            "weight of what reconstructions lack in the mean of many, in features of EfficientNet-Lite1; 0: not used"
         ),
     )
     efficientnet_weights: str | None = field(
         default=None,
         metadata=described(
-            "efficientnet, projected, feature matching: file, folder or Hub id of EfficientNet-Lite0's weights; default: the installed "
+            "efficientnet, projected: file, folder or Hub id of EfficientNet-Lite0's weights; default: the installed "
             "package of them, else the Hub's",
+            path=True,
+        ),
+    )
+    lite1_weights: str | None = field(
+        default=None,
+        metadata=described(
+            "feature matching: file, folder or Hub id of EfficientNet-Lite1's weights; default: as of Lite0's",
             path=True,
         ),
     )

@@ -71,7 +71,7 @@ class TokenizerTask:
     def __init__(self, run: RunConfig) -> None:
         run.check()
         self.run, self.arguments = run, run.training
-        self.features = load_features(run.training)
+        self.features, self.matching = load_features(run.training), load_matching(run.training)
         with naming_arguments("train_split"):
             self.training_images = TrainingImages(run.data, run.training.seed)
         self.validates = bool(run.training.validation_steps and run.data.validation_split)
@@ -109,7 +109,7 @@ class TokenizerTask:
         self.metric_networks = self._load_metric_networks()
         # Everything from here on draws random numbers, in this order.
         self.reconstruction_loss = build_reconstruction_loss(
-            arguments, self.features, self.run.model.downsample_factor
+            arguments, self.features, self.matching, self.run.model.downsample_factor
         ).to(accelerator.device)
         use_winograd(self.reconstruction_loss)  # frozen, whatever it is
         self.network = model = build_model(self.run, fresh)
@@ -221,8 +221,7 @@ class TokenizerTask:
     @property
     def feature_averages(self) -> FeatureAverages | None:
         """What feature matching keeps; None where it is not used."""
-        matching = self.reconstruction_loss.feature_matching
-        return None if matching is None else matching.averages
+        return None if self.matching is None else self.matching.averages
 
     def validate(self) -> tuple[dict[str, float], Image.Image]:
         """Metrics of the validation images, and the first of them above their reconstructions."""
@@ -323,30 +322,43 @@ def build_optimizer(model: DualCodebookVQModel, arguments: TrainArguments) -> to
 
 
 def load_features(arguments: TrainArguments) -> EfficientNetLite | None:
-    """EfficientNet-Lite0, where losses or the discriminator look through it: one for all.
+    """EfficientNet-Lite0, where the loss or the discriminator looks through it: one for both.
 
     Raises ValueError when its weights are not available.
     """
     perceptual = arguments.perceptual == "efficientnet" and arguments.perceptual_weight
     projected = arguments.discriminator == "projected" and arguments.adversarial_weight
-    if not (perceptual or projected or arguments.feature_matching_weight):
+    if not (perceptual or projected):
         return None
+    user = "perceptual: efficientnet" if perceptual else "discriminator: projected"
+    return _load_efficientnet("lite0", arguments.efficientnet_weights, user)
+
+
+def load_matching(arguments: TrainArguments) -> FeatureMatching | None:
+    """The loss by feature matching, where it has a weight. Raises ValueError when its network is not available."""
+    weight = arguments.feature_matching_weight
+    if not weight:
+        return None
+    user = f"feature_matching_weight: {weight}"
+    return FeatureMatching(_load_efficientnet("lite1", arguments.lite1_weights, user))
+
+
+def _load_efficientnet(variant: str, weights: str | None, user: str) -> EfficientNetLite:
     try:
-        return EfficientNetLite.from_pretrained("lite0", arguments.efficientnet_weights)
+        return EfficientNetLite.from_pretrained(variant, weights)
     except MissingWeightsError as error:
-        others = "discriminator: projected" if projected else f"feature_matching_weight: {arguments.feature_matching_weight}"
-        user = "perceptual: efficientnet" if perceptual else others
         raise ValueError(f"`{user}`: {error}") from error
 
 
 def build_reconstruction_loss(
-    arguments: TrainArguments, features: EfficientNetLite | None, grid: int
+    arguments: TrainArguments, features: EfficientNetLite | None, matching: FeatureMatching | None, grid: int
 ) -> ReconstructionLoss:
     """The loss that the arguments name.
 
     Args:
         arguments: of the run.
         features: what `load_features` gives.
+        matching: what `load_matching` gives.
         grid: downsample factor of the tokenizer.
 
     Raises ValueError when the weights of LPIPS are not available.
@@ -359,7 +371,7 @@ def build_reconstruction_loss(
         grid=grid,
         perceptual=_build_perceptual(arguments, features),
         perceptual_weight=arguments.perceptual_weight,
-        feature_matching=FeatureMatching(features) if arguments.feature_matching_weight else None,
+        feature_matching=matching,
         feature_matching_weight=arguments.feature_matching_weight,
     )
 
