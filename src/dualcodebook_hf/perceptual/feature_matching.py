@@ -15,7 +15,7 @@ from .efficientnet_lite import HEAD_WIDTH, EfficientNetLite
 DECAY = 0.98  # of the averaged difference: about the last 50 batches
 VARIANCE_DECAY = 0.99
 VARIANCE_FLOOR = 1e-3
-SCALES = 0.75, 1.35  # of the views' sides, drawn log-uniformly
+SCALES = 0.75, 1.9  # of the views' sides, drawn log-uniformly
 
 
 class FeatureMatching(nn.Module):
@@ -28,7 +28,7 @@ class FeatureMatching(nn.Module):
     mean over features of m^2 / (v + .001). Its gradient at each image is that of the mean of 2 m f(x_hat) / (v + .001).
 
     The network sees views of the images, else the decoder learns to please this network alone (docs/experiments.md):
-    `shifted`, mirrored every second time, resized to .75 - 1.35 of their sides. In training mode a forward pass moves
+    `shifted`, mirrored every second time, resized to .75 - 1.9 of their sides. In training mode a forward pass moves
     the averages; several processes have the same ones.
 
     Args:
