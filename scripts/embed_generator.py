@@ -2,7 +2,7 @@
 
     python scripts/embed_generator.py runs/generator/best --measured measured/metrics.json
 
-Saves the pipeline in bfloat16 (codebooks in float32) with the embedded tokenizer, whose decoder may be a later one, its
+Saves the pipeline in bfloat16 (codebooks in float32) with the embedded tokenizer (its faithful decoder), its
 training settings without this machine's paths, results and protocol of `dualcodebook evaluate-generator --output`, and
 the card.
 """
@@ -17,7 +17,7 @@ from dualcodebook_hf.files import atomic_folder, read_json, write_json
 from dualcodebook_hf.generation.loading import load_generator
 from dualcodebook_hf.hub.card import generator_card
 from dualcodebook_hf.hub.records import public_record
-from dualcodebook_hf.loading import load_tokenizer
+from dualcodebook_hf.loading import FAITHFUL, load_tokenizer
 from dualcodebook_hf.weights import encoder_hash
 
 FOLDER = Path(__file__).parents[1] / "src" / "dualcodebook_hf" / "checkpoints" / "generator"
@@ -26,7 +26,7 @@ LARGEST = 25_000_000
 
 def take_embedded_tokenizer(pipeline: DualCodebookMaskGenerationPipeline) -> None:
     """Puts it in the place of the tokenizer that made the tokens. Raises ValueError unless both make the same ones."""
-    tokenizer = load_tokenizer(device="cpu")
+    tokenizer = load_tokenizer(FAITHFUL, device="cpu")
     if encoder_hash(tokenizer) != encoder_hash(pipeline.vqvae):
         raise ValueError("the generator must be of the embedded tokenizer's tokens")
     pipeline.transformer.register_to_config(tokenizer_weights_sha256=encoder_hash(tokenizer))

@@ -265,11 +265,10 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path):
 
 def test_models_of_one_name_keep_their_own_labels_and_show_no_folder(folders):
     from dualcodebook_hf.demo.models import load_models
-    from dualcodebook_hf.loading import EMBEDDED
 
     labels = list(load_models([str(folders[0]), str(folders[0])]))
     assert labels == ["dual", "dual (2)"]
-    assert list(load_models(None)) == [EMBEDDED]
+    assert list(load_models(None)) == ["embedded checkpoint", "embedded checkpoint, faithful"]
 
 
 def test_large_images_are_shrunk_and_the_page_says_so(tmp_path):

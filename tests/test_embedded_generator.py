@@ -36,10 +36,10 @@ def test_it_is_small_and_names_no_machine():
 
 
 def test_its_tokenizer_is_the_embedded_one(pipe):
-    assert encoder_hash(pipe.vqvae) == encoder_hash(DualCodebookVQModel.from_pretrained(default_checkpoint()))
+    assert encoder_hash(pipe.vqvae) == encoder_hash(DualCodebookVQModel.from_pretrained(default_checkpoint("faithful")))
     assert pipe.transformer.config.tokenizer_weights_sha256 == encoder_hash(pipe.vqvae)
     name = "diffusion_pytorch_model.safetensors"  # a copy, so that the folder is a whole pipeline
-    assert (FOLDER / "vqvae" / name).read_bytes() == (Path(default_checkpoint()) / name).read_bytes()
+    assert (FOLDER / "vqvae" / name).read_bytes() == (Path(default_checkpoint("faithful")) / name).read_bytes()
 
 
 def test_it_draws_each_of_its_classes_in_its_own_way(pipe):

@@ -110,4 +110,4 @@ def images() -> None:
     made.save("restored.png")
     made.sieze  # type: ignore[attr-defined]
     processor.postprocess("wrong")  # type: ignore[arg-type]
-    default_checkpoint(3)  # type: ignore[call-arg]
+    default_checkpoint(3)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ EXAMPLES_JS = """element.addEventListener('click', (event) => {
 
 
 def build_demo(models: Sequence[str] | None = None, generator: str | None = None) -> gr.Blocks:
-    """The app over these models, folders or Hub ids; by default the embedded checkpoint alone.
+    """The app over these models, folders or Hub ids; by default both decoders of the embedded checkpoint.
 
     Args:
         models: tokenizers.

@@ -57,7 +57,7 @@ def app_source(models: Sequence[str] = ()) -> str:
     """app.py, with `demo`, a gr.Blocks.
 
     Args:
-        models: Hub ids shown where DUALCODEBOOK_MODELS is not set; none: the embedded checkpoint.
+        models: Hub ids shown where DUALCODEBOOK_MODELS is not set; none: the embedded checkpoints.
     """
     return APP.replace("{models}", " ".join(models))
 
