@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 
-from .distances import SMALLEST_SIDE, check_image_pair, shifted
+from .distances import SHIFTS, SMALLEST_SIDE, check_image_pair, shifted
 from .efficientnet_lite import HEAD_WIDTH, EfficientNetLite
 
 DECAY = 0.98  # of the averaged difference: about the last 50 batches
 VARIANCE_DECAY = 0.99
 VARIANCE_FLOOR = 1e-3
-SCALES = 0.75, 1.9  # of the views' sides, drawn log-uniformly
 
 
 class FeatureMatching(nn.Module):
@@ -27,21 +23,19 @@ class FeatureMatching(nn.Module):
     batches of mean(f(x_hat) - f(x)), decay .98, corrected for its start, and v the variance of f(x); the term is the
     mean over features of m^2 / (v + .001). Its gradient at each image is that of the mean of 2 m f(x_hat) / (v + .001).
 
-    The network sees views of the images, else the decoder learns to please this network alone (docs/experiments.md):
-    `shifted`, mirrored every second time, resized to .75 - 1.9 of their sides. In training mode a forward pass moves
-    the averages; several processes have the same ones.
+    Images are `shifted`. In training mode a forward pass moves the averages; several processes have the same ones.
 
     Args:
         network: its weights stay as they are.
-        views: False: images as they are.
+        shifts: 1: images stay whole, and no random number is drawn.
 
     Attributes:
         averages: the state, which checkpoints hold.
     """
 
-    def __init__(self, network: EfficientNetLite, views: bool = True) -> None:
+    def __init__(self, network: EfficientNetLite, shifts: int = SHIFTS) -> None:
         super().__init__()
-        self.network, self.views, self.averages = network, views, FeatureAverages()
+        self.network, self.shifts, self.averages = network, shifts, FeatureAverages()
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Two batches (B, 3, H, W) in [-1, 1] -> scalar, float32. Gradients reach `x_hat` alone.
@@ -49,8 +43,8 @@ class FeatureMatching(nn.Module):
         Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
         """
         check_image_pair(x_hat, x, SMALLEST_SIDE)
-        if self.views:
-            x_hat, x = random_view(*shifted(x_hat, x))
+        if self.shifts > 1:
+            x_hat, x = shifted(x_hat, x, self.shifts)
         with torch.no_grad():
             originals = self.network.pooled(x).float()
         features = self.network.pooled(x_hat).float()
@@ -59,18 +53,6 @@ class FeatureMatching(nn.Module):
         difference, variance = self.averages()
         slope = difference / (variance + VARIANCE_FLOOR)
         return (slope * difference).mean() + 2 * (slope * (features - features.detach())).mean()
-
-
-def random_view(x_hat: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both batches (B, 3, H, W), mirrored or not, at the same scale of `SCALES`, bilinear with antialias.
-
-    Drawn for each batch, by torch's global generator of the CPU.
-    """
-    mirror, share = torch.rand(2).tolist()
-    low, high = map(math.log, SCALES)
-    size = [max(round(side * math.exp(low + share * (high - low))), 1) for side in x.shape[-2:]]
-    views = (batch.flip(3) if mirror < 0.5 else batch for batch in (x_hat, x))
-    return tuple(F.interpolate(view.float(), size, mode="bilinear", antialias=True) for view in views)
 
 
 class FeatureAverages(nn.Module):
