@@ -16,9 +16,9 @@ from cost import UTILISATION, cost, cost_table, gpu_hours, model_arguments, trai
 from quality_report import read_lines, short_table, write_table
 
 from dualcodebook_hf.evaluation.protocols import PROTOCOLS
-from dualcodebook_hf.evaluation.table import markdown_table, results_table
+from dualcodebook_hf.evaluation.table import markdown_table, results_cells
 from dualcodebook_hf.files import atomic_file, read_json
-from dualcodebook_hf.loading import default_checkpoint
+from dualcodebook_hf.loading import EMBEDDED_FOLDERS, default_checkpoint
 from dualcodebook_hf.run_folder import SavedModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +30,30 @@ PAGES += ("docs/runtimes.md", "docs/generator.md")
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
+EMBEDDED_COLUMNS = (
+    "model",
+    "data",
+    "N",
+    "bits/pixel",
+    "PSNR",
+    "SSIM",
+    "MS-SSIM",
+    "SWD",
+    "KD lite2",
+    "PD lite2",
+    "codes used",
+)
+
+
 def embedded() -> str:
-    """The embedded checkpoint and the linear codec, of its metrics.json."""
-    results = read_json(SavedModel.find(default_checkpoint()).records()["metrics"])["results"]
-    return results_table((result["model"]["name"], result) for result in results)
+    """Both decoders of the embedded checkpoint and the linear codec, of their metrics.json, data set by data set."""
+    found = {}
+    for decoder in EMBEDDED_FOLDERS:
+        for result in read_json(SavedModel.find(default_checkpoint(decoder)).records()["metrics"])["results"]:
+            found.setdefault(result["protocol"]["dataset"], {}).setdefault(result["model"]["name"], result)
+    header, rows = results_cells((name, one) for results in found.values() for name, one in sorted(results.items()))
+    columns = [header.index(name) for name in EMBEDDED_COLUMNS]
+    return markdown_table(EMBEDDED_COLUMNS, [[row[column] for column in columns] for row in rows])
 
 
 def results(rows: list[str], columns: list[str], folder: list[str]) -> str:
