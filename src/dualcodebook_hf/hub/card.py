@@ -266,6 +266,7 @@ def _looks(training: dict[str, Any]) -> bool:
 
 def _loss_terms(training: dict[str, Any]) -> list[str]:
     names = {"l1_weight": "L1", "l2_weight": "L2", "log_l2_weight": "log L2", "grid_weight": "grid"}
+    names["seam_weight"] = "seams"
     terms = [f"{training[key]:g} {title}" for key, title in names.items() if training.get(key)]
     if training["perceptual"] != "none" and training["perceptual_weight"]:
         terms.append(f"{training['perceptual_weight']:g} {PERCEPTUALS[training['perceptual']]}")

@@ -153,6 +153,9 @@ class TrainArguments(RunArguments):
         default=0.0,
         metadata=described("weight of the pattern that errors have in common in all blocks of f x f pixels"),
     )
+    seam_weight: float = field(
+        default=0.0, metadata=described("weight of the steps that errors make between blocks of f x f pixels")
+    )
     perceptual: str = field(default="lpips", metadata=described(f"perceptual loss, one of {', '.join(PERCEPTUALS)}"))
     perceptual_weight: float = field(default=1.25, metadata=described("weight of the perceptual loss"))
     vgg_weights: str = field(

@@ -114,6 +114,23 @@ def grid_pattern(difference: torch.Tensor, x: torch.Tensor, side: int) -> torch.
     return (basis.T @ errors).square().sum() / errors.numel()
 
 
+def seams(difference: torch.Tensor, side: int) -> torch.Tensor:
+    """Mean square of the steps that errors make from one f x f block to the next: scalar, float32; 0 for one block.
+
+    A decoder leaves such steps where positions disagree. They are a small part of the squared error, and the eye sees
+    the grid.
+
+    Args:
+        difference: errors (B, C, H, W), float32.
+        side: f, in pixels.
+    """
+    steps = [
+        (difference[..., side::side, :] - difference[..., side - 1 : -1 : side, :]).flatten(),
+        (difference[..., side::side] - difference[..., side - 1 : -1 : side]).flatten(),
+    ]
+    return torch.cat(steps).square().sum() / max(sum(step.numel() for step in steps), 1)
+
+
 class ReconstructionLoss(nn.Module):
     """The terms that compare a reconstruction with its original, by name: a term of weight 0 is not computed.
 
@@ -123,7 +140,8 @@ class ReconstructionLoss(nn.Module):
         log_l2_weight: of "log_l2" = mean over images of ln(mean (x - x_hat)^2 + 0.004): each image's PSNR up to a
             factor, levelling off above 30 dB.
         grid_weight: of "grid" = `grid_pattern` of x - x_hat: the pattern that a decoder may lay over plain regions.
-        grid: f of that pattern, in pixels.
+        seam_weight: of "seams" = `seams` of x - x_hat: the edges of blocks.
+        grid: f of both, in pixels.
         perceptual: module (x_hat, x) -> a distance for each image (B,) or their mean, float32: `LPIPS`, `MSSSIMLoss`
             or another. None: no such term.
         perceptual_weight: of "perceptual", the mean of that distance.
@@ -143,6 +161,7 @@ class ReconstructionLoss(nn.Module):
         l2_weight: float = 0.0,
         log_l2_weight: float = 0.0,
         grid_weight: float = 0.0,
+        seam_weight: float = 0.0,
         grid: int = 16,
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 1.25,
@@ -151,6 +170,7 @@ class ReconstructionLoss(nn.Module):
     ) -> None:
         super().__init__()
         weights = {"l1": l1_weight, "l2": l2_weight, "log_l2": log_l2_weight, "grid": grid_weight}
+        weights["seams"] = seam_weight
         if perceptual is not None:
             weights["perceptual"] = perceptual_weight
         if feature_matching is not None:
@@ -172,6 +192,8 @@ class ReconstructionLoss(nn.Module):
             terms["log_l2"] = (difference.square().mean(dim=(1, 2, 3)) + LOG_L2_FLOOR).log().mean()
         if "grid" in self.weights:
             terms["grid"] = grid_pattern(difference, x, self.grid)
+        if "seams" in self.weights:
+            terms["seams"] = seams(difference, self.grid)
         if "perceptual" in self.weights:
             terms["perceptual"] = self.perceptual(x_hat, x).mean()
         if "feature_matching" in self.weights:

@@ -368,6 +368,7 @@ def build_reconstruction_loss(
         l2_weight=arguments.l2_weight,
         log_l2_weight=arguments.log_l2_weight,
         grid_weight=arguments.grid_weight,
+        seam_weight=arguments.seam_weight,
         grid=grid,
         perceptual=_build_perceptual(arguments, features),
         perceptual_weight=arguments.perceptual_weight,
