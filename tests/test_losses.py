@@ -18,6 +18,7 @@ from dualcodebook_hf.training.losses import (
     generator_loss,
     grid_pattern,
     hinge_discriminator_loss,
+    seams,
     take_gradient,
     weighted_sum,
 )
@@ -195,6 +196,32 @@ def test_a_pattern_that_every_block_has_counts_whole_and_what_blocks_have_by_cha
     torch.testing.assert_close(grid_pattern(by_colour, x, 4), by_colour[..., :36].square().mean())
     noise = torch.randn(4, 3, 40, 37, generator=generator)
     assert grid_pattern(noise, x, 4).item() == pytest.approx(4 / 360, rel=0.3)  # 4 numbers are fitted to 360 blocks
+
+
+def test_seams_by_hand_and_none_where_errors_are_smooth_or_one_block_is_all():
+    blocks = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, -1.0]])  # errors of 2 x 3 blocks of 4 pixels
+    errors = blocks.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(2, 3, -1, -1)
+    down, across = (blocks[1] - blocks[0]).square(), (blocks[:, 1:] - blocks[:, :-1]).square()
+    expected = (4 * down.sum() + 4 * across.sum()) / (4 * down.numel() + 4 * across.numel())
+    torch.testing.assert_close(seams(errors, 4), expected)
+    cut = torch.nn.functional.pad(errors, (0, 2, 0, 3), mode="replicate")  # rows and columns of blocks cut short
+    assert seams(cut, 4) > 0
+    assert seams(errors[..., :4, :4], 4) == 0
+    ramp = torch.arange(12.0).expand(1, 1, 8, 12)  # a step of 1 between all columns, at edges or not, and none of rows
+    torch.testing.assert_close(seams(ramp, 4), torch.tensor(2 * 8 / (2 * 8 + 12)))
+
+
+def test_the_seam_term_joins_blocks_that_the_original_joins():
+    x = torch.zeros(1, 3, 8, 8)
+    x_hat = torch.zeros(1, 3, 8, 8)
+    x_hat[..., 4:] = 0.5
+    x_hat.requires_grad_()
+    loss = ReconstructionLoss(l1_weight=0.0, l2_weight=1.0, seam_weight=3.0, grid=4)
+    terms = loss(x_hat, x)
+    assert loss.rec(terms) == terms["l2"] + 3 * seams(x - x_hat, 4)
+    (gradient,) = torch.autograd.grad(terms["seams"], x_hat)
+    assert (gradient[..., 3] < 0).all() and (gradient[..., 4] > 0).all()  # a step downhill closes the gap
+    assert not gradient[..., :3].any() and not gradient[..., 5:].any()
 
 
 def test_the_grid_term_is_about_errors_and_has_a_gradient_in_the_reconstruction_alone():
