@@ -16,7 +16,7 @@ from matplotlib.ticker import SymmetricalLogLocator
 from PIL import Image
 
 # Okabe and Ito (2008): told apart by people who see colours differently, too.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINE_STYLES = ["-", "--", "-.", ":"]
 INK, FAINT_INK, GRID_INK = "#202228", "#70747E", "#E2E4E9"
 STYLE = {
