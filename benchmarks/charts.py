@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import SymmetricalLogLocator
 from PIL import Image
 
 # Okabe and Ito (2008): told apart by people who see colours differently, too.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINE_STYLES = ["-", "--", "-.", ":"]
 INK, FAINT_INK, GRID_INK = "#202228", "#70747E", "#E2E4E9"
 STYLE = {
@@ -35,6 +36,11 @@ STYLE = {
     "xtick.minor.bottom": False,
     "ytick.color": FAINT_INK,
     "ytick.minor.left": False,
+}
+RATE_PANELS = {  # key of a point: title
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "kd_effnetlite2": "KD lite2: kernel distance x 1000, lower is better",
 }
 DOT, HOLLOW = {"marker": "o", "linestyle": "none"}, {"markerfacecolor": "white"}
 
@@ -119,17 +125,20 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 @matplotlib.rc_context(STYLE)
 def rate_curves(points: dict[str, Sequence[dict[str, float]]], ticks: Sequence[float], width: int) -> Figure:
-    """PSNR and SSIM against the rate on a logarithmic axis: a curve for each codec, a diamond for each tokenizer.
+    """PSNR, SSIM and kernel distance against the rate, on a logarithmic axis.
+
+    A curve for each codec, a diamond for each tokenizer.
 
     Args:
-        points: name -> [{"bits_per_pixel", "psnr", "ssim"}, ...] in order of rate; one alone is a tokenizer, the first
-            of several is the smallest possible and drawn as a ring. What lies beyond the ticks is left out.
+        points: name -> [{"bits_per_pixel", "psnr", "ssim", "kd_effnetlite2"}, ...] in order of rate; one alone is a
+            tokenizer, the first of several is the smallest possible and drawn as a ring. What lies beyond the ticks is
+            left out.
         ticks: of the rate, in bits per pixel; the axis ends at the first and last one.
         width: in pixels.
     """
     figure = Figure((width / 100, 4.6), dpi=100)
-    axes = figure.subplots(1, 2)
-    for axis, key, label in zip(axes, ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+    axes = figure.subplots(1, len(RATE_PANELS))
+    for axis, (key, label) in zip(axes, RATE_PANELS.items(), strict=True):
         for order, (name, found) in enumerate(points.items()):
             inside = [point for point in found if ticks[0] <= point["bits_per_pixel"] <= ticks[-1]]
             x, y = [point["bits_per_pixel"] for point in inside], [point[key] for point in inside]
@@ -146,8 +155,17 @@ def rate_curves(points: dict[str, Sequence[dict[str, float]]], ticks: Sequence[f
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("bits per pixel; ring: the codec's smallest files", color=FAINT_INK)
+    _distance_scale(axes[-1])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(points))
     return figure
+
+
+def _distance_scale(axis: Axes) -> None:
+    """Logarithmic, but linear around 0: the distance may be 0 or below."""
+    axis.set_yscale("symlog", linthresh=1)
+    axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
 
 
 @matplotlib.rc_context(STYLE)

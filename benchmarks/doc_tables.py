@@ -83,17 +83,18 @@ def equal_bytes() -> str:
     record = read_json(DOCS / "figures" / "rate.json")
     equal, points = record["equal_bytes"], record["points"]
     (ours,) = points[equal["model"]]
-    header = ["", "bytes, mean", f"images within {equal['bytes']} bytes", "PSNR", "SSIM"]
+    header = ["", "bytes, mean", f"images within {equal['bytes']} bytes", "PSNR", "SSIM", "KD lite2"]
     header += ["tokenizer better by PSNR", "by SSIM"]
-    rows = [[equal["model"], str(equal["bytes"]), "100%", f"{ours['psnr']:.2f}", f"{ours['ssim']:.3f}", "-", "-"]]
+
+    def quality(found: dict[str, float]) -> list[str]:
+        return [f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", f"{found['kd_effnetlite2']:.1f}"]
+
+    rows = [[equal["model"], str(equal["bytes"]), "100%", *quality(ours), "-", "-"]]
     for name, found in equal["codecs"].items():
-        quality = [
-            f"{found['bytes']:.0f}",
-            f"{found['within_bytes']:.0%}",
-            f"{found['psnr']:.2f}",
-            f"{found['ssim']:.3f}",
-        ]
-        rows.append([name, *quality, *(f"{found[f'tokenizer_better_{key}']:.0%}" for key in ("psnr", "ssim"))])
+        size = [f"{found['bytes']:.0f}", f"{found['within_bytes']:.0%}"]
+        rows.append(
+            [name, *size, *quality(found), *(f"{found[f'tokenizer_better_{key}']:.0%}" for key in ("psnr", "ssim"))]
+        )
     return markdown_table(header, rows)
 
 

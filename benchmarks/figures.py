@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from paper_figures import (
     Tile,
     code_patches,
@@ -38,14 +39,18 @@ from dualcodebook_hf.evaluation.data import EvaluationData, EvaluationImages
 from dualcodebook_hf.evaluation.linear_codec import PatchLinearCodec
 from dualcodebook_hf.files import atomic_file, public_name, read_json, write_json
 from dualcodebook_hf.image_processing_dualcodebook import to_image, to_pixels
-from dualcodebook_hf.loading import EMBEDDED, load_tokenizer, tokenizer_label
+from dualcodebook_hf.loading import EMBEDDED, check_device, load_tokenizer, tokenizer_label
+from dualcodebook_hf.metrics import load_metric_network
+from dualcodebook_hf.metrics.efficientnet import EfficientNetFeatures
 from dualcodebook_hf.metrics.images import image_quality
+from dualcodebook_hf.metrics.kernel import kernel_distance
 from dualcodebook_hf.metrics.tokens import TokenStatistics
 from dualcodebook_hf.reconstruction import Reconstruction, reconstruct_image
 from dualcodebook_hf.tokenizer import Tokenizer
 
 LARGEST_JPEG = 200_000
 FITTED_IMAGES = 400  # of the train split, for the linear codec
+PERCEPTUAL, FEATURE_BATCH = "kd_effnetlite2", 8
 # Qualities of the curves on each codec's own scale, from the lowest on.
 CURVES = {
     "JPEG": (1, 5, 10, 20, 30, 50, 70),
@@ -137,12 +142,15 @@ def extremes(arguments: argparse.Namespace) -> Image.Image:
 
 def rate_quality(arguments: argparse.Namespace) -> Image.Image:
     """Tokenizers against JPEG, WebP and AVIF: curves over a split, and images at the first model's bytes."""
-    images = images_of(arguments)
-    found = {name: [reconstruct_image(model, image) for image in images] for name, model in load_models(arguments)}
+    device = check_device(arguments.device)
+    network = load_metric_network(PERCEPTUAL, arguments.size, device)
+    models, images = load_models(arguments), images_of(arguments)
+    perceptual = PerceptualDistance(network, images, device)
+    found = {name: [reconstruct_image(model, image) for image in images] for name, model in models}
     first, ours = next(iter(found.items()))
-    curves, equal = codec_numbers(arguments, images, ours[0].num_bytes)
-    points = {name: [tokenizer_point(members)] for name, members in found.items()} | curves
-    summary = {name: equal_summary(members, ours) for name, members in equal.items()}
+    curves, equal, distances = codec_numbers(arguments, images, ours[0].num_bytes, perceptual)
+    points = {name: [tokenizer_point(members, perceptual)] for name, members in found.items()} | curves
+    summary = {name: {**equal_summary(members, ours), PERCEPTUAL: distances[name]} for name, members in equal.items()}
     record = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "points": points}
     record["equal_bytes"] = {"model": first, "bytes": ours[0].num_bytes, "codecs": summary}
     if arguments.json:
@@ -153,46 +161,82 @@ def rate_quality(arguments: argparse.Namespace) -> Image.Image:
 
 
 def codec_numbers(
-    arguments: argparse.Namespace, images: Sequence[Image.Image], budget: int
-) -> tuple[dict[str, list], dict[str, list]]:
-    """(curves, each image at the tokens' bytes) of every codec; taken from --codec-cache where it holds just these.
+    arguments: argparse.Namespace, images: Sequence[Image.Image], budget: int, perceptual: PerceptualDistance
+) -> tuple[dict[str, list], dict[str, list], dict[str, float]]:
+    """(curves, each image at the tokens' bytes, kernel distance of these images) of every codec.
 
-    No model has a part in them, and AVIF is slow.
+    Taken from --codec-cache where it holds just these: no model has a part in them, and AVIF is slow.
     """
     key = {"data": source(arguments), "pictures": len(images), "size": arguments.size, "bytes": budget}
     key |= {"config": arguments.config, "image_column": arguments.image_column, "qualities": repr(CURVES)}
     key |= {"pillow": Image.__version__, "codecs": {name: repr(codec) for name, codec in available_codecs().items()}}
+    key |= {PERCEPTUAL: perceptual.network.description}
     cache = arguments.codec_cache
     if cache and (kept := read_json(cache) or {}).get("key") == key:
-        return kept["curves"], kept["equal"]
-    curves, equal = {}, {}
+        return kept["curves"], kept["equal"], kept["distances"]
+    curves, equal, distances = {}, {}, {}
     for name, codec in available_codecs().items():
         print(f"{name} ...", flush=True)
-        curves[name] = [codec_point(codec, images, quality) for quality in CURVES[name]]
-        equal[name] = [equal_bytes(codec, image, budget) for image in images]
+        curves[name] = [codec_point(codec, images, quality, perceptual) for quality in CURVES[name]]
+        equal[name], distances[name] = equal_bytes(codec, images, budget, perceptual)
     if cache:
-        write_json(cache, {"key": key, "curves": curves, "equal": equal})
-    return curves, equal
+        write_json(cache, {"key": key, "curves": curves, "equal": equal, "distances": distances})
+    return curves, equal, distances
 
 
-def tokenizer_point(found: Sequence[Reconstruction]) -> dict[str, float]:
-    """Mean quality of a tokenizer at its fixed rate."""
+class PerceptualDistance:
+    """`kd_effnetlite2` of images to the originals of a split, whose features are computed once.
+
+    Args:
+        network: of `load_metric_network`.
+        originals: two or more of one size; ValueError for fewer.
+        device: of the network.
+    """
+
+    def __init__(self, network: EfficientNetFeatures, originals: Sequence[Image.Image], device: str = "cpu") -> None:
+        if len(originals) < 2:
+            raise ValueError(f"`--split` must hold two images or more, got {len(originals)}")
+        self.network, self.device = network, device
+        self._originals = self._features(originals)
+
+    def __call__(self, images: Sequence[Image.Image]) -> float:
+        """x 1000, of one image for each original, in their order."""
+        return 1000 * kernel_distance(self._features(images), self._originals)[0]
+
+    def _features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        batches = (images[start : start + FEATURE_BATCH] for start in range(0, len(images), FEATURE_BATCH))
+        pixels = ((torch.stack([to_pixels(image) for image in batch]) + 1) / 2 for batch in batches)
+        return torch.cat([self.network(batch.to(self.device)).cpu() for batch in pixels])
+
+
+def tokenizer_point(found: Sequence[Reconstruction], perceptual: PerceptualDistance) -> dict[str, float]:
+    """Quality of a tokenizer at its fixed rate."""
     quality = means([{"psnr": one.psnr, "ssim": one.ssim} for one in found])
-    return {"bits_per_pixel": found[0].bits_per_pixel, **quality}
+    distance = perceptual([one.image for one in found])
+    return {"bits_per_pixel": found[0].bits_per_pixel, **quality, PERCEPTUAL: distance}
 
 
-def codec_point(codec: Codec, images: Sequence[Image.Image], quality: int) -> dict[str, float]:
-    """Mean rate and mean quality of a codec at one of its qualities."""
+def codec_point(
+    codec: Codec, images: Sequence[Image.Image], quality: int, perceptual: PerceptualDistance
+) -> dict[str, float]:
+    """Mean rate and quality of a codec at one of its qualities."""
     coded = [(coded_at(codec, image, quality), image) for image in images]
     total = sum(one.count * 8 / (image.width * image.height) for one, image in coded)
     found = [measured(one.image, image) for one, image in coded]
-    return {"quality": quality, "bits_per_pixel": total / len(coded), **means(found)}
+    distance = perceptual([one.image for one, _ in coded])
+    return {"quality": quality, "bits_per_pixel": total / len(coded), **means(found), PERCEPTUAL: distance}
 
 
-def equal_bytes(codec: Codec, image: Image.Image, budget: int) -> dict[str, Any]:
-    """An image at the tokens' bytes, or the codec's smallest."""
-    coded = coded_within(codec, image, budget)
-    return {"bytes": coded.count, "smallest": coded.smallest, **measured(coded.image, image)}
+def equal_bytes(
+    codec: Codec, images: Sequence[Image.Image], budget: int, perceptual: PerceptualDistance
+) -> tuple[list[dict[str, Any]], float]:
+    """Each image at the tokens' bytes, or the codec's smallest; and the kernel distance of them all."""
+    coded = [coded_within(codec, image, budget) for image in images]
+    found = [
+        {"bytes": one.count, "smallest": one.smallest, **measured(one.image, image)}
+        for one, image in zip(coded, images, strict=True)
+    ]
+    return found, perceptual([one.image for one in coded])
 
 
 def equal_summary(found: Sequence[dict[str, Any]], ours: Sequence[Reconstruction]) -> dict[str, float]:
@@ -212,21 +256,30 @@ def rate_notes(record: dict[str, Any]) -> list[str]:
     equal = record["equal_bytes"]
     mine = record["points"][equal["model"]][0]
     lines = [
-        f"At {equal['bytes']} bytes per image, {equal['model']}: {mine['psnr']:.2f} dB, SSIM {mine['ssim']:.3f}. "
+        f"At {equal['bytes']} bytes per image, {equal['model']}: {in_words(mine)}. "
         "Each codec at its best quality within those bytes, or else its smallest file:"
     ]
     for name, found in equal["codecs"].items():
         lines.append(
             f"  {name}: {found['bytes']:.0f} bytes on average ({found['within_bytes']:.0%} of the images fit), "
-            f"{found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}; the tokenizer is better on "
+            f"{in_words(found)}; the tokenizer is better on "
             f"{found['tokenizer_better_psnr']:.0%} of the images by PSNR and {found['tokenizer_better_ssim']:.0%} by "
             "SSIM"
         )
+    lines.append(
+        "KD lite2: kernel distance x 1000 between EfficientNet-Lite2's features of all reconstructions and of all "
+        "originals, lower is better"
+    )
     lines.append(
         "Images from the tokenizer's largest gain over the best codec within the bytes (top) to its largest loss "
         "(bottom); in colour: more bytes than the tokens"
     )
     return lines
+
+
+def in_words(found: dict[str, float]) -> str:
+    """PSNR, SSIM and kernel distance."""
+    return f"{found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}, KD lite2 {found[PERCEPTUAL]:.1f}"
 
 
 def rate_strip(
@@ -238,7 +291,7 @@ def rate_strip(
         rows: images shown, at most.
         name: of the tokenizer.
         ours: every image through it.
-        equal: codec -> `equal_bytes` of every image.
+        equal: codec -> what `equal_bytes` says of every image.
     """
     fitting = [
         [found[index]["psnr"] for found in equal.values() if not found[index]["smallest"]] for index in range(len(ours))

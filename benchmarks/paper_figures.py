@@ -162,7 +162,7 @@ def extremes_figure(best: Sequence[Sequence[Tile]], worst: Sequence[Sequence[Til
 def rate_figure(
     points: dict[str, Sequence[dict[str, float]]], title: str, notes: Sequence[str], strip: Image.Image
 ) -> Image.Image:
-    """PSNR and SSIM against bits per pixel, the comparison in words, and under it images.
+    """PSNR, SSIM and kernel distance against bits per pixel, the comparison in words, and under it images.
 
     Args:
         points: see `charts.rate_curves`.

