@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 # Folders of benchmarks/quality.py, with a table.md of their own.
 RESULTS = ("quality", "quality/f16", "quality/perceptual")
 PAGES = ("README.md", "docs/quality/README.md", "docs/figures/README.md", "docs/paper-table.md", "docs/speed.md")
-PAGES += ("docs/runtimes.md", "docs/generator.md")
+PAGES += ("docs/runtimes.md", "docs/generator.md", "docs/experiments.md")
 MARKED = re.compile(r"(<!-- table: (\w+)(.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -45,13 +45,13 @@ EMBEDDED_COLUMNS = (
 )
 
 
-def embedded() -> str:
+def embedded(datasets: list[str]) -> str:
     """Both decoders of the embedded checkpoint and the linear codec, of their metrics.json, data set by data set."""
     found = {}
     for decoder in EMBEDDED_FOLDERS:
         for result in read_json(SavedModel.find(default_checkpoint(decoder)).records()["metrics"])["results"]:
             found.setdefault(result["protocol"]["dataset"], {}).setdefault(result["model"]["name"], result)
-    header, rows = results_cells((name, one) for results in found.values() for name, one in sorted(results.items()))
+    header, rows = results_cells((name, one) for dataset in datasets for name, one in sorted(found[dataset].items()))
     columns = [header.index(name) for name in EMBEDDED_COLUMNS]
     return markdown_table(EMBEDDED_COLUMNS, [[row[column] for column in columns] for row in rows])
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
 from ..files import read_json
-from ..loading import EMBEDDED, EMBEDDED_LABELS, embedded_label
+from ..loading import EMBEDDED, EMBEDDED_LABELS, default_checkpoint, embedded_label
 from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
@@ -124,8 +124,10 @@ def _license_of(source: str) -> str | None:
     """The licence of the weights in a folder, or of a Hub id in the cache; None where it is not known.
 
     It stands in their card. A folder without a card is a run of one's own: apache-2.0, as its card would say, if it
-    started from random weights; otherwise that of what it started from.
+    started from random weights; otherwise that of what it started from. Records call the embedded one so.
     """
+    if source.startswith(EMBEDDED):
+        return _license_of(default_checkpoint())
     path = Path(source).expanduser()
     if not path.is_dir():
         card = try_to_load_from_cache(source, "README.md") if HUB_NAME.fullmatch(source) else None
