@@ -5,8 +5,9 @@
     python benchmarks/figures.py extremes --dataset DATA --output docs/figures/extremes.jpg
     python benchmarks/figures.py rate     --dataset DATA --output docs/figures/rate.jpg --json docs/figures/rate.json
 
-A model is a folder, a Hub id, `embedded` or `patch-linear` (the linear codec, fitted to DATA's train split at the first
-model's sizes). Images are those of `dualcodebook evaluate`: shorter side to 256, centre crop. PNG or JPEG by suffix.
+A model is a folder, a Hub id, `embedded` (`sharp`), `faithful` or `patch-linear` (the linear codec, fitted to DATA's
+train split at the first model's sizes). Images are those of `dualcodebook evaluate`: shorter side to 256, centre crop.
+PNG or JPEG by suffix.
 """
 
 from __future__ import annotations
@@ -328,7 +329,10 @@ def load_models(arguments: argparse.Namespace) -> list[tuple[str, Tokenizer]]:
         images = data(arguments, split="train", limit=None).shuffled(0).first(FITTED_IMAGES)
         loaded["patch-linear"] = PatchLinearCodec(sizes).fit(images)
     shown = {"embedded": EMBEDDED, "patch-linear": "patch-linear codec"}
-    return [(shown.get(name) or tokenizer_label(name), loaded[name]) for name in names]
+    labels = [shown.get(name) or tokenizer_label(name) for name in names]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"`--model` must name different models, got {', '.join(labels)}")
+    return [(label, loaded[name]) for label, name in zip(labels, names, strict=True)]
 
 
 def data(arguments: argparse.Namespace, **changes: Any) -> EvaluationImages:

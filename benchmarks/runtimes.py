@@ -2,10 +2,11 @@
 
     python benchmarks/runtimes.py --exported DIR --static build/static-space --json docs/speed/runtimes.json
 
-`DIR` is what `dualcodebook export --int8` wrote. Each runtime gets a process of its own with one thread and does the
-same pictures of scikit-image, centre crops of 256 pixels, one by one, `--rounds` times. Time is the median CPU time of
-the process over all rounds and pictures: of the wall's time a busy machine would make nonsense. Memory is the process's
-peak resident size. `python benchmarks/doc_tables.py` then writes the table of docs/runtimes.md.
+`DIR` is what `dualcodebook export faithful --int8` wrote, `build/static-space` what `static_space.py --model faithful`
+did. Each runtime gets a process of its own with one thread and does the same pictures of scikit-image, centre crops of
+256 pixels, one by one, `--rounds` times. Time is the median CPU time of the process over all rounds and pictures: of
+the wall's time a busy machine would make nonsense. Memory is the process's peak resident size. `python
+benchmarks/doc_tables.py` then writes the table of docs/runtimes.md.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def runtime(name: str, exported: Path) -> tuple[Callable, Callable]:
         if name == "torch":
             from dualcodebook_hf.loading import load_tokenizer
 
-            model = load_tokenizer(device="cpu")
+            model = load_tokenizer("faithful", device="cpu")
             functions = model.tokenize, model.detokenize
         else:
             functions = (
@@ -282,7 +283,7 @@ def size_of(name: str, arguments: argparse.Namespace) -> int:
     from dualcodebook_hf.loading import default_checkpoint
 
     if name == "torch":
-        paths = list(Path(default_checkpoint()).glob("*.safetensors"))
+        paths = list(Path(default_checkpoint("faithful")).glob("*.safetensors"))
     else:
         folder = arguments.static if name == "browser" else arguments.exported
         paths = [path for pattern in RUNTIMES[name][1] for path in folder.glob(pattern)]

@@ -4,7 +4,8 @@
     python examples/fine_tune.py photos runs/fine-tuned --model runs/mine/final
 
 `photos` needs the splits train and validation (docs/data.md). The codebooks move too: tokens from before do not mean
-the same after. On the command line: dualcodebook train --init_from FOLDER --data_initialization 0 ...
+the same after. Start: the embedded checkpoint with its faithful decoder, as the loss here is that which made it. On the
+command line: dualcodebook train --config tiny --init_from faithful --data_initialization 0 ...
 """
 
 import argparse
@@ -21,7 +22,7 @@ from dualcodebook_hf.training.tokenizer_task import TokenizerTask
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("folder", help="folder of images, or a Hub id")
 parser.add_argument("output", help="the run's folder")
-parser.add_argument("--model", default=default_checkpoint(), help="folder or Hub id; default: the embedded checkpoint")
+parser.add_argument("--model", default=default_checkpoint("faithful"), help="folder or Hub id; default: embedded")
 parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--batch_size", type=int, default=8)
 parser.add_argument("--resolution", type=int, default=160, help="side of the crops in pixels")

@@ -1,4 +1,4 @@
-"""The Space: the checkpoint inside the package, or those that DUALCODEBOOK_MODELS names (Hub ids)."""
+"""The Space: the checkpoints inside the package, or those that DUALCODEBOOK_MODELS names (Hub ids)."""
 
 import os
 

@@ -146,6 +146,11 @@ def test_the_saved_configuration_reads_back(tmp_path):
         (["--dataset", "x", "--train_batch_size", "0"], "`train_batch_size` must be at least 1, got 0"),
         (["--dataset", "x", "--perceptual", "vgg"], "`perceptual` must be one of lpips, efficientnet, .*, got 'vgg'"),
         (["--dataset", "x", "--perceptual_form", "a"], "`perceptual_form` must be one of stages, .*, got 'a'"),
+        (
+            ["--dataset", "x", "--feature_matching_weight", "1", "--resolution", "12", "--adversarial_weight", "0"],
+            "`resolution` must be at least 16 with `feature_matching_weight` or `perceptual: efficientnet`, got 12",
+        ),
+        (["--dataset", "x", "--seam_weight", "-1"], "`seam_weight` must be .*, got -1"),
         (["--dataset", "x", "--discriminator", "x"], "`discriminator` must be one of patch, projected, got 'x'"),
         (["--dataset", "x", "--discriminator_augment", "color,x"], "`discriminator_augment` must be one of .* got 'x'"),
         (["--dataset", "x", "--validation_metrics", "psnr,fid"], "`validation_metrics` must be one of .* got 'fid'"),

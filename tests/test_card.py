@@ -119,6 +119,17 @@ def test_hub_ids_stay_and_paths_lose_their_folders():
     assert public_record(train) == expected
 
 
+def test_names_of_decoders_are_those_of_weights_alone():
+    train = {"data": {"dataset": "sharp", "tokenizer": "faithful"}, "training": {"init_from": "/data/sharp"}}
+    expected = {"dataset": "sharp", "tokenizer": "embedded checkpoint, faithful"}
+    assert public_record(train) == {"data": expected, "training": {"init_from": "./sharp"}}
+    assert public_record(public_record(train)) == public_record(train)
+    elsewhere = {"training": {"init_from": r"C:\lib\dualcodebook_hf\checkpoints\faithful"}}
+    assert public_record(elsewhere)["training"]["init_from"] == "embedded checkpoint, faithful"
+    other = {"training": {"init_from": "/a/mydualcodebook_hf/checkpoints/faithful"}}
+    assert public_record(other)["training"]["init_from"] == "./faithful"
+
+
 def test_several_data_sets_are_all_named_without_their_folders(folder):
     paths = ["/home/someone/secret/birds", "lab/photos", "/data/clothing-256"]
     change(folder / "train_config.json", "data", dataset=paths, train_split=["train", "test", "train"])
@@ -159,6 +170,8 @@ def test_converted_weights_name_their_source_and_claim_no_licence(folder):
     "source, license, told",
     [
         ("embedded", "apache-2.0", "embedded checkpoint"),
+        ("sharp", "apache-2.0", "embedded checkpoint"),
+        ("faithful", "apache-2.0", "embedded checkpoint, faithful"),
         ("licensed", "cc-by-nc-4.0", "mine"),
         ("own run", "apache-2.0", "mine"),
         ("converted", "other", "mine"),
@@ -174,7 +187,8 @@ def test_weights_that_started_from_others_say_so_and_keep_their_licence(folder, 
         (origin / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# mine\n")
     if source == "converted":
         (origin / "conversion.json").write_text(json.dumps({"kind": "taming", "source": "a.ckpt", "files": {}}))
-    init_from = {"embedded": str(EMBEDDED), "lab/other": "lab/other"}.get(source, str(origin))
+    names = {"embedded": str(EMBEDDED), **{name: name for name in ("lab/other", "sharp", "faithful")}}
+    init_from = names.get(source, str(origin))
     start = {"init_from": init_from, "data_initialization": 0}
     change(folder / "train_config.json", "training", **start, train="decoder")
     text = model_card(Records.read(folder), "me/tok")

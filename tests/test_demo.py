@@ -379,7 +379,7 @@ def test_the_page_says_what_a_models_tokens_take_and_shows_its_card(folders):
     assert dual.card().split() == ["##", "Card", "Text", "###", "Part"]
     assert single.card() == ""
     assert (
-        ServedModel("owner/name", dual.tokenizer, dual.weights, None).card()
+        ServedModel("owner/name", dual.tokenizer, dual.weights, dual.hash, None).card()
         == "[owner/name](https://huggingface.co/owner/name)"
     )
 

@@ -46,7 +46,7 @@ def generator() -> ServedGenerator:
 
 @pytest.fixture
 def handlers(generator) -> GeneratingHandlers:
-    return GeneratingHandlers(generator, {"tiny": generator.weights})
+    return GeneratingHandlers(generator, {"tiny": generator.tokenizer_hash})
 
 
 @pytest.fixture

@@ -501,7 +501,7 @@ def test_the_space_is_published_with_the_whole_package(hub):
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
     assert package.items() <= files.items()
-    assert f"dualcodebook_hf/checkpoints/tiny/{WEIGHTS}" in files
+    assert {f"dualcodebook_hf/checkpoints/{name}/{WEIGHTS}" for name in ("tiny", "faithful")} <= files.keys()
     assert set(files) - set(package) == {".gitattributes", "app.py", "README.md", "requirements.txt", "example.png"}
     assert b'"DUALCODEBOOK_MODELS", "me/a lab/b"' in files["app.py"]
     front = yaml.safe_load(files["README.md"].decode().split("---")[1])

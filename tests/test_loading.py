@@ -17,6 +17,8 @@ from dualcodebook_hf.hub import Records, model_card
 from dualcodebook_hf.image_processing_dualcodebook import to_pixels
 from dualcodebook_hf.loading import check_tokenizer_name, load_tokenizer, tokenizer_label
 from dualcodebook_hf.metrics.images import psnr
+from dualcodebook_hf.training.arguments import parse_run_config
+from dualcodebook_hf.training.tokenizer_task import build_model
 from dualcodebook_hf.weights import TOKEN_PARTS
 
 
@@ -64,6 +66,7 @@ def test_sharp_is_nearer_by_features_on_every_data_set_for_less_than_a_decibel()
 def test_names_stand_for_folders_of_the_package(decoders):
     assert default_checkpoint() == default_checkpoint("sharp") != default_checkpoint("faithful")
     assert tokenizer_label(None) == tokenizer_label("sharp") == "embedded checkpoint"
+    assert "embedded" not in tokenizer_label("/a/mydualcodebook_hf/checkpoints/tiny")
     assert (
         tokenizer_label("faithful")
         == tokenizer_label(default_checkpoint("faithful"))
@@ -82,6 +85,15 @@ def test_a_folder_of_that_name_is_never_taken_or_left_silently(tmp_path, monkeyp
         with pytest.raises(ValueError, match=r"`model`: 'faithful' is a decoder .* write './faithful' for the folder"):
             use("faithful")
     assert load_tokenizer("./faithful").num_parameters() == load_tokenizer("sharp").num_parameters()
+
+
+def test_training_starts_from_a_name(decoders, tmp_path):
+    flags = ["--config", "tiny", "--dataset", "x", "--output_dir", str(tmp_path), "--data_initialization", "0"]
+    run = parse_run_config([*flags, "--init_from", "faithful"])
+    model = build_model(run)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), decoders[1].parameters(), strict=True))
+    with pytest.raises(ValueError, match="`init_from` 'sharp' does not fit the model"):
+        build_model(parse_run_config([*flags, "--init_from", "sharp"]))  # its decoder is wider
 
 
 def test_commands_take_the_names(tmp_path, capsys):

@@ -60,10 +60,11 @@ def test_the_embedded_checkpoint_beats_the_linear_codec_at_the_same_bits():
     assert all(codebook["usage"] > 0.95 for codebook in ours["codebooks"].values())
 
 
-def test_the_embedded_checkpoint_is_small_and_its_codebooks_are_float32():
+@pytest.mark.parametrize("decoder", ["sharp", "faithful"])
+def test_the_embedded_checkpoint_is_small_and_its_codebooks_are_float32(decoder):
     from safetensors import safe_open
 
-    folder = Path(default_checkpoint())
+    folder = Path(default_checkpoint(decoder))
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12_000_000
     with safe_open(folder / "diffusion_pytorch_model.safetensors", "pt") as file:
         for name in file.keys():

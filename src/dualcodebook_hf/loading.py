@@ -60,9 +60,9 @@ def tokenizer_folder(name: str | None, argument: str = "model") -> str:
 
 def embedded_label(path: str) -> str | None:
     """What the embedded checkpoint of that path is called, on any machine; None for other paths."""
-    end = path.replace("\\", "/").rstrip("/")
+    end = "/" + str(path).replace("\\", "/").strip("/")
     for name, folder in EMBEDDED_FOLDERS.items():
-        if end.endswith(f"dualcodebook_hf/checkpoints/{folder}"):
+        if end.endswith(f"/dualcodebook_hf/checkpoints/{folder}"):
             return EMBEDDED_LABELS[name]
     return None
 

@@ -54,7 +54,7 @@ def add_evaluate_generator(command: Parser) -> None:
     tokens.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="folder or Hub id of the generator's tokenizer, or `embedded` (default: that of --model, or none)",
+        help="its tokenizer: folder, Hub id, `sharp`, `faithful` or `embedded` (default: that of --model, or none)",
     )
     tokens.add_argument(
         "--train-tokens",
@@ -269,8 +269,10 @@ def _load(job: _Job) -> None:
             refuse_given(arguments, ("label_column", "guidance_scale"), "is for a generator with classes")
         job.tokenizer = job.generator.vqvae.eval()
     if arguments.tokenizer:
-        job.tokenizer = load_tokenizer(_tokenizer_name(arguments), device=job.device, argument="--tokenizer")
-        if job.generator is not None and encoder_hash(job.tokenizer) != encoder_hash(job.generator.vqvae):
+        named = load_tokenizer(_tokenizer_name(arguments), device=job.device, argument="--tokenizer")
+        if job.generator is None:
+            job.tokenizer = named
+        elif encoder_hash(named) != encoder_hash(job.generator.vqvae):  # otherwise its own decodes, as it draws
             raise ValueError(
                 "`--tokenizer` must have the encoder and the codebooks of the generator's, for tokens to be compared: "
                 f"'{arguments.tokenizer}' has others"
@@ -366,7 +368,7 @@ def _protocol(job: _Job, cells: int) -> dict[str, Any]:
     protocol = {"test": job.test.data.record(job.test.count), "train": job.train.data.record(job.train.count)}
     protocol["samples"] = _describe_samples(job)
     if job.tokenizer is not None:
-        name = tokenizer_label(_tokenizer_name(arguments)) if arguments.tokenizer else "the generator's"
+        name = tokenizer_label(_tokenizer_name(arguments)) if arguments.model is None else "the generator's"
         hashes = {"config_hash": config_hash(job.tokenizer.config), "weights_sha256": weights_hash(job.tokenizer)}
         protocol["tokenizer"] = {"name": name, **hashes}
     if arguments.train_tokens:
@@ -387,7 +389,7 @@ def _describe_samples(job: _Job) -> dict[str, Any]:
         found = {"folder": public_name(job.arguments.samples), "sha256": digest.hexdigest()}
         return found | ({"tokens": "of the images, tokenized again"} if job.tokenizer is not None else {})
     return {
-        "generator": tokenizer_label(job.arguments.model),
+        "generator": public_name(job.arguments.model, parts=2),
         "transformer_sha256": weights_hash(job.generator.transformer),
         "scheduler": {"class": type(job.generator.scheduler).__name__, **dict(job.generator.scheduler.config)},
         "classes": None if job.labels is None else f"as often as in {job.test.data.split}",

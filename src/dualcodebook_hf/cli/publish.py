@@ -47,7 +47,7 @@ def add_push(command: Parser) -> None:
         "--model-id",
         action="append",
         metavar="OWNER/NAME",
-        help="with --space: model that it shows, may be repeated (default: the checkpoint inside the package)",
+        help="with --space: model that it shows, may be repeated (default: both inside the package)",
     )
     command.add_argument(
         "--static",

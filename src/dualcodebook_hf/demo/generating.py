@@ -21,6 +21,7 @@ from ..generation.masking import hidden_tokens, mask_tokens
 from ..image_processing_dualcodebook import to_image
 from ..loading import default_generator
 from ..reconstruction import Reconstruction, reconstruct_image
+from ..weights import weights_hash
 from . import fragments, mixing, widgets
 from .reading import Rejected
 from .results import Shown, new_folder, save_image
@@ -59,12 +60,13 @@ class ServedGenerator:
 
     Attributes:
         classes: their names; none for a generator without classes.
+        tokenizer_hash: `weights_hash` of its tokenizer, decoder included.
     """
 
     def __init__(self, pipeline: DualCodebookMaskGenerationPipeline) -> None:
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline, self.classes = pipeline, list(pipeline.labels)
-        self.weights = pipeline.transformer.config.tokenizer_weights_sha256
+        self.tokenizer_hash = weights_hash(pipeline.vqvae)
         codes = next(iter(pipeline.vqvae.quantize.codebooks.values())).codes()
         self.colours = np.concatenate([code_colours(codes), HIDDEN[None]])
 
@@ -148,11 +150,11 @@ class GeneratingHandlers:
 
     Args:
         generator: what draws.
-        weights: {what the page calls a model: SHA-256 of its encoder and codebooks}.
+        hashes: {what the page calls a model: its `weights_hash`, decoder included}.
     """
 
-    def __init__(self, generator: ServedGenerator, weights: dict[str, str]) -> None:
-        self.generator, self._weights = generator, weights
+    def __init__(self, generator: ServedGenerator, hashes: dict[str, str]) -> None:
+        self.generator, self._hashes = generator, hashes
         self._read: tuple[Shown, Reconstruction] | None = None  # the last picture beside another model
 
     def generate(self, label: str, guidance: float, steps: float, seed: float) -> Iterator[list[Any]]:
@@ -215,8 +217,8 @@ class GeneratingHandlers:
         yield [gr.update(value=None, visible=False), slider, line]
 
     def _start(self, shown: Shown) -> Reconstruction:
-        """A picture in the generator's tokens: the page's own, or those of its tokenizer beside another model."""
-        if self._weights.get(shown.label) == self.generator.weights:
+        """A picture in the generator's tokens and by its decoder: the page's own, or read anew beside another model."""
+        if self._hashes.get(shown.label) == self.generator.tokenizer_hash:
             return shown.result
         read = self._read
         if read is None or read[0] is not shown:

@@ -15,9 +15,10 @@ from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..figures import code_colours
 from ..files import public_name
 from ..inference import optimize_for_inference
-from ..loading import EMBEDDED_FOLDERS, embedded_label, load_tokenizer_with_hash, tokenizer_folder
+from ..loading import EMBEDDED_FOLDERS, default_checkpoint, embedded_label, load_tokenizer_with_hash, tokenizer_folder
 from ..metrics.tokens import bits_per_pixel
 from ..tokens.file import token_bytes
+from ..weights import weights_hash
 
 PAPER = "https://arxiv.org/abs/2503.10832"
 HUB = "https://huggingface.co"
@@ -33,13 +34,15 @@ class ServedModel:
     Attributes:
         label: its name on the page; of a folder no more than its last part.
         tokenizer: the model itself, made fast.
-        weights: SHA-256 of its file's, by which token files know it.
+        weights: SHA-256 of its encoder and codebooks, by which token files know it.
+        hash: `weights_hash` of the whole model.
         folder: with its files; None for a Hub id.
     """
 
     label: str
     tokenizer: DualCodebookVQModel
     weights: str
+    hash: str
     folder: Path | None
 
     @cached_property
@@ -85,15 +88,16 @@ def load_models(names: Sequence[str] | None) -> dict[str, ServedModel]:
     Raises ValueError, naming the model, for one that cannot be loaded or does not take RGB images.
     """
     models: dict[str, ServedModel] = {}
-    for name in names or EMBEDDED_FOLDERS:
+    for name in names or map(default_checkpoint, EMBEDDED_FOLDERS):
         model, weights = load_tokenizer_with_hash(name, argument="models")
-        place = tokenizer_folder(name, "models")
+        place, whole = tokenizer_folder(name, "models"), weights_hash(model)
         label = embedded_label(place) or public_name(place)
         if (model.config.in_channels, model.config.out_channels) != (3, 3):
             raise ValueError(f"the model '{name}' must have 3 channels, got {model.config.in_channels}")
         label = label if label not in models else f"{label} ({len(models) + 1})"
         folder = Path(place).expanduser()
-        models[label] = ServedModel(label, optimize_for_inference(model), weights, folder if folder.is_dir() else None)
+        known = folder if folder.is_dir() else None
+        models[label] = ServedModel(label, optimize_for_inference(model), weights, whole, known)
     return models
 
 

@@ -82,7 +82,7 @@ def build_demo(models: Sequence[str] | None = None, generator: str | None = None
         add_endpoints(handlers, **LISTENER, api_visibility="public")
         generating = None
         if drawing is not None:
-            generating = GeneratingHandlers(drawing, {label: model.weights for label, model in served.items()})
+            generating = GeneratingHandlers(drawing, {label: model.hash for label, model in served.items()})
             connect_generator(generating, page)
     fill_first(handlers, page, generating)
     return demo.queue(max_size=QUEUE, api_open=False)  # open: every request would run at once, past the queue

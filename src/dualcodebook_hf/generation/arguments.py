@@ -49,7 +49,7 @@ class GeneratorDataArguments(DataArguments):
     )
     tokenizer: str | None = field(
         default=None,
-        metadata=described("folder or Hub id; null: the checkpoint inside the package", path=True),
+        metadata=described("folder, Hub id, `sharp` or `faithful`; null: sharp", path=True),
     )
     class_column: str | None = field(
         default="label", metadata=described("column of the classes; null: a generator without classes")

@@ -129,7 +129,7 @@ def push_space(
 
     Args:
         repo_id: see `push_model`, as for the others and the errors.
-        models: Hub ids that it shows; none: the checkpoint inside the package.
+        models: Hub ids that it shows; none: the checkpoints inside the package.
         static: the folder that `make static-space` wrote: the page that runs in the browser is published instead.
         private: make a new repository private.
         token: None: that of HF_TOKEN or of `hf auth login`.

@@ -16,13 +16,15 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from ..autoencoder_dualcodebook import DualCodebookVQModel
 from ..configuration_dualcodebook import DualCodebookConfig, DualCodebookFields
 from ..files import read_json
-from ..loading import EMBEDDED, EMBEDDED_LABELS, default_checkpoint, embedded_label
+from ..loading import EMBEDDED, EMBEDDED_LABELS, embedded_label
 from ..run_folder import CONFIG, RECORDS, TRAIN_CONFIG, SavedModel
 
 # Settings that may be local paths, and what a Hub id or a plain name looks like.
 PATHS = {"dataset", "output_dir", "init_from", "resume_from_checkpoint", "vgg_weights"}
 PATHS |= {"efficientnet_weights", "lite1_weights"}
 PATHS |= {"tokens", "validation_tokens", "tokenizer"}  # of generators
+NAMES = {"init_from", "tokenizer"}  # of them those that may be `sharp` or `faithful` too
+_EMBEDDED_LICENSE = "apache-2.0"
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 
 
@@ -126,8 +128,8 @@ def _license_of(source: str) -> str | None:
     It stands in their card. A folder without a card is a run of one's own: apache-2.0, as its card would say, if it
     started from random weights; otherwise that of what it started from. Records call the embedded one so.
     """
-    if source.startswith(EMBEDDED):
-        return _license_of(default_checkpoint())
+    if source in EMBEDDED_LABELS or source.startswith(EMBEDDED) or embedded_label(source):
+        return _EMBEDDED_LICENSE
     path = Path(source).expanduser()
     if not path.is_dir():
         card = try_to_load_from_cache(source, "README.md") if HUB_NAME.fullmatch(source) else None
@@ -166,10 +168,11 @@ def public_record(train: Mapping[str, dict]) -> dict[str, dict]:
             return [public(name, item) for item in value]
         if name not in PATHS or not isinstance(value, str):
             return value
-        if label := EMBEDDED_LABELS.get(value) or embedded_label(value):
+        if label := embedded_label(value) or (EMBEDDED_LABELS.get(value) if name in NAMES else None):
             return label
         if HUB_NAME.fullmatch(value) and not Path(value).exists():
             return value
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+        last = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+        return f"./{last}" if last in EMBEDDED_LABELS and name in NAMES else last  # a folder, as commands write it
 
     return {section: {name: public(name, value) for name, value in values.items()} for section, values in train.items()}

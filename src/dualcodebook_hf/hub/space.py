@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1]
 EXTRA = "space"
 SDK = "gradio"
 SDK_VERSION = "6.31.0"
-APP = '''"""The Space: the checkpoint inside the package, or those that DUALCODEBOOK_MODELS names (Hub ids)."""
+APP = '''"""The Space: the checkpoints inside the package, or those that DUALCODEBOOK_MODELS names (Hub ids)."""
 
 import os
 
@@ -35,7 +35,7 @@ it, and compare two models on one slider.
 
 The Space shows `dualcodebook_hf`, an independent implementation of
 [Dual Codebook VQ](https://arxiv.org/abs/2503.10832), whose source lies beside `app.py`. It runs on a CPU with the
-checkpoint inside the package; set the variable `DUALCODEBOOK_MODELS` to Hub ids, with spaces between them, to show
+checkpoints inside the package; set the variable `DUALCODEBOOK_MODELS` to Hub ids, with spaces between them, to show
 other models. `dualcodebook push --space you/name` publishes a copy.
 """
 STATIC_BUILD = Path("build", "static-space")  # where `make static-space` writes

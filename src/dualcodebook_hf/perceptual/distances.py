@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from . import FORMS
+from . import FORMS, SMALLEST_VIEW
 from .efficientnet_lite import EfficientNetLite
 
 STAGES = (0, 1, 2, 4)  # compared; of strides 2, 4, 8 and 16
@@ -16,8 +16,7 @@ LOGITS_WEIGHT = 0.1
 GRAM_WEIGHT = 5.0  # its gradient in the pixels is then about half of the first term's
 NORM_EPSILON = 1e-10
 DISTS_CONSTANT = 1e-6
-SHIFTS = 16  # pixels
-SMALLEST_SIDE = SHIFTS  # one pixel is left by the largest shift
+SHIFTS = SMALLEST_SIDE = SMALLEST_VIEW  # pixels
 
 
 class EfficientNetDistance(nn.Module):

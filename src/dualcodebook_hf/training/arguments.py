@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..configuration_fields import DualCodebookFields
 from ..image_datasets import ON_BAD_IMAGE, DatasetError
 from ..metrics import IMAGE_METRICS
-from ..perceptual import FORMS
+from ..perceptual import FORMS, SMALLEST_VIEW
 from .discriminators import AUGMENTATIONS, NORMS
 from .parsing import parse_sections
 from .run_arguments import Arguments, RunArguments, at_least, below_one, described, one_of
@@ -120,7 +120,8 @@ class TrainArguments(RunArguments):
     init_from: str | None = field(
         default=None,
         metadata=described(
-            "start from these weights (folder or Hub id); from another quantizer's: encoder and decoder only",
+            "start from these weights (folder, Hub id, `sharp` or `faithful`); from another quantizer's: encoder and "
+            "decoder only",
             path=True,
             heading="start and computation",
         ),
@@ -156,7 +157,19 @@ class TrainArguments(RunArguments):
     seam_weight: float = field(
         default=0.0, metadata=described("weight of the steps that errors make between blocks of f x f pixels")
     )
-    perceptual: str = field(default="lpips", metadata=described(f"perceptual loss, one of {', '.join(PERCEPTUALS)}"))
+    codebook_weight: float = field(default=1.0, metadata=described("weight of L_global + L_local"))
+    token_noise: float = field(
+        default=0.0,
+        metadata=described("share of the tokens of an image with noise that the decoder gets wrong; 0: no noise"),
+    )
+    token_noise_images: float = field(default=0.1, metadata=described("share of the images that have token noise"))
+    token_noise_neighbours: int = field(
+        default=100, metadata=described("a wrong token is one of so many nearest codes of the same codebook")
+    )
+    perceptual: str = field(
+        default="lpips",
+        metadata=described(f"perceptual loss, one of {', '.join(PERCEPTUALS)}", heading="perceptual losses"),
+    )
     perceptual_weight: float = field(default=1.25, metadata=described("weight of the perceptual loss"))
     vgg_weights: str = field(
         default="timm/vgg16.tv_in1k",
@@ -185,15 +198,6 @@ class TrainArguments(RunArguments):
             "feature matching: file, folder or Hub id of EfficientNet-Lite1's weights; default: as of Lite0's",
             path=True,
         ),
-    )
-    codebook_weight: float = field(default=1.0, metadata=described("weight of L_global + L_local"))
-    token_noise: float = field(
-        default=0.0,
-        metadata=described("share of the tokens of an image with noise that the decoder gets wrong; 0: no noise"),
-    )
-    token_noise_images: float = field(default=0.1, metadata=described("share of the images that have token noise"))
-    token_noise_neighbours: int = field(
-        default=100, metadata=described("a wrong token is one of so many nearest codes of the same codebook")
     )
     adversarial_weight: float = field(
         default=0.8,
@@ -306,6 +310,12 @@ class RunConfig:
                 f"`resolution` must be at least {smallest} with a discriminator "
                 f"(`adversarial_weight` above 0, `discriminator: {self.training.discriminator}`), "
                 f"got {self.data.resolution}"
+            )
+        looks = self.training.feature_matching_weight or (self.training.perceptual == "efficientnet")
+        if looks and self.data.resolution < SMALLEST_VIEW:
+            raise ValueError(
+                f"`resolution` must be at least {SMALLEST_VIEW} with `feature_matching_weight` or "
+                f"`perceptual: efficientnet`, got {self.data.resolution}"
             )
         if self.training.data_initialization and not self.model.linear_shortcut:
             raise ValueError("`data_initialization` needs `linear_shortcut: true`")

@@ -19,7 +19,7 @@ from ..backbone import last_convolution
 from ..evaluation.evaluator import Evaluator
 from ..figures import grid
 from ..image_processing_dualcodebook import DualCodebookImageProcessor
-from ..loading import load_tokenizer
+from ..loading import EMBEDDED_FOLDERS, load_tokenizer
 from ..metrics import IMAGE_METRICS, NETWORK_METRICS, image_metrics, load_metric_network
 from ..perceptual.distances import EfficientNetDistance
 from ..perceptual.efficientnet_lite import EfficientNetLite
@@ -64,7 +64,7 @@ class TokenizerTask:
         optimizer: its AdamW, as accelerate prepared it.
         adversary: None where `adversarial_weight` is 0.
 
-    Raises ValueError for settings that are wrong, for weights of EfficientNet-Lite0 that are asked for and not
+    Raises ValueError for settings that are wrong, for weights of EfficientNet-Lite that are asked for and not
     available, for data that cannot be opened and for an image among the first `validation_samples` that cannot be read.
     """
 
@@ -94,7 +94,7 @@ class TokenizerTask:
         return name, IMAGE_METRICS[name].higher_is_better
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
-        """Raises ValueError when the checkpoint holds another model, or an adversary where this run has none."""
+        """Raises ValueError when the checkpoint holds another model, or other parts (adversary, averages) than this run."""
         model = {name: value for name, value in self.settings["model"].items() if name not in DERIVED_FIELDS}
         checkpoint.require_equal("model", model)
         checkpoint.require_same_switch("training", "adversarial_weight", self.arguments.adversarial_weight)
@@ -266,9 +266,11 @@ class TokenizerTask:
         model.cast_backbone(getattr(torch, self.arguments.weights_dtype))
         model.save_pretrained(folder)
         DualCodebookImageProcessor().save_pretrained(folder)
-        origin = Path(self.arguments.init_from or ".") / CONVERSION
-        if self.arguments.init_from and origin.is_file():
-            shutil.copyfile(origin, folder / CONVERSION)
+        source = self.arguments.init_from
+        if source and source not in EMBEDDED_FOLDERS:  # those were not converted
+            origin = Path(source).expanduser() / CONVERSION
+            if origin.is_file():
+                shutil.copyfile(origin, folder / CONVERSION)
 
     def check_publishable(self, repo_id: str) -> None:
         """Asks the Hub for the right to write there."""
