@@ -94,7 +94,7 @@ class TokenizerTask:
         return name, IMAGE_METRICS[name].higher_is_better
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
-        """Raises ValueError when the checkpoint holds another model, or other parts (adversary, averages) than this run."""
+        """Raises ValueError when the checkpoint holds another model, or other parts than this run has."""
         model = {name: value for name, value in self.settings["model"].items() if name not in DERIVED_FIELDS}
         checkpoint.require_equal("model", model)
         checkpoint.require_same_switch("training", "adversarial_weight", self.arguments.adversarial_weight)
