@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dualcodebook_hf.perceptual.efficientnet_lite import HEAD_WIDTH, EfficientNetLite
 from dualcodebook_hf.perceptual.feature_matching import FeatureAverages, FeatureMatching
@@ -39,6 +40,29 @@ def test_averages_by_hand_of_one_batch_and_of_two():
 
 def moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return features.mean(0), features.square().mean(0)
+
+
+def test_two_processes_average_what_one_would_of_both_batches(tmp_path):
+    torch.multiprocessing.spawn(average_a_half, args=(str(tmp_path),), nprocs=2)
+    whole = FeatureAverages()
+    whole.update(*halves().transpose(0, 1).flatten(1, 2))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(found[name], value)
+
+
+def halves() -> torch.Tensor:
+    """Of two processes features of three reconstructions and of three originals."""
+    return torch.rand(2, 2, 3, HEAD_WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def average_a_half(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    averages = FeatureAverages()
+    averages.update(*halves()[rank])
+    torch.save(averages.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
 
 
 def test_value_and_gradient_by_hand(network, images):
