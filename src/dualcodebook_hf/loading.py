@@ -28,7 +28,7 @@ def default_checkpoint(decoder: str = SHARP) -> str:
     There are two decoders for the same tokens.
 
     Args:
-        decoder: "sharp", trained for how images look, or "faithful", trained for pixels alone, of the higher PSNR.
+        decoder: "sharp", trained for how images look, or "faithful", trained for pixels alone.
 
     Raises ValueError for another one.
     """
