@@ -254,14 +254,13 @@ def _training(train: dict[str, dict]) -> dict[str, Any]:
         "data_source": "; ".join(DATA_SOURCES[name] for name in names if name in DATA_SOURCES),
         "decoder_only": train["training"].get("train") == "decoder",  # older records have no such setting
         "loss": _loss_terms(train["training"]),
-        "pixels_alone": not _looks(train["training"]),
+        "pixels_alone": _for_pixels_alone(train["training"]),
     }
 
 
-def _looks(training: dict[str, Any]) -> bool:
-    """Whether the loss asks for more than pixels."""
+def _for_pixels_alone(training: dict[str, Any]) -> bool:
     perceptual = training["perceptual"] != "none" and training["perceptual_weight"]
-    return bool(perceptual or training["adversarial_weight"] or training.get("feature_matching_weight"))
+    return not (perceptual or training["adversarial_weight"] or training.get("feature_matching_weight"))
 
 
 def _loss_terms(training: dict[str, Any]) -> list[str]:

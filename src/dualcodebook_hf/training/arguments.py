@@ -311,8 +311,8 @@ class RunConfig:
                 f"(`adversarial_weight` above 0, `discriminator: {self.training.discriminator}`), "
                 f"got {self.data.resolution}"
             )
-        looks = self.training.feature_matching_weight or (self.training.perceptual == "efficientnet")
-        if looks and self.data.resolution < SMALLEST_VIEW:
+        distance = self.training.perceptual == "efficientnet" and self.training.perceptual_weight
+        if (distance or self.training.feature_matching_weight) and self.data.resolution < SMALLEST_VIEW:
             raise ValueError(
                 f"`resolution` must be at least {SMALLEST_VIEW} with `feature_matching_weight` or "
                 f"`perceptual: efficientnet`, got {self.data.resolution}"
