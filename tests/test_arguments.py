@@ -143,6 +143,11 @@ def test_the_saved_configuration_reads_back(tmp_path):
             ["--dataset", "x", "--resize", "64", "--resolution", "128"],
             "`resize` must be 0 or at least resolution=128, got 64",
         ),
+        (
+            ["--dataset", "x", "--resize", "0", "64", "--resolution", "128"],
+            "`resize` must be 0 or at least resolution=128, got 64",
+        ),
+        (["--dataset", "x", "--resize", "128", "big"], "`resize` must be a whole number, got 'big'"),
         (["--dataset", "x", "--train_batch_size", "0"], "`train_batch_size` must be at least 1, got 0"),
         (["--dataset", "x", "--perceptual", "vgg"], "`perceptual` must be one of lpips, efficientnet, .*, got 'vgg'"),
         (["--dataset", "x", "--perceptual_form", "a"], "`perceptual_form` must be one of stages, .*, got 'a'"),

@@ -157,6 +157,19 @@ def test_training_settings_are_told_as_they_are(folder):
     assert "for pixels alone" in model_card(Records.read(default_checkpoint("faithful")))
 
 
+@pytest.mark.parametrize(
+    ("resize", "told"),
+    [
+        (0, "; random crops"),
+        (288, "; resized to 288 (shorter), random crops"),
+        ([0, 178], "; as they are or resized to 178 (shorter), at random, random crops"),
+    ],
+)
+def test_the_resize_before_the_crop_is_told(folder, resize, told):
+    change(folder / "train_config.json", "data", resize=resize)
+    assert told in model_card(Records.read(folder))
+
+
 def test_converted_weights_name_their_source_and_claim_no_licence(folder):
     record = {"kind": "taming", "source": "vqgan.ckpt", "files": {"vqgan.ckpt": "00"}}
     (folder / "conversion.json").write_text(json.dumps(record))

@@ -64,8 +64,10 @@ def dataset(request, table) -> datasets.Dataset | datasets.IterableDataset:
     return table if request.param == "table" else table.to_iterable_dataset(num_shards=3)
 
 
-def batches(data, count: int, workers: int = 0, name: str = "x", **arguments) -> list[dict[str, torch.Tensor]]:
-    transform = ImageTransform(SIDE, horizontal_flip=True, seed=3)
+def batches(
+    data, count: int, workers: int = 0, name: str = "x", resize=0, **arguments
+) -> list[dict[str, torch.Tensor]]:
+    transform = ImageTransform(SIDE, resize=resize, horizontal_flip=True, seed=3)
     defaults = {"batch_size": 4, "seed": 3, "shuffle_buffer": 5}
     stream = TrainingBatches(
         [ImageSplit(rows, name) for rows in (data if isinstance(data, tuple) else (data,))],
@@ -155,8 +157,9 @@ def test_the_number_of_workers_changes_nothing(dataset, workers):
     assert_equal(batches(dataset, 6, workers=workers, start=5), batches(dataset, 6, start=5))
 
 
-def test_the_cache_changes_nothing(table):
-    assert_equal(batches(table, 7, cache=True), batches(table, 7))
+@pytest.mark.parametrize("resize", [0, [0, 20]])
+def test_the_cache_changes_nothing(table, resize):
+    assert_equal(batches(table, 7, cache=True, resize=resize), batches(table, 7, resize=resize))
 
 
 def test_global_generators_are_neither_drawn_from_nor_listened_to(folder):
@@ -212,19 +215,46 @@ def test_without_flip_nothing_is_mirrored_and_the_centre_crop_is_the_middle():
     ],
 )
 def test_the_resize_before_the_crop(arguments, size):
-    assert ImageTransform(SIDE, **arguments).resize(draw(0)).shape == (size[1], size[0], 3)
+    transform = ImageTransform(SIDE, **arguments)
+    assert transform.resize(draw(0), transform.draw_size(0, 0)).shape == (size[1], size[0], 3)
+
+
+def test_of_several_sizes_each_image_gets_one_at_random_and_its_crop_is_that_of_the_one_size():
+    sizes = [0, 20, 30]
+    several = ImageTransform(SIDE, resize=sizes, horizontal_flip=True, seed=3)
+    drawn = [several.draw_size(2, index) for index in range(300)]
+    assert all(80 < drawn.count(size) < 120 for size in sizes)
+    assert drawn != [several.draw_size(3, index) for index in range(300)]
+    for index, size in enumerate(drawn[:20]):
+        alone = ImageTransform(SIDE, resize=size, horizontal_flip=True, seed=3)
+        assert torch.equal(several(draw(0), 2, index), alone(draw(0), 2, index))
+
+
+@pytest.mark.parametrize("resize", [[0, SIDE - 1], [-1], []])
+def test_a_size_below_the_crop_and_no_size_are_refused(resize):
+    with pytest.raises(ValueError, match="`resize` must"):
+        ImageTransform(SIDE, resize=resize)
+
+
+def test_validation_takes_the_first_of_several_sizes(folder):
+    several = DataArguments(dataset=folder, validation_split="train", resolution=SIDE, resize=[20, 0])
+    found, expected = (
+        next(ValidationImages(arguments).batches(4)) for arguments in (several, dataclasses.replace(several, resize=20))
+    )
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, next(ValidationImages(dataclasses.replace(several, resize=0)).batches(4)))
 
 
 def test_the_resize_uses_the_filter_that_is_asked_for():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     for name, resampling in (("bilinear", 2), ("bicubic", 3), ("lanczos", 1)):
-        resized = ImageTransform(SIDE, resize=16, resize_mode="exact", resample=name).resize(image)
+        resized = ImageTransform(SIDE, resize=16, resize_mode="exact", resample=name).resize(image, 16)
         assert np.array_equal(resized, np.asarray(image.resize((16, 16), resampling)))
 
 
 def test_smaller_images_are_enlarged_until_the_crop_fits():
     transform = ImageTransform(16)
-    assert transform.resize(draw(0)).shape == (16, 22, 3)
+    assert transform.resize(draw(0), 0).shape == (16, 22, 3)
     assert transform(draw(0, width=1, height=3)).shape == (3, 16, 16)
 
 
@@ -286,8 +316,9 @@ def test_in_place_of_a_bad_image_comes_the_next_good_one_of_the_sequence(damaged
     assert numbers(found["pixel_values"]) == expected
 
 
-def test_what_is_not_replaced_is_as_without_bad_images(damaged):
-    whole, broken = (joined(batches(data, 12, on_bad_image="skip")) for data in damaged)
+@pytest.mark.parametrize("resize", [0, [0, 20]])
+def test_what_is_not_replaced_is_as_without_bad_images(damaged, resize):
+    whole, broken = (joined(batches(data, 12, on_bad_image="skip", resize=resize)) for data in damaged)
     kept = [number not in BAD for number in numbers(whole["pixel_values"])]
     assert torch.equal(whole["pixel_values"][kept], broken["pixel_values"][kept])
     assert_equal(batches(damaged[0], 5, on_bad_image="skip"), batches(damaged[0], 5))
@@ -383,7 +414,7 @@ def test_of_an_image_too_long_to_be_enlarged_the_middle_is_taken(size):
     around = center_crop(image, tuple(min(side, 40) for side in size[::-1]))
     for options in ({}, {"resize": 300}):
         transform = ImageTransform(256, crop="center", **options)
-        assert transform.resize(image).nbytes <= 3 * LARGEST_ENLARGEMENT
+        assert transform.resize(image, transform.draw_size(0, 0)).nbytes <= 3 * LARGEST_ENLARGEMENT
         assert (transform(image) - transform(around)).abs().max() <= 2 / 255
 
 

@@ -251,11 +251,19 @@ def _training(train: dict[str, dict]) -> dict[str, Any]:
     names = several.get("dataset", [settings["dataset"]])
     settings |= {name: "`, `".join(values) for name, values in several.items()}  # each in Markdown's backticks
     return settings | {
+        "resize": _resize(settings["resize"], settings["resize_mode"]),
         "data_source": "; ".join(DATA_SOURCES[name] for name in names if name in DATA_SOURCES),
         "decoder_only": train["training"].get("train") == "decoder",  # older records have no such setting
         "loss": _loss_terms(train["training"]),
         "pixels_alone": _for_pixels_alone(train["training"]),
     }
+
+
+def _resize(sizes: int | list[int], mode: str) -> str:
+    """What was done to an image before the crop, ending in a comma; empty: nothing."""
+    several = sizes if isinstance(sizes, list) else [sizes]
+    texts = [f"resized to {size} ({mode})" if size else "as they are" for size in several]
+    return "" if texts == ["as they are"] else f"{' or '.join(texts)}{', at random' if len(texts) > 1 else ''}, "
 
 
 def _for_pixels_alone(training: dict[str, Any]) -> bool:

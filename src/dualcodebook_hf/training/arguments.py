@@ -59,7 +59,13 @@ class DataArguments(Arguments):
     resolution: int = field(
         default=256, metadata=described("side of the square training crop, in pixels", heading="crops")
     )
-    resize: int = field(default=0, metadata=described("resize to this many pixels before the crop; 0: do not"))
+    resize: int | list[int] = field(
+        default=0,
+        metadata=described(
+            "resize to this many pixels before the crop; 0: do not; several: one of them at random for each image, the "
+            "first in validation"
+        ),
+    )
     resize_mode: str = field(
         default="shorter",
         metadata=described("what `resize` sets: the shorter side (shorter), or both sides (exact)"),
@@ -103,14 +109,24 @@ class DataArguments(Arguments):
         one_of("crop", self.crop, CROPS)
         one_of("on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
         at_least(self, 1, "resolution", "shuffle_buffer")
-        at_least(self, 0, "resize", "num_workers", "max_train_samples")
-        if self.resize and self.resize < self.resolution:
-            raise ValueError(f"`resize` must be 0 or at least resolution={self.resolution}, got {self.resize}")
+        at_least(self, 0, "num_workers", "max_train_samples")
+        resize_sizes(self.resize, self.resolution)
 
     def of_each(self, value: str | list[str | None] | None) -> list[str | None]:
         """What a field with one value, or one for each data set, says for each of them."""
         count = len(self.dataset) if isinstance(self.dataset, list) else 1
         return value if isinstance(value, list) else [value] * count
+
+
+def resize_sizes(resize: int | Sequence[int], resolution: int) -> tuple[int, ...]:
+    """`resize` as a tuple. Raises ValueError for one that is neither 0 nor at least `resolution`, and for none."""
+    sizes = (resize,) if isinstance(resize, int) else tuple(resize)
+    if not sizes:
+        raise ValueError("`resize` must have a value, got none")
+    for size in sizes:
+        if size and size < resolution:
+            raise ValueError(f"`resize` must be 0 or at least resolution={resolution}, got {size}")
+    return sizes
 
 
 @dataclass(kw_only=True)

@@ -25,6 +25,7 @@ from ..image_processing_dualcodebook import (
     resize_shorter_side,
     to_pixels,
 )
+from .arguments import resize_sizes
 from .sources import open_splits
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ BAD_IN_A_ROW = 10  # samples after a bad one that are tried in its place
 class ImageTransform:
     """RGB image -> square crop, a pure function of (image, seed, epoch, index): nothing else is random.
 
-    First the resize that is asked for. Then an image whose shorter side is still below `resolution` is enlarged until
-    it fits. Then the crop, and a mirror image in half of the cases where asked for. Of an image that is too long to be
-    enlarged the middle is taken, see `cut_for_enlargement`.
+    First the resize that is asked for, to one of several sizes by chance. Then an image whose shorter side is still
+    below `resolution` is enlarged until it fits. Then the crop, and a mirror image in half of the cases where asked
+    for. Of an image that is too long to be enlarged the middle is taken, see `cut_for_enlargement`.
 
     Args:
         resolution: side R of the crop, in pixels.
-        resize: pixels to resize to before the crop; 0: no such resize.
+        resize: pixels to resize to before the crop; 0: no such resize; several: one of them at random.
         resize_mode: "shorter" brings the shorter side to `resize`, "exact" brings both sides there whatever the aspect
             (paper: the authors' CelebA-HQ).
         resample: PIL's filter of both resizes, "bilinear", "bicubic" or "lanczos".
@@ -62,7 +63,7 @@ class ImageTransform:
         self,
         resolution: int,
         *,
-        resize: int = 0,
+        resize: int | Sequence[int] = 0,
         resize_mode: str = "shorter",
         resample: str = "bilinear",
         crop: str = "random",
@@ -71,28 +72,34 @@ class ImageTransform:
     ) -> None:
         if resolution < 1:
             raise ValueError(f"`resolution` must be at least 1, got {resolution}")
-        if resize and resize < resolution:
-            raise ValueError(f"`resize` must be 0 or at least resolution={resolution}, got {resize}")
+        sizes = resize_sizes(resize, resolution)
         if resize_mode not in ("shorter", "exact"):
             raise ValueError(f"`resize_mode` must be shorter or exact, got {resize_mode!r}")
         if crop not in ("random", "center"):
             raise ValueError(f"`crop` must be random or center, got {crop!r}")
         if seed < 0:
             raise ValueError(f"`seed` must be at least 0, got {seed}")
-        self.resolution, self.size, self.resize_mode = resolution, resize, resize_mode
+        self.resolution, self.sizes, self.resize_mode = resolution, sizes, resize_mode
         self.filter = resampling_filter(resample)
         self.random_crop, self.horizontal_flip, self.seed = crop == "random", horizontal_flip, seed
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> torch.Tensor:
         """RGB image of any size -> (3, R, R) float32 in [-1, 1]."""
-        return self.crop(self.resize(image), epoch, index)
+        return self.crop(self.resize(image, self.draw_size(epoch, index)), epoch, index)
 
-    def resize(self, image: Image.Image) -> np.ndarray:
+    def draw_size(self, epoch: int, index: int) -> int:
+        """The size that this image is resized to, one of `resize`."""
+        if len(self.sizes) == 1:
+            return self.sizes[0]
+        # Its own generator: crops are the same whether one size is given or several.
+        return int(np.random.default_rng([self.seed, epoch, index, len(self.sizes)]).choice(self.sizes))
+
+    def resize(self, image: Image.Image, size: int) -> np.ndarray:
         """The part without chance: RGB image -> uint8 (H, W, 3), both sides at least R."""
-        if self.size and self.resize_mode == "exact":
-            image = image.resize((self.size, self.size), self.filter)
-        elif self.size:
-            image = resize_shorter_side(cut_for_enlargement(image, self.size), self.size, self.filter)
+        if size and self.resize_mode == "exact":
+            image = image.resize((size, size), self.filter)
+        elif size:
+            image = resize_shorter_side(cut_for_enlargement(image, size), size, self.filter)
         if min(image.size) < self.resolution:
             image = cut_for_enlargement(image, self.resolution)
             image = resize_shorter_side(image, self.resolution, self.filter)
@@ -167,7 +174,7 @@ class TrainingBatches(IterableDataset):
         start: samples of all processes that were consumed before.
         shuffle_buffer: images in a stream's buffer.
         cache: keep images decoded and resized, as uint8 in memory: 3 bytes per pixel, once for each worker process
-            (256 x 256: 0.2 MB per image). Not for a stream.
+            and each size (256 x 256: 0.2 MB per image). Not for a stream.
         on_bad_image: "error" or "skip".
 
     Raises ValueError for arguments out of range, and while iterating for a data set without rows; BadImageError for an
@@ -207,7 +214,7 @@ class TrainingBatches(IterableDataset):
         self.transform, self.on_bad_image = transform, on_bad_image
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.shuffle_buffer = start, shuffle_buffer
-        self._cache: dict[int, np.ndarray] | None = {} if cache else None
+        self._cache: dict[tuple[int, int], np.ndarray] | None = {} if cache else None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -269,7 +276,7 @@ class TrainingBatches(IterableDataset):
         for other in range(place, place + BAD_IN_A_ROW + 1):
             candidate = sample(other)
             try:
-                pixels = self._pixels(candidate)
+                pixels = self._pixels(candidate, self.transform.draw_size(own.epoch, own.index))
             except BadImageError as error:
                 if self.on_bad_image == "error":
                     raise
@@ -280,9 +287,9 @@ class TrainingBatches(IterableDataset):
                 return self.transform.crop(pixels, own.epoch, own.index), candidate.index
         raise last.because(f"{last.reason}, nor can the {BAD_IN_A_ROW} samples before it, too many in a row to skip")
 
-    def _pixels(self, sample: Sample) -> np.ndarray:
-        """An image after the resize, from the cache where there is one."""
-        pixels = self._cache.get(sample.index) if self._cache is not None else None
+    def _pixels(self, sample: Sample, size: int) -> np.ndarray:
+        """An image after the resize to `size`, from the cache where there is one."""
+        pixels = self._cache.get((sample.index, size)) if self._cache is not None else None
         if pixels is None:
             if sample.streamed is None:
                 split, index = self.images.locate(sample.index)
@@ -290,9 +297,9 @@ class TrainingBatches(IterableDataset):
             else:
                 split, row = sample.streamed
                 image = split.read(row)
-            pixels = self.transform.resize(image)
+            pixels = self.transform.resize(image, size)
             if self._cache is not None:
-                self._cache[sample.index] = pixels
+                self._cache[sample.index, size] = pixels
         return pixels
 
 
@@ -429,7 +436,8 @@ class ValidationImages:
 
     def __init__(self, args: DataArguments, samples: int = 0, seed: int = 0) -> None:
         self.args, self.samples = args, samples
-        self.transform = _transform(args, "center", args.validation_horizontal_flip, seed)
+        first = resize_sizes(args.resize, args.resolution)[0]
+        self.transform = _transform(replace(args, resize=first), "center", args.validation_horizontal_flip, seed)
         self.images = ImageSplits(open_splits(args, args.validation_split))
         self.skipped: list[BadImageError] = []
         self._named: set[str] = set()

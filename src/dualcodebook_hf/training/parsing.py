@@ -21,6 +21,7 @@ DESCRIPTION = (
 )
 NULL = ("null", "none", "None")
 WORDS = str | list[str]  # one text or several
+NUMBERS = int | list[int]
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -78,7 +79,7 @@ class Field:
 
     Attributes:
         name: also of its flag.
-        kind: bool, int, float, str, `WORDS` or list[int].
+        kind: bool, int, float, str, `WORDS`, `NUMBERS` or list[int].
         optional: whether it may be None.
         default: None where there is none.
         help: one line.
@@ -99,8 +100,8 @@ def read_value(field: Field, value: Any) -> Any:
         if not field.optional:
             raise ValueError(f"`{field.name}` must have a value, got null")
         return None
-    if field.kind == list[int]:
-        return [_scalar(field.name, int, item) for item in (value if isinstance(value, list) else [value])]
+    if field.kind in (list[int], NUMBERS):
+        return _numbers(field, value if isinstance(value, list) else [value])
     if field.kind == WORDS:
         return _words(field, value if isinstance(value, list) else [value])
     if field.separator and isinstance(value, list):
@@ -114,6 +115,16 @@ def _words(field: Field, values: list[Any]) -> str | list[str | None] | None:
     if not words:
         raise ValueError(f"`{field.name}` must have a value, got an empty list")
     return words if len(words) > 1 and any(words) else words[0]
+
+
+def _numbers(field: Field, values: list[Any]) -> int | list[int]:
+    """`list[int]` stays one, also of one number; of `NUMBERS` one number is itself."""
+    numbers = [_scalar(field.name, int, value) for value in values]
+    if field.kind == list[int]:
+        return numbers
+    if not numbers:
+        raise ValueError(f"`{field.name}` must have a value, got an empty list")
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _scalar(name: str, kind: type, value: Any) -> Any:
@@ -194,8 +205,8 @@ def _add_field(group: argparse._ArgumentGroup, field: Field, more: Sequence[str]
     if field.kind is bool:
         group.add_argument(*flags, action=Switch, **options)
     else:
-        several = field.kind in (list[int], WORDS) or field.separator
-        metavar = {int: "N", float: "X", list[int]: "N"}.get(field.kind, "TEXT")
+        several = field.kind in (list[int], NUMBERS, WORDS) or field.separator
+        metavar = {int: "N", float: "X", list[int]: "N", NUMBERS: "N"}.get(field.kind, "TEXT")
         group.add_argument(*flags, nargs="+" if several else None, metavar=metavar, **options)
 
 
