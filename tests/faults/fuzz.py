@@ -28,6 +28,7 @@ from dualcodebook_hf.training.arguments import parse_run_config
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS, EXTRA_MEMORY, LONGEST_MESSAGE = 20, 3 * 2**30, 4000
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 MARK = "executed"  # a folder that the pickles of the corpus make where they are executed
 WORDS = [b"0", b"-1", b"1e999", b"NaN", b"null", b"true", b'""', b"[]", b"{}", b"9" * 30, b"9" * 5000, b"[" * 3000]
 WORDS += [b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"~", b"../..", b"\n", b"&a *a", b"!!int x", b"<<"]
@@ -57,11 +58,13 @@ def configuration(path: Path) -> None:
 
 
 def weights(path: Path) -> None:
-    """The weights, or config.json, of a folder whose other file is as it should be; both faces read it."""
+    """The weights, their index, or config.json, of a folder that is otherwise as it should be; both faces read it."""
     folder = path.with_suffix(".folder")
-    shutil.copytree(path.parent / "valid", folder, dirs_exist_ok=True)
+    shutil.copytree(path.parent / ("sharded" if path.suffix == ".index" else "valid"), folder, dirs_exist_ok=True)
     if path.suffix == ".json":
         shutil.copyfile(path, folder / "config.json")
+    elif path.suffix == ".index":
+        shutil.copyfile(path, folder / INDEX)
     elif path.suffix == ".bin":
         (folder / WEIGHTS).unlink()
         for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
@@ -136,10 +139,12 @@ def generated(target: str, folder: Path, tries: int, seed: int) -> list[Path]:
 
 
 def prepare_weights(folder: Path) -> None:
-    """A model that loads, whose two files are changed like those of the corpus."""
+    """A model that loads, in one file and in several, whose files are changed like those of the corpus."""
     torch.manual_seed(0)
-    small = {**TINY, "block_out_channels": [4, 4], "global_transformer_layers": 0}
-    DualCodebookVQModel(**small).save_pretrained(folder / "valid")
+    small = DualCodebookVQModel(**{**TINY, "block_out_channels": [4, 4], "global_transformer_layers": 0})
+    small.save_pretrained(folder / "valid")
+    small.save_pretrained(folder / "sharded", max_shard_size="8KB")
+    shutil.copyfile(folder / "sharded" / INDEX, folder / "valid-weights.index")
     shutil.copyfile(folder / "valid" / WEIGHTS, folder / "valid-weights.safetensors")
     shutil.copyfile(folder / "valid" / "config.json", folder / "valid-config.json")
 
