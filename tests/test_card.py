@@ -162,7 +162,8 @@ def test_training_settings_are_told_as_they_are(folder):
     [
         (0, "; random crops"),
         (288, "; resized to 288 (shorter), random crops"),
-        ([0, 178], "; as they are or resized to 178 (shorter), at random, random crops"),
+        ([0, 0], "; random crops"),
+        ([0, 178], "; each at random as it is or resized to 178 (shorter); random crops"),
     ],
 )
 def test_the_resize_before_the_crop_is_told(folder, resize, told):

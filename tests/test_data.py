@@ -26,6 +26,7 @@ from dualcodebook_hf.training.data import (
 
 COUNT = 11
 SIDE = 8
+SIZES = (0, [0, 20])  # of `resize`
 
 
 def draw(number: int, width: int = 14, height: int = 10) -> Image.Image:
@@ -132,15 +133,18 @@ def test_the_stream_equals_its_own_replay(dataset):
     assert_equal(batches(dataset, 6), batches(dataset, 6))
 
 
-def test_two_processes_together_equal_one_with_the_doubled_batch(dataset):
-    halves = [batches(dataset, 5, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
+@pytest.mark.parametrize("resize", SIZES)
+def test_two_processes_together_equal_one_with_the_doubled_batch(dataset, resize):
+    halves = [batches(dataset, 5, batch_size=2, rank=rank, world_size=2, resize=resize) for rank in range(2)]
     together = [joined(list(pair)) for pair in zip(*halves, strict=True)]
-    assert_equal(together, batches(dataset, 5, batch_size=4))
+    assert_equal(together, batches(dataset, 5, batch_size=4, resize=resize))
 
 
+@pytest.mark.parametrize("resize", SIZES)
 @pytest.mark.parametrize("start", [4, 8, 12, 24, 7])
-def test_a_stream_that_starts_later_is_the_tail_of_the_whole(dataset, start):
-    whole, tail = joined(batches(dataset, 10)), joined(batches(dataset, 3, start=start))
+def test_a_stream_that_starts_later_is_the_tail_of_the_whole(dataset, start, resize):
+    whole = joined(batches(dataset, 10, resize=resize))
+    tail = joined(batches(dataset, 3, start=start, resize=resize))
     for name, value in tail.items():
         assert torch.equal(value, whole[name][start : start + 12]), name
 
@@ -154,10 +158,11 @@ def test_resuming_with_other_processes_and_batches_continues_the_same_sequence(d
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(dataset, workers):
-    assert_equal(batches(dataset, 6, workers=workers, start=5), batches(dataset, 6, start=5))
+    arguments = {"start": 5, "resize": SIZES[1]}
+    assert_equal(batches(dataset, 6, workers=workers, **arguments), batches(dataset, 6, **arguments))
 
 
-@pytest.mark.parametrize("resize", [0, [0, 20]])
+@pytest.mark.parametrize("resize", SIZES)
 def test_the_cache_changes_nothing(table, resize):
     assert_equal(batches(table, 7, cache=True, resize=resize), batches(table, 7, resize=resize))
 
@@ -316,7 +321,7 @@ def test_in_place_of_a_bad_image_comes_the_next_good_one_of_the_sequence(damaged
     assert numbers(found["pixel_values"]) == expected
 
 
-@pytest.mark.parametrize("resize", [0, [0, 20]])
+@pytest.mark.parametrize("resize", SIZES)
 def test_what_is_not_replaced_is_as_without_bad_images(damaged, resize):
     whole, broken = (joined(batches(data, 12, on_bad_image="skip", resize=resize)) for data in damaged)
     kept = [number not in BAD for number in numbers(whole["pixel_values"])]

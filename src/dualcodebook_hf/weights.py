@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,7 +36,8 @@ WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, DIFFUSERS_PICKLE_NAME, SAFE_WEIGHTS_N
 # The parts of a tokenizer that turn an image into tokens; `train: decoder` leaves them as they are.
 TOKEN_PARTS = ("encoder", "quant_conv", "quantize", "linear_encoder")
 LONGEST_NAME = 255  # of a file, in nearly every file system
-DAMAGED = (SafetensorError, zipfile.BadZipFile, RecursionError)  # what only damaged files make the libraries raise
+# What only damaged files make the libraries raise.
+DAMAGED = (SafetensorError, zipfile.BadZipFile, RecursionError, pickle.UnpicklingError)
 SAVE_AGAIN = "config.json and weights must come from one call of `save_pretrained`"
 
 

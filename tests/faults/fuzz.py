@@ -79,6 +79,9 @@ def weights(path: Path) -> None:
             refused.append(error)
         else:
             assert all(parameter.isfinite().all() for parameter in model.parameters())
+            if path.suffix == ".index":  # whatever it says: the weights that the shards hold
+                expected = face.from_pretrained(path.parent / "valid").state_dict()
+                assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     shutil.rmtree(folder)
     if refused:
         raise ValueError(max(map(str, refused), key=len))

@@ -137,6 +137,13 @@ def weights():
     yield "empty.safetensors", b""
     yield "pickle.bin", pickle.dumps({"a": Payload()})
     yield "pickle.safetensors", pickle.dumps({"a": Payload()})
+    files = {"a": "diffusion_pytorch_model-00001-of-00003.safetensors"}
+    yield "no-metadata.index", {"weight_map": files}
+    yield "no-map.index", {"metadata": {"total_size": 8}}
+    yield "list-of-files.index", {"metadata": {"total_size": 8}, "weight_map": list(files.values())}
+    yield "one-shard-alone.index", {"metadata": {"total_size": 8}, "weight_map": files}
+    yield "another-folder.index", {"metadata": {}, "weight_map": {"a": "../valid/config.json"}}
+    yield "number.index", "-1"
 
 
 def run_files():

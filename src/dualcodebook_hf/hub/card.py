@@ -260,10 +260,12 @@ def _training(train: dict[str, dict]) -> dict[str, Any]:
 
 
 def _resize(sizes: int | list[int], mode: str) -> str:
-    """What was done to an image before the crop, ending in a comma; empty: nothing."""
-    several = sizes if isinstance(sizes, list) else [sizes]
-    texts = [f"resized to {size} ({mode})" if size else "as they are" for size in several]
-    return "" if texts == ["as they are"] else f"{' or '.join(texts)}{', at random' if len(texts) > 1 else ''}, "
+    """What was done to an image before the crop, with what divides it from the rest; empty: nothing."""
+    several = dict.fromkeys(sizes if isinstance(sizes, list) else [sizes])
+    texts = [f"resized to {size} ({mode})" if size else "as it is" for size in several]
+    if len(texts) > 1:
+        return f"each at random {' or '.join(texts)}; "
+    return f"{texts[0]}, " if any(several) else ""
 
 
 def _for_pixels_alone(training: dict[str, Any]) -> bool:

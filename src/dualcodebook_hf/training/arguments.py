@@ -84,7 +84,10 @@ class DataArguments(Arguments):
             "processes that read and crop images; the batches do not depend on it", heading="how it is read"
         ),
     )
-    cache_images: bool = field(default=False, metadata=described("keep decoded images in memory (3 bytes per pixel)"))
+    cache_images: bool = field(
+        default=False,
+        metadata=described("keep decoded images in memory (3 bytes per pixel, once for each size of `resize`)"),
+    )
     on_bad_image: str = field(
         default="error",
         metadata=described(
@@ -120,7 +123,7 @@ class DataArguments(Arguments):
 
 def resize_sizes(resize: int | Sequence[int], resolution: int) -> tuple[int, ...]:
     """`resize` as a tuple. Raises ValueError for one that is neither 0 nor at least `resolution`, and for none."""
-    sizes = (resize,) if isinstance(resize, int) else tuple(resize)
+    sizes = tuple(resize) if isinstance(resize, Sequence) else (resize,)
     if not sizes:
         raise ValueError("`resize` must have a value, got none")
     for size in sizes:
