@@ -29,10 +29,10 @@ def add_demo(command: Parser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from ..loading import EMBEDDED_FOLDERS, check_generator_name, check_tokenizer_name, default_checkpoint
+    from ..loading import check_generator_name, check_tokenizer_name
 
     require_package("gradio", "space")
-    for model in arguments.models or map(default_checkpoint, EMBEDDED_FOLDERS):
+    for model in arguments.models or ():  # those inside the package need no check
         check_tokenizer_name(model, "--models")
     if arguments.generator is not None:
         check_generator_name(arguments.generator, "--generator")

@@ -16,7 +16,7 @@ LOGITS_WEIGHT = 0.1
 GRAM_WEIGHT = 5.0  # its gradient in the pixels is then about half of the first term's
 NORM_EPSILON = 1e-10
 DISTS_CONSTANT = 1e-6
-SHIFTS = SMALLEST_SIDE = SMALLEST_VIEW  # pixels
+SHIFTS = SMALLEST_VIEW  # pixels
 
 
 class EfficientNetDistance(nn.Module):
@@ -46,7 +46,7 @@ class EfficientNetDistance(nn.Module):
 
         Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
         """
-        check_image_pair(x_hat, x, SMALLEST_SIDE)
+        check_image_pair(x_hat, x, SMALLEST_VIEW)
         if self.shifts > 1:
             x_hat, x = shifted(x_hat, x, self.shifts)
         last = 6 if self.form == "stages-logits" else max(STAGES)

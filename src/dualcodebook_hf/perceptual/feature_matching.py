@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .distances import SHIFTS, SMALLEST_SIDE, check_image_pair, shifted
+from . import SMALLEST_VIEW
+from .distances import SHIFTS, check_image_pair, shifted
 from .efficientnet_lite import HEAD_WIDTH, EfficientNetLite
 
 DECAY = 0.98  # of the averaged difference: about the last 50 batches
@@ -42,7 +43,7 @@ class FeatureMatching(nn.Module):
 
         Raises ValueError for shapes that differ or are not (B, 3, H, W) with H, W >= 16.
         """
-        check_image_pair(x_hat, x, SMALLEST_SIDE)
+        check_image_pair(x_hat, x, SMALLEST_VIEW)
         if self.shifts > 1:
             x_hat, x = shifted(x_hat, x, self.shifts)
         with torch.no_grad():

@@ -273,10 +273,11 @@ class TrainingBatches(IterableDataset):
     def _shown(self, sample: Callable[[int], Sample], place: int, skipped: list[Skipped]) -> tuple[torch.Tensor, int]:
         """The crop at a place and the index of its image: the first from there on that can be read."""
         own = sample(place)
+        size = self.transform.draw_size(own.epoch, own.index)
         for other in range(place, place + BAD_IN_A_ROW + 1):
             candidate = sample(other)
             try:
-                pixels = self._pixels(candidate, self.transform.draw_size(own.epoch, own.index))
+                pixels = self._pixels(candidate, size)
             except BadImageError as error:
                 if self.on_bad_image == "error":
                     raise
