@@ -18,9 +18,6 @@ from playwright.sync_api import Page, expect, sync_playwright
 from dualcodebook_hf import DualCodebookVQModel, default_checkpoint
 
 expect.set_options(timeout=30_000)
-# One arithmetic in the page's process and in the tests' on all machines. With AVX-512 bf16 the page may compute in
-# bfloat16, when it measures that to be faster, and a few tokens are others.
-os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
 SINGLE_CODEBOOK = {
     "quantizer": "single",
     "block_out_channels": [4, 4, 8],
