@@ -272,9 +272,10 @@ def test_a_pickle_is_loaded_as_weights_alone_or_explained(tiny_model, tmp_path):
         AutoModel.from_pretrained(tmp_path)
 
 
-def test_an_index_names_nothing_outside_its_folder(tiny_model, tmp_path):
-    SAVES["transformers, shards"](tiny_model, tmp_path / "model")
-    index = tmp_path / "model" / "model.safetensors.index.json"
+@pytest.mark.parametrize("kind", [kind for kind in SAVES if "shards" in kind])
+def test_an_index_names_nothing_outside_its_folder(tiny_model, tmp_path, kind):
+    SAVES[kind](tiny_model, tmp_path / "model")
+    (index,) = (tmp_path / "model").glob("*.index.json")
     content = json.loads(index.read_text())
     name = next(iter(content["weight_map"].values()))
     (tmp_path / "model" / name).rename(tmp_path / name)
@@ -282,11 +283,10 @@ def test_an_index_names_nothing_outside_its_folder(tiny_model, tmp_path):
     for shard in (f"../{name}", str(tmp_path / name), "../notes.json", name):
         weight_map = {key: shard if value == name else value for key, value in content["weight_map"].items()}
         index.write_text(json.dumps({**content, "weight_map": weight_map}))
-        with pytest.raises(ValueError, match="does not lie beside it"):
-            DualCodebookVQModel.from_pretrained(tmp_path / "model")
-        if shard != name:
-            with pytest.raises(ValueError, match="does not lie beside it"):
-                DualCodebookModel.from_pretrained(tmp_path / "model")
+        for face in (DualCodebookVQModel, DualCodebookModel):
+            outside = shard != name  # of a file that is not there the libraries tell, in their own words
+            with pytest.raises(ValueError if outside else (ValueError, OSError), match=re.escape(shard)):
+                face.from_pretrained(tmp_path / "model")
 
 
 DAMAGED_INDICES = {

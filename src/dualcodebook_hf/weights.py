@@ -180,10 +180,14 @@ def _read_index(index: Path) -> list[str]:
             f"'{index}' must hold an object `metadata` and an object `weight_map`, tensors' names to files' names: "
             "download or save the model again"
         )
+    _check_beside(index, names)
+    return sorted(set(names))
+
+
+def _check_beside(index: Path, names: Iterable[str]) -> None:
     for name in names:
         if name in ("", "..") or Path(name).name != name or len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError(f"'{index}' names the file {name[:LONGEST_NAME]!r}, which does not lie beside it")
-    return sorted(set(names))
 
 
 def _of_variant(name: str, variant: str | None) -> str:
@@ -223,6 +227,7 @@ def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> It
         source: folder or Hub id.
         options: the arguments of `from_pretrained`.
     """
+    _check_indices(source, options)
     try:
         yield
     except (*DAMAGED, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
@@ -237,6 +242,19 @@ def readable(source: str | os.PathLike | None, options: Mapping[str, Any]) -> It
             ):
                 raise OSError(missing_weights(source or "", **place)) from error
         raise
+
+
+def _check_indices(source: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an index in a folder that names files elsewhere: the libraries open what it names."""
+    if source is None:
+        return
+    for index in Path(source, options.get("subfolder") or "").glob("*.index*.json"):
+        content: Any = {}
+        with suppress(OSError, ValueError):  # a damaged one may not be what is loaded; its readers say so
+            content = read_json(index) or {}
+        entries = content.get("weight_map")
+        if isinstance(entries, dict):
+            _check_beside(index, (entry for entry in entries.values() if isinstance(entry, str)))
 
 
 def _check_json(source: str | os.PathLike | None, options: Mapping[str, Any]) -> None:
