@@ -211,6 +211,15 @@ def test_seams_by_hand_and_none_where_errors_are_smooth_or_one_block_is_all():
     torch.testing.assert_close(seams(ramp, 4), torch.tensor(2 * 8 / (2 * 8 + 12)))
 
 
+def test_the_benchmark_of_seams_divides_steps_at_the_edges_by_those_within_blocks():
+    from benchmarks.seams import measure
+
+    along = torch.arange(12) * 0.01 + torch.arange(12) // 4 * 0.05  # steps of .01, of .06 at the edges of blocks of 4
+    images = (along[:, None] + 2 * along).expand(3, 3, 12, 12).clone()
+    assert measure(images.split(2), lambda x: x, 4) == pytest.approx(6)
+    assert measure(images.split(2), lambda x: x - images[: len(x)] + 0.01 * torch.arange(12), 4) == pytest.approx(1)
+
+
 def test_the_seam_term_joins_blocks_that_the_original_joins():
     x = torch.zeros(1, 3, 8, 8)
     x_hat = torch.zeros(1, 3, 8, 8)
