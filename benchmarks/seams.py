@@ -9,7 +9,7 @@ images, rows and columns. 1 is no grid; originals, printed first, tell what the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -45,14 +45,6 @@ class Seams:
 
 
 @torch.no_grad()
-def measure(batches: Iterable[torch.Tensor], reconstruct: Callable[[torch.Tensor], torch.Tensor], side: int) -> float:
-    """The ratio of the reconstructions of `batches` (B, C, H, W), cut to [-1, 1] as images are."""
-    seams = Seams(side)
-    for batch in batches:
-        seams.update(reconstruct(batch).clamp(-1, 1))
-    return seams.compute()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,19 +54,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=positive, default=256, help="side of the centre crop (default: %(default)s)")
     parser.add_argument("--limit", type=positive, help="the first N images of each data set (default: all)")
     arguments = parser.parse_args(argv)
-    models = {name: load_tokenizer(name, device="cpu") for name in arguments.model}
+    options = {"split": arguments.split, "size": arguments.size, "limit": arguments.limit}
+    try:
+        splits = {dataset: EvaluationData(dataset=dataset, **options).open() for dataset in arguments.dataset}
+        models = {name: load_tokenizer(name, device="cpu") for name in arguments.model}
+    except ValueError as error:
+        parser.error(str(error))
     sides = {model.downsample_factor for model in models.values()}
     if len(sides) != 1:
         parser.error(f"argument --model: must be tokenizers of one downsample factor, got {sorted(sides)}")
     (side,) = sides
     if arguments.size < 2 * side:
         parser.error(f"argument --size: must be at least two blocks of {side} pixels, got {arguments.size}")
-    for dataset in arguments.dataset:
-        data = EvaluationData(dataset=dataset, split=arguments.split, size=arguments.size, limit=arguments.limit)
-        batches = list(data.open().batches(8))
-        print(f"{dataset}: originals {measure(batches, lambda x: x, side):.3f}")
-        for name, model in models.items():
-            print(f"{dataset}: {name} {measure(batches, lambda x, model=model: model(x).sample, side):.3f}")
+    for dataset, images in splits.items():
+        found = {name: Seams(side) for name in ("originals", *models)}
+        for batch in images.batches(8):
+            found["originals"].update(batch)
+            for name, model in models.items():
+                found[name].update(model(batch).sample.clamp(-1, 1))
+        print(f"{dataset}:", ", ".join(f"{name} {seams.compute():.3f}" for name, seams in found.items()))
 
 
 if __name__ == "__main__":

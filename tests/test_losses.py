@@ -212,12 +212,17 @@ def test_seams_by_hand_and_none_where_errors_are_smooth_or_one_block_is_all():
 
 
 def test_the_benchmark_of_seams_divides_steps_at_the_edges_by_those_within_blocks():
-    from benchmarks.seams import measure
+    from benchmarks.seams import Seams
 
     along = torch.arange(12) * 0.01 + torch.arange(12) // 4 * 0.05  # steps of .01, of .06 at the edges of blocks of 4
     images = (along[:, None] + 2 * along).expand(3, 3, 12, 12).clone()
-    assert measure(images.split(2), lambda x: x, 4) == pytest.approx(6)
-    assert measure(images.split(2), lambda x: x - images[: len(x)] + 0.01 * torch.arange(12), 4) == pytest.approx(1)
+    blocks = Seams(4)
+    for batch in images.split(2):
+        blocks.update(batch)
+    assert blocks.compute() == pytest.approx(6)
+    other = Seams(3)  # edges after 2, 5, 8 instead of 3, 7: none of the steps of .06
+    other.update(images)
+    assert other.compute() == pytest.approx(8 * 0.01 / (6 * 0.01 + 2 * 0.06))
 
 
 def test_the_seam_term_joins_blocks_that_the_original_joins():
